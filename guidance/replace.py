@@ -1,0 +1,22 @@
+"""Replacement (Song et al., ICLR 2021, arXiv:2011.13456, appendix I.2; Sohl-Dickstein et al. 2015).
+
+After each step the measured part of the state is replaced by the measurement noised to the same level:
+
+    x_s <- (I − A†A) x_s + A†(alpha_s y + sigma_s A z)
+
+which for a mask m is ``m (alpha_s y + sigma_s z) + (1 − m) x_s``. Known pixels stay exactly as they were measured.
+"""
+
+from __future__ import annotations
+
+from invdiff.method import Method
+from invdiff.transitions import DDPM, Replace
+
+
+def replace(variance: str = "auto") -> Method:
+    """Replacement after every ancestral step.
+
+    Args:
+        variance: of the ancestral step, see :class:`invdiff.transitions.DDPM`.
+    """
+    return Method(transition=Replace(DDPM(variance)))

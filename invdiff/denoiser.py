@@ -1,0 +1,321 @@
+"""The Denoiser: any pretrained diffusion network as one function ``(x_t, level) -> Prediction``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from invdiff.schedules import Level, Schedule
+
+PREDICTS = ("eps", "x0", "v", "score", "edm", "velocity")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says about x_t, in the frame of ``level``: ``x_t = alpha * x0 + sigma * eps``.
+
+    Attributes:
+        x_t: the noisy state, (B, ...).
+        level: its noise level.
+        x0: the posterior mean E[x0 | x_t], possibly moved by guidance.
+        eps: the noise, re-derived from x0 or kept, as the guidance decides.
+        variance_fraction: learned variance f in [0, 1], log var = f log(beta) + (1 - f) log(beta tilde).
+    """
+
+    x_t: Tensor
+    level: Level
+    x0: Tensor
+    eps: Tensor
+    variance_fraction: Tensor | None = None
+
+    def move_x0(self, dx: Tensor) -> Prediction:
+        """x0 + dx with the same eps: the next state shifts by exactly alpha_s * dx (DPS, DDNM, PiGDM)."""
+        return replace(self, x0=self.x0 + dx)
+
+    def move(self, dx: Tensor) -> Prediction:
+        """x0 + dx, with eps re-derived so that x_t stays alpha * x0 + sigma * eps (clipping, classifier guidance)."""
+        return replace(self, x0=self.x0 + dx, eps=self.eps - dx * (self.level.alpha / self.level.sigma))
+
+    def detach(self) -> Prediction:
+        """The same values without their autograd graph."""
+        f = self.variance_fraction
+        return replace(self, x_t=self.x_t.detach(), x0=self.x0.detach(), eps=self.eps.detach(), variance_fraction=None if f is None else f.detach())
+
+    @property
+    def score(self) -> Tensor:
+        """grad log p_t(x_t) = -eps / sigma."""
+        return -self.eps / self.level.sigma
+
+    @property
+    def v(self) -> Tensor:
+        """alpha * eps - sigma * x0 (Salimans & Ho 2022)."""
+        return self.level.alpha * self.eps - self.level.sigma * self.x0
+
+
+@dataclass
+class Evaluations:
+    """Network evaluations counted while they happen, in images: a batch of 8 counts 8."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+_counters: ContextVar[tuple[Evaluations, ...]] = ContextVar("invdiff_evaluations", default=())
+
+
+@contextlib.contextmanager
+def count_evaluations() -> Iterator[Evaluations]:
+    """Counts every evaluation of any :class:`Denoiser` made inside the ``with`` block."""
+    counter = Evaluations()
+    token = _counters.set((*_counters.get(), counter))
+    try:
+        yield counter
+    finally:
+        _counters.reset(token)
+
+
+def _count(output: Tensor, images: int) -> None:
+    counters = _counters.get()
+    for counter in counters:
+        counter.forward += images
+    if counters and output.requires_grad:
+
+        def on_backward(_: Tensor) -> None:
+            for counter in counters:
+                counter.backward += images
+
+        output.register_hook(on_backward)
+
+
+class Denoiser:
+    """Wraps ANY network ``net(x_t, t, **cond)`` as a prior.
+
+    States of any schedule are accepted: x_t is rescaled to the network's own frame, and the time it is shown is the one
+    with the same log-SNR. A module is switched to ``eval()`` and its parameters no longer require gradients.
+
+    Args:
+        net: callable ``net(x, t, **cond)``; x (B, ...), t (B,) in the schedule's own time. Its output has x's shape, or
+            twice the channels with ``learned_variance``.
+        predicts: ``"eps"``, ``"x0"`` (the posterior mean), ``"v"`` (Salimans & Ho 2022), ``"score"``, ``"edm"`` (the raw
+            network of Karras et al. 2022, table 1: c_in, c_skip, c_out and c_noise are applied here) or ``"velocity"``
+            (dx_t/dt of the schedule).
+        schedule: the schedule the network was trained on.
+        data_range: (low, high) of its images; ``None`` where its units are the user's (vectors, latents).
+        clip: clip x0 to the data range, within autograd; by default wherever ``data_range`` is given.
+        learned_variance: the output carries a second set of channels, v in [-1, 1] (Nichol & Dhariwal 2021, eq. 15).
+        num_classes: number of labels of a class-conditional network, given to it as ``label``.
+        null_label: index of the unconditional label; by default ``num_classes``. ``False``: the network has none.
+        time: maps the schedule's time to what the network is shown, e.g. ``lambda t: 1000 * t``.
+        quantize: show the network integer times (nearest level), for networks that look their time up in a table.
+        sigma_data: standard deviation of the data, of ``"edm"`` networks.
+        multiple: the network needs image sides that divide by this; states are padded by reflection and cropped.
+        dtype: ``torch.bfloat16`` or ``torch.float16`` run the network under autocast; states stay as they are.
+        channels_last, compile, gradient_checkpointing: memory layout; ``torch.compile``; the network's own
+            checkpointing (diffusers' ``enable_gradient_checkpointing``), which trades time for memory.
+        channels, image_size: what the network was trained on, for messages and defaults.
+        name: how it is called in records.
+    """
+
+    def __init__(
+        self,
+        net: Callable[..., Tensor],
+        *,
+        predicts: str = "eps",
+        schedule: Schedule,
+        data_range: tuple[float, float] | None = None,
+        clip: bool | None = None,
+        learned_variance: bool = False,
+        num_classes: int | None = None,
+        null_label: int | bool | None = None,
+        time: Callable[[Tensor], Tensor] | None = None,
+        quantize: bool = False,
+        sigma_data: float = 0.5,
+        multiple: int = 1,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        compile: bool = False,
+        gradient_checkpointing: bool = False,
+        channels: int | None = None,
+        image_size: int | None = None,
+        name: str = "network",
+    ) -> None:
+        if predicts not in PREDICTS:
+            raise ValueError(f"unknown predicts={predicts!r}; a network predicts one of {', '.join(PREDICTS)}")
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule must be one of invdiff.schedules, e.g. schedules.linear(1000), got {type(schedule).__name__}")
+        if data_range is not None and not data_range[0] < data_range[1]:
+            raise ValueError(f"data_range must be (low, high) with low < high, got {data_range}")
+        if clip and data_range is None:
+            raise ValueError("clip=True needs a data_range to clip to")
+        if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+            raise ValueError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
+        self.net, self.predicts, self.schedule = net, predicts, schedule
+        self.data_range = None if data_range is None else (float(data_range[0]), float(data_range[1]))
+        self.clip = data_range is not None if clip is None else clip
+        self.learned_variance, self.num_classes = learned_variance, num_classes
+        self.null_label = num_classes if null_label is None else None if null_label is False else int(null_label)
+        self.time, self.quantize, self.sigma_data, self.multiple = time, quantize, sigma_data, multiple
+        self.dtype, self.channels_last = dtype, channels_last
+        self.channels, self.image_size, self.name = channels, image_size, name
+        self._native = lru_cache(maxsize=4096)(self._native_uncached)
+        if isinstance(net, torch.nn.Module):
+            net.eval().requires_grad_(False)
+            if channels_last:
+                net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if gradient_checkpointing:
+            if not hasattr(net, "enable_gradient_checkpointing"):
+                raise ValueError("gradient_checkpointing=True needs a network with enable_gradient_checkpointing(), as diffusers' models have")
+            net.enable_gradient_checkpointing()
+        if compile:
+            self.net = torch.compile(net)  # type: ignore[assignment]
+
+    def to(self, device: torch.device | str) -> Denoiser:
+        """Moves the network; returns itself."""
+        if isinstance(self.net, torch.nn.Module):
+            self.net.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the network's parameters are; None for a network without any."""
+        parameters = self.net.parameters() if isinstance(self.net, torch.nn.Module) else iter(())
+        return next((p.device for p in parameters), None)
+
+    def __call__(self, x_t: Tensor, level: Level, **cond: Any) -> Prediction:
+        """Predicts x0 and eps.
+
+        Args:
+            x_t: (B, ...), in the network's data range, noised as ``level`` of any schedule says.
+            level: the noise level, see :class:`~invdiff.schedules.Level`.
+            cond: what the network is conditioned on; ``label``: an int, a (B,) tensor, or None for unconditional.
+        """
+        t, alpha, sigma, scale = self._native(float(level.alpha), float(level.sigma))
+        x = x_t if scale == 1.0 else x_t * scale
+        shown = torch.full(x.shape[:1], t, dtype=torch.long if self.quantize else x.dtype, device=x.device)
+        out = self._run(x, shown, alpha, sigma, self._conditions(cond, x))
+        fraction = None
+        if self.learned_variance:
+            if out.shape[1] != 2 * x.shape[1]:
+                raise ValueError(f"learned_variance=True expects {2 * x.shape[1]} output channels for {x.shape[1]} input channels, got {out.shape[1]}")
+            out, v = out.chunk(2, dim=1)
+            fraction = (v + 1) / 2
+        if out.shape != x.shape:
+            hint = "; a network with twice the channels needs learned_variance=True" if out.ndim > 1 and out.shape[1] == 2 * x.shape[1] else ""
+            raise ValueError(f"the network returned shape {tuple(out.shape)} for a state of shape {tuple(x.shape)}{hint}")
+        x0, eps = self._parameterisation(x, out, t, alpha, sigma)
+        if self.clip:
+            assert self.data_range is not None
+            x0 = x0.clamp(*self.data_range)
+            eps = (x - alpha * x0) / sigma
+        return Prediction(x_t, level, x0, eps, fraction)
+
+    def _native_uncached(self, alpha: float, sigma: float) -> tuple[float, float, float, float]:
+        """(time shown to the network, its alpha and sigma, factor on x_t) for a level of any schedule."""
+        if sigma <= 0:
+            raise ValueError("a denoiser needs a noisy state: this level has sigma = 0")
+        ratio = torch.tensor(sigma, dtype=torch.float64) / alpha
+        own = self.schedule.at(ratio)
+        if float(own.alpha) == alpha and float(own.sigma) == sigma:
+            scale = 1.0
+        else:
+            scale = float(torch.hypot(own.alpha, own.sigma)) / (alpha**2 + sigma**2) ** 0.5
+            scale = 1.0 if abs(scale - 1) < 1e-12 else scale
+        t = own.t
+        if self.predicts == "edm":
+            t = (own.sigma / own.alpha).log() / 4
+        elif self.quantize:
+            t = t.round().clamp(min=0)
+        if self.time is not None:
+            t = self.time(t)
+        return float(t), float(own.alpha), float(own.sigma), scale
+
+    def _conditions(self, cond: dict[str, Any], x: Tensor) -> dict[str, Any]:
+        label = cond.get("label")
+        if self.num_classes is None:
+            if label is not None:
+                raise ValueError(f"{self.name} is not class-conditional (num_classes is not set), but label={label} was given")
+            return {k: v for k, v in cond.items() if k != "label"}
+        if label is None:
+            if self.null_label is None:
+                raise ValueError(f"{self.name} has no null class, so it cannot run without a label; give one of 0..{self.num_classes - 1}")
+            label = self.null_label
+        if isinstance(label, int):
+            if not 0 <= label < self.num_classes and label != self.null_label:
+                raise ValueError(f"label {label} is unknown to {self.name}: its classes are 0..{self.num_classes - 1}")
+            label = torch.full(x.shape[:1], label, dtype=torch.long, device=x.device)
+        return {**cond, "label": label}
+
+    def _run(self, x: Tensor, t: Tensor, alpha: float, sigma: float, cond: dict[str, Any]) -> Tensor:
+        if self.predicts == "edm":
+            noise = sigma / alpha
+            x = x / alpha / (noise**2 + self.sigma_data**2) ** 0.5  # c_in
+        size = x.shape[2:]
+        if self.multiple > 1:
+            x = _pad_to_multiple(x, self.multiple)
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with self._autocast(x.device.type):
+            out = self.net(x, t, **cond)
+        _count(out, len(x))
+        out = out.to(x.dtype)
+        if out.shape[2:] != size:
+            out = out[..., : size[0], : size[1]]
+        return out
+
+    def _autocast(self, device: str) -> contextlib.AbstractContextManager[Any]:
+        if self.dtype in (torch.bfloat16, torch.float16) and device != "meta":
+            return torch.autocast(device, self.dtype)
+        return contextlib.nullcontext()
+
+    def _parameterisation(self, x: Tensor, out: Tensor, t: float, alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
+        """(x0, eps) from the raw output, in the network's own frame."""
+        match self.predicts:
+            case "eps":
+                self._needs_signal(alpha)
+                return (x - sigma * out) / alpha, out
+            case "score":
+                self._needs_signal(alpha)
+                return (x + sigma**2 * out) / alpha, -sigma * out
+            case "v":
+                norm = alpha**2 + sigma**2
+                return (alpha * x - sigma * out) / norm, (sigma * x + alpha * out) / norm
+            case "velocity":
+                d_alpha, d_sigma = (float(rate) for rate in self._rates(alpha, sigma))
+                det = alpha * d_sigma - sigma * d_alpha
+                return (d_sigma * x - sigma * out) / det, (alpha * out - d_alpha * x) / det
+            case "edm":
+                noise, data = sigma / alpha, self.sigma_data
+                c_skip = data**2 / (noise**2 + data**2)
+                c_out = noise * data / (noise**2 + data**2) ** 0.5
+                x0 = c_skip * (x / alpha) + c_out * out
+            case _:
+                x0 = out
+        return x0, (x - alpha * x0) / sigma
+
+    def _rates(self, alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
+        return self.schedule.rates(self.schedule.time(torch.tensor(sigma, dtype=torch.float64) / alpha))
+
+    def _needs_signal(self, alpha: float) -> None:
+        if alpha == 0:
+            raise ValueError(
+                f"x0 cannot be found from {self.predicts} at alpha = 0 (pure noise); start just below the last level, or use a network that predicts v, x0 or velocity"
+            )
+
+    def __repr__(self) -> str:
+        return f"Denoiser({self.name}, predicts={self.predicts!r}, schedule={type(self.schedule).__name__}, data_range={self.data_range})"
+
+
+def _pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    bottom, right = (-x.shape[-2]) % multiple, (-x.shape[-1]) % multiple
+    if not (bottom or right):
+        return x
+    mode = "reflect" if bottom < x.shape[-2] and right < x.shape[-1] else "replicate"
+    return F.pad(x, (0, right, 0, bottom), mode=mode)

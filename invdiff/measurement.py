@@ -1,0 +1,200 @@
+"""A measurement: what was observed, by which operator, with how much noise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invdiff.operator import LinearOperator, Operator
+
+FORMAT = 1
+
+
+def per_image(sigma: float | Sequence[float] | Tensor, y: Tensor) -> Tensor | float:
+    """sigma as a number, or a tensor that broadcasts against y (B, ...): from one number per image, or per pixel."""
+    if isinstance(sigma, int | float):
+        if not (sigma >= 0 and math.isfinite(sigma)):
+            raise ValueError(f"sigma must be a finite number >= 0, got {sigma}")
+        return float(sigma)
+    std = torch.as_tensor(sigma, dtype=y.real.dtype, device=y.device)
+    if std.ndim == 0:
+        return per_image(float(std), y)
+    if std.ndim == 1 and len(std) == len(y):
+        std = std.view(-1, *(1,) * (y.ndim - 1))
+    if std.ndim != y.ndim or any(a not in (1, b) for a, b in zip(std.shape, y.shape, strict=False)):
+        raise ValueError(f"sigma must be a number, one per image ({len(y)}) or broadcast against y {tuple(y.shape)}, got shape {tuple(std.shape)}")
+    if std.device.type != "meta" and not bool((std >= 0).all() & std.isfinite().all()):
+        raise ValueError("sigma must be finite and not negative everywhere")
+    return std
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """``y = A(x) + sigma * n``.
+
+    Args:
+        y: (B, ...), what was measured.
+        operator: A; it is bound to the image shape here if it was not.
+        sigma: standard deviation of the noise: a number, one per image, or per pixel (any tensor that broadcasts to y).
+    """
+
+    y: Tensor
+    operator: Operator
+    sigma: Any = 0.0
+
+    def __post_init__(self) -> None:
+        from invdiff.registry import as_operator
+
+        operator = as_operator(self.operator)
+        if operator.shape is None:
+            operator = operator.bind(operator.image_shape(tuple(self.y.shape[1:])))
+        if tuple(self.y.shape[1:]) != operator.measurement_shape:
+            raise ValueError(
+                f"y has shape {tuple(self.y.shape[1:])} per image, but {type(operator).__name__} gives {operator.measurement_shape} for images of shape {operator.shape}"
+            )
+        object.__setattr__(self, "operator", operator)
+        object.__setattr__(self, "sigma", per_image(self.sigma, self.y))
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one image, without the batch."""
+        assert self.operator.shape is not None
+        return self.operator.shape
+
+    def residual(self, x: Tensor) -> Tensor:
+        """y − A(x)."""
+        return self.y - self.operator(x)
+
+    def loss(self, x: Tensor) -> Tensor:
+        """‖y − A(x)‖² of every image, (B,)."""
+        r = self.residual(x)
+        return (r.abs() if r.is_complex() else r).square().flatten(1).sum(1)
+
+    def norm(self, x: Tensor) -> Tensor:
+        """‖y − A(x)‖ of every image, (B,); its gradient is zero, not nan, where the residual is."""
+        loss = self.loss(x)
+        zero = loss == 0
+        return torch.where(zero, 0.0, torch.where(zero, 1.0, loss).sqrt())
+
+    def log_likelihood(self, x: Tensor) -> Tensor:
+        """log N(y; A(x), sigma²) of every image, (B,); needs sigma > 0."""
+        r = self.residual(x)
+        if isinstance(self.sigma, float) and self.sigma == 0:
+            raise ValueError("the likelihood of a measurement without noise is not finite; give it sigma > 0")
+        std = torch.as_tensor(self.sigma, dtype=r.real.dtype, device=r.device).expand(r.shape)
+        parts = 0.5 if not r.is_complex() else 1.0  # a complex residual has two real components a pixel
+        log_density = -((r.abs() if r.is_complex() else r) / std).square() * 0.5 - 2 * parts * (std.log() + 0.5 * math.log(2 * math.pi))
+        return log_density.flatten(1).sum(1)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Measurement:
+        """The same measurement elsewhere, operator included."""
+        y = self.y.to(device, torch.complex128 if dtype == torch.float64 else torch.complex64) if self.y.is_complex() and dtype else self.y.to(device, dtype)
+        sigma = self.sigma if isinstance(self.sigma, float) else self.sigma.to(device, dtype)
+        return Measurement(y, self.operator.to(device, dtype), sigma)
+
+    def select(self, images: Tensor | Sequence[int]) -> Measurement:
+        """The measurement of some images of the batch, in that order."""
+        index = torch.as_tensor(images, device=self.y.device)
+        sigma = self.sigma if isinstance(self.sigma, float) or len(self.sigma) == 1 else self.sigma[index]
+        return Measurement(self.y[index], self.operator.select(index), sigma)
+
+    def to_range(self, low: float, high: float) -> Measurement:
+        """The measurement of ``x' = low + (high − low) x``, for x in [0, 1] (design, conventions: Range)."""
+        width = high - low
+        if isinstance(self.operator, LinearOperator):
+            offset = self.operator(torch.full((1, *self.image_shape), low, dtype=self.y.real.dtype, device=self.y.device))
+            return Measurement(width * self.y + offset, self.operator, width * self.sigma)
+        return replace(self, operator=Rescaled(self.operator, low, width, shape=self.operator.shape))
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of what was measured and how: y, sigma and the operator with its tensors."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._tensors().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(json.dumps(self._description(), sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {"y": self.y} | {f"state.{k}": v for k, v in self.operator.state.items()}
+        tensors |= {f"parameter.{k}": v for k, v in self.operator.parameters.items() if isinstance(v, Tensor)}
+        if isinstance(self.sigma, Tensor):
+            tensors["sigma"] = self.sigma
+        return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+
+    def _description(self) -> dict[str, Any]:
+        from invdiff.registry import name_of
+
+        parameters = {k: str(v) if isinstance(v, Path) else v for k, v in self.operator.parameters.items() if not isinstance(v, Tensor)}
+        return {
+            "format": FORMAT,
+            "operator": name_of("operators", type(self.operator)),
+            "parameters": parameters,
+            "image_shape": list(self.image_shape),
+            "sigma": self.sigma if isinstance(self.sigma, float) else None,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Writes one ``.safetensors`` file: tensors, and as JSON metadata the operator, its parameters, sigma and hash."""
+        from safetensors.torch import save
+
+        from invdiff.files import write_atomically
+
+        metadata = {"invdiff": json.dumps(self._description() | {"hash": self.hash})}
+        write_atomically(Path(path), save(self._tensors(), metadata))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Measurement:
+        """Reads what :meth:`save` wrote; a file whose content does not match its hash is refused."""
+        from safetensors import SafetensorError, safe_open
+
+        from invdiff.registry import load
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = (file.metadata() or {}).get("invdiff")
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} cannot be read as a measurement: {error}") from error
+        if metadata is None:
+            raise ValueError(f"{path} is a safetensors file, but not a measurement saved by invdiff")
+        described = json.loads(metadata)
+        if described["format"] > FORMAT:
+            raise ValueError(f"{path} was written by a newer invdiff (format {described['format']}); this one reads up to {FORMAT}")
+        parameters = described["parameters"] | {k.removeprefix("parameter."): v for k, v in tensors.items() if k.startswith("parameter.")}
+        state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
+        operator = load("operators", described["operator"])(**parameters, shape=tuple(described["image_shape"]), state=state)
+        measurement = cls(tensors["y"], operator, tensors["sigma"] if described["sigma"] is None else described["sigma"])
+        if measurement.hash != described["hash"]:
+            raise ValueError(f"{path} is damaged or was edited: its content does not match its hash")
+        return measurement
+
+
+@dataclass(frozen=True, eq=False)
+class Rescaled(Operator):
+    """``A'(x) = A((x − low) / width)``: a nonlinear operator defined on [0, 1], seen from a network's range."""
+
+    inner: Operator
+    low: float
+    width: float
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Rescaled:
+        return replace(self, inner=self.inner.to(device, dtype))
+
+    def select(self, images: Tensor) -> Rescaled:
+        return replace(self, inner=self.inner.select(images))
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self.inner((x - self.low) / self.width)

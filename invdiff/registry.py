@@ -1,0 +1,134 @@
+"""Plug-ins by name. Built-ins are declared in our own pyproject.toml through the same entry-point groups.
+
+Loading is lazy: names are read from package metadata, and a plug-in's module is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from invdiff.denoiser import Denoiser
+    from invdiff.operator import Operator
+
+KINDS = ("operators", "guidance", "models", "metrics", "configs")
+
+
+class UnknownNameError(ValueError):
+    """A name that no installed package registers."""
+
+
+class PluginError(ValueError):
+    """A plug-in that is registered but cannot be used."""
+
+
+@cache
+def _found(kind: str) -> dict[str, list[EntryPoint]]:
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of plug-in {kind!r}; kinds: {', '.join(KINDS)}")
+    found: dict[str, dict[tuple[str, str], EntryPoint]] = defaultdict(dict)
+    for point in entry_points(group=f"invdiff.{kind}"):
+        found[point.name][package_of(point), point.value] = point
+    return {name: list(points.values()) for name, points in sorted(found.items())}
+
+
+def package_of(point: EntryPoint) -> str:
+    """The package that registers an entry point."""
+    return point.dist.name if point.dist is not None else point.module.split(".")[0]
+
+
+def list_plugins(kind: str) -> dict[str, str]:
+    """Name -> where it comes from, e.g. ``{"dps": "invdiff (invdiff.guidance.dps:DPS)"}``. Imports nothing."""
+    return {name: "; ".join(f"{package_of(p)} ({p.value})" for p in points) for name, points in _found(kind).items()}
+
+
+def load(kind: str, name: str) -> Any:
+    """The object registered as ``name``.
+
+    Raises:
+        UnknownNameError: nobody registers it; lists the known names and the nearest.
+        PluginError: two packages claim it, or importing it failed.
+    """
+    found = _found(kind)
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UnknownNameError(f"unknown {_SINGULAR[kind]} {name!r}.{hint} Known: {', '.join(found) or 'none'}.")
+    points = found[name]
+    if len(points) > 1:
+        claims = " and ".join(f"{package_of(p)} ({p.value})" for p in points)
+        raise PluginError(f"{_SINGULAR[kind]} {name!r} is claimed by {claims}; uninstall one of them")
+    try:
+        return points[0].load()
+    except Exception as error:
+        raise PluginError(f"{_SINGULAR[kind]} {name!r} of package {package_of(points[0])} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+_SINGULAR = {"operators": "operator", "guidance": "method", "models": "model", "metrics": "metric", "configs": "config package"}
+
+
+def name_of(kind: str, factory: Any) -> str:
+    """The name under which a class or function is registered."""
+    value = f"{factory.__module__}:{factory.__qualname__}"
+    for name, points in _found(kind).items():
+        if any(p.value == value for p in points):
+            return name
+    raise ValueError(f"{value} is not registered in the entry-point group invdiff.{kind}, so it cannot be recorded by name")
+
+
+def call(factory: Callable[..., Any], what: str, parameters: dict[str, Any]) -> Any:
+    """Calls a registered factory; a parameter it does not have is an error that lists those it has."""
+    allowed = [p.name for p in inspect.signature(factory).parameters.values() if p.name not in ("shape", "state")]
+    unknown = [name for name in parameters if name not in allowed]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], allowed, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{what} has no parameter {unknown[0]!r}.{hint} It has: {', '.join(allowed) or 'none'}.")
+    return factory(**parameters)
+
+
+def make_operator(operator: str | Any, **parameters: Any) -> Operator:
+    """An operator by registered name with its parameters, or from a ``deepinv.physics.Physics`` object."""
+    if isinstance(operator, str):
+        return call(load("operators", operator), f"operator {operator!r}", parameters)
+    if parameters:
+        raise TypeError(f"parameters go with an operator's name; {type(operator).__name__} is an object already")
+    return as_operator(operator)
+
+
+def as_operator(operator: Any) -> Operator:
+    """Passes an Operator through and adapts a ``deepinv.physics.Physics``."""
+    from invdiff.operator import Operator
+
+    if isinstance(operator, Operator):
+        return operator
+    if any(base.__module__.startswith("deepinv.physics") for base in type(operator).__mro__):
+        from invdiff.deepinv_adapter import from_physics
+
+        return from_physics(operator)
+    raise TypeError(f"an operator is a registered name, an invdiff Operator or a deepinv Physics, got {type(operator).__name__}")
+
+
+def load_model(model: str, **options: Any) -> Denoiser:
+    """A Denoiser by registered name (``"photo64"``) or from a diffusers folder.
+
+    Args:
+        model: registered name, or path of a folder with ``config.json`` and weights.
+        options: passed to :class:`~invdiff.denoiser.Denoiser` on top of what the checkpoint says, e.g. ``dtype``.
+    """
+    from invdiff.models import load_folder
+
+    from pathlib import Path
+
+    if Path(model).is_dir():
+        return load_folder(Path(model), **options)
+    if "/" in model or "\\" in model:
+        raise ValueError(f"no model folder at {model}")
+    factory = load("models", model)
+    return factory(**options)

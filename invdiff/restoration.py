@@ -1,0 +1,376 @@
+"""The public way in: solve, generate and invert."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invdiff.denoiser import Denoiser, count_evaluations
+from invdiff.itineraries import Straight
+from invdiff.measurement import Measurement
+from invdiff.method import Method, describe, make_method
+from invdiff.noise import NoiseSource, seed_of
+from invdiff.sampling import Callback, Itinerary, Progress, Step, Transition, sample
+from invdiff.schedules import Level, Schedule
+from invdiff.transitions import DDIM
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """What :func:`solve` and :func:`generate` return.
+
+    Attributes:
+        samples: (num_samples, B, C, H, W), in [0, 1] for image networks.
+        nfe, nbe: network evaluations per image and sample, forward and backward, counted while they happened.
+        seconds: wall-clock time of the sampling.
+        config: what was run, as plain data.
+        trajectory: (steps, num_samples, B, C, H, W), the estimate x0 after each step, if it was asked for.
+    """
+
+    samples: Tensor
+    nfe: float
+    nbe: float
+    seconds: float
+    config: dict[str, Any]
+    trajectory: Tensor | None = None
+
+    @property
+    def x(self) -> Tensor:
+        """The first sample, (B, C, H, W)."""
+        return self.samples[0]
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean over the samples, (B, C, H, W)."""
+        return self.samples.mean(0)
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation over the samples, (B, C, H, W); zero for one sample."""
+        return self.samples.std(0, correction=1) if len(self.samples) > 1 else torch.zeros_like(self.x)
+
+
+def solve(
+    measurement: Measurement,
+    denoiser: Denoiser,
+    method: Any = "dps",
+    *,
+    steps: int = 100,
+    seed: int = 0,
+    num_samples: int = 1,
+    transition: Transition | None = None,
+    itinerary: Itinerary | None = None,
+    schedule: Schedule | None = None,
+    start: Tensor | None = None,
+    batch_size: int | None = None,
+    image_ids: Sequence[int] | None = None,
+    callback: Callback | None = None,
+    trajectory: bool = False,
+    progress: bool = False,
+    dtype: torch.dtype = torch.float32,
+    **cond: Any,
+) -> Restoration:
+    """Restores images from a measurement with a diffusion prior.
+
+    Args:
+        measurement: ``y = A(x) + sigma n`` of B images, in [0, 1] for image networks.
+        denoiser: the prior.
+        method: a registered name, an object, or a list of these, the first nearest to the network.
+        steps: how many levels a straight run visits.
+        seed: of the sampling noise. Image k of sample j draws a stream of its own, alone or in any batch.
+        num_samples: samples per image.
+        transition, itinerary: take the place of the method's own.
+        schedule: noise schedule to sample on; by default the network's. Any network runs on any schedule.
+        start: (B, C, H, W) images that an itinerary with a late start begins from.
+        batch_size: at most this many chains at once; None: all, halved (with a warning) when memory runs out.
+        image_ids: the k of each image, which its noise is derived from; by default 0..B-1.
+        callback: called after each step with a :class:`~invdiff.sampling.Progress`.
+        trajectory: keep the estimate of each step.
+        progress: show a bar with ETA on stderr.
+        dtype: of the state.
+        cond: what the network is conditioned on, e.g. ``label=3``.
+
+    Raises:
+        ValueError: pieces that do not fit each other, named on both sides, before sampling starts; sampling that turns
+            non-finite (:class:`~invdiff.sampling.NonFiniteError`).
+    """
+    if not isinstance(measurement, Measurement):
+        raise TypeError(f"measurement must be an invdiff.Measurement (operator.measure(x) makes one), got {type(measurement).__name__}")
+    _check_image(denoiser, measurement.image_shape)
+    run = _Run(denoiser, method, steps, seed, transition, itinerary, schedule, dtype, cond)
+    return run(measurement, (len(measurement), *measurement.image_shape), num_samples, start, None, batch_size, image_ids, callback, trajectory, progress)
+
+
+def generate(
+    denoiser: Denoiser,
+    shape: Sequence[int] | None = None,
+    method: Any = "none",
+    *,
+    x_T: Tensor | None = None,
+    steps: int = 100,
+    seed: int = 0,
+    transition: Transition | None = None,
+    itinerary: Itinerary | None = None,
+    schedule: Schedule | None = None,
+    start: Tensor | None = None,
+    batch_size: int | None = None,
+    image_ids: Sequence[int] | None = None,
+    callback: Callback | None = None,
+    trajectory: bool = False,
+    progress: bool = False,
+    dtype: torch.dtype = torch.float32,
+    **cond: Any,
+) -> Restoration:
+    """Samples from the prior, under guidance that needs no measurement. Arguments as in :func:`solve`, and:
+
+    Args:
+        shape: (B, C, H, W) of the batch.
+        x_T: a state to start from instead of noise, in the network's own frame and range, e.g. from :func:`invert`.
+    """
+    if shape is None:
+        if x_T is None:
+            raise ValueError("generate needs the shape of the batch, e.g. shape=(16, 3, 32, 32), or a state x_T")
+        shape = x_T.shape
+    shape = tuple(int(n) for n in shape)
+    if x_T is not None and tuple(x_T.shape) != shape:
+        raise ValueError(f"x_T has shape {tuple(x_T.shape)}, but shape={shape} was asked for")
+    _check_image(denoiser, shape[1:])
+    run = _Run(denoiser, method, steps, seed, transition, itinerary, schedule, dtype, cond)
+    return run(None, shape, 1, start, x_T, batch_size, image_ids, callback, trajectory, progress)
+
+
+def invert(
+    denoiser: Denoiser,
+    x: Tensor,
+    *,
+    steps: int = 100,
+    transition: Transition | None = None,
+    schedule: Schedule | None = None,
+    dtype: torch.dtype = torch.float32,
+    **cond: Any,
+) -> Tensor:
+    """Deterministic inversion: the state x_T from which the same deterministic transition leads back to the image.
+
+    The image is taken as the state at the least noisy level, scaled by its alpha (Song et al. 2021, DDIM, section 4.3).
+
+    Args:
+        x: (B, ...) images in [0, 1] for image networks.
+        steps, transition, schedule, cond: as they will be used on the way back, ``generate(denoiser, x_T=..., ...)``.
+    """
+    transition = transition or DDIM()
+    if not transition.deterministic:
+        raise ValueError(f"inversion needs a deterministic transition, e.g. DDIM(eta=0) or Heun(); {transition} draws noise")
+    schedule = schedule or denoiser.schedule
+    levels = Straight()(schedule, steps)[-2::-1]  # least noisy first, the clean end left out
+    state = _to_range(denoiser, x.to(denoiser.device or x.device, dtype)) * levels[0].alpha
+    noise, last, own = NoiseSource([0] * len(x), state.device), None, dict[str, Any]()
+    with torch.no_grad():
+        for index, (t, s) in enumerate(pairwise(levels)):
+            made = []
+
+            def predict(x_t: Tensor, level: Level, made: list[Any] = made) -> Any:
+                made.append(denoiser(x_t, level, **cond))
+                return made[-1]
+
+            state = transition.down(predict, state, Step(index, t, s, schedule, noise, len(levels) - 1, last, own), None)
+            last = made[0]
+    return state
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Everything of a run but the images."""
+
+    denoiser: Denoiser
+    method: Any
+    steps: int
+    seed: int
+    transition: Transition | None
+    itinerary: Itinerary | None
+    schedule: Schedule | None
+    dtype: torch.dtype
+    cond: dict[str, Any]
+
+    def __call__(
+        self,
+        measurement: Measurement | None,
+        shape: tuple[int, ...],
+        num_samples: int,
+        start: Tensor | None,
+        x_T: Tensor | None,
+        batch_size: int | None,
+        image_ids: Sequence[int] | None,
+        callback: Callback | None,
+        trajectory: bool,
+        progress: bool,
+    ) -> Restoration:
+        if not isinstance(self.denoiser, Denoiser):
+            raise TypeError(f"denoiser must be an invdiff.Denoiser (wrap a network: Denoiser(net, predicts=..., schedule=...)), got {type(self.denoiser).__name__}")
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        ids = list(range(shape[0])) if image_ids is None else list(image_ids)
+        if len(ids) != shape[0]:
+            raise ValueError(f"image_ids must name each of the {shape[0]} images, got {len(ids)}")
+        method = make_method(self.method).override(self.transition, self.itinerary)
+        method.check(measurement)
+        assert method.itinerary is not None and method.transition is not None
+        schedule = self.schedule or self.denoiser.schedule
+        levels = method.itinerary(schedule, self.steps)
+        begin = x_T
+        if begin is None:
+            start = method.itinerary.start(measurement) if start is None else start
+            if start is not None and tuple(start.shape) != shape:
+                raise ValueError(f"start must have the shape of the images, {shape}, got {tuple(start.shape)}")
+
+        device = self.denoiser.device or (measurement.y.device if measurement is not None else torch.device("cpu"))
+        low, high = self.denoiser.data_range or (0.0, 1.0)
+        if measurement is not None:
+            measurement = measurement.to(device, self.dtype).to_range(low, high)
+        if start is not None:
+            start = _to_range(self.denoiser, start.to(device, self.dtype))
+
+        chains = [(sample_index, k) for sample_index in range(num_samples) for k in range(shape[0])]
+        size = min(batch_size or len(chains), len(chains))
+        kept: list[tuple[Tensor, Tensor | None]] = []
+        begun = time.perf_counter()
+        with count_evaluations() as evaluations, _Bar(progress, len(levels) - 1, len(chains)) as bar:
+            done = 0
+            while done < len(chains):
+                part = chains[done : done + size]
+                before = replace(evaluations)
+                try:
+                    kept.append(self._chains(part, ids, measurement, shape, levels, schedule, method, start, begin, device, bar.watch(callback, len(part)), trajectory))
+                except (torch.OutOfMemoryError, RuntimeError) as error:
+                    if batch_size is not None or size == 1 or not _out_of_memory(error):
+                        raise
+                    evaluations.forward, evaluations.backward = before.forward, before.backward
+                    size = max(1, size // 2)
+                    warnings.warn(f"out of memory; going on with {size} chains at once", stacklevel=3)
+                    continue
+                done += len(part)
+        seconds = time.perf_counter() - begun
+        x = torch.cat([part for part, _ in kept]).view(num_samples, *shape)
+        steps = [path for _, path in kept if path is not None]
+        path = torch.cat(steps, dim=1).unflatten(1, (num_samples, shape[0])) if steps else None
+        return Restoration(x, evaluations.forward / len(chains), evaluations.backward / len(chains), seconds, self._config(method, schedule, num_samples), path)
+
+    def _chains(
+        self,
+        part: Sequence[tuple[int, int]],
+        ids: Sequence[int],
+        measurement: Measurement | None,
+        shape: tuple[int, ...],
+        levels: Sequence[Level],
+        schedule: Schedule,
+        method: Method,
+        start: Tensor | None,
+        x_T: Tensor | None,
+        device: torch.device,
+        callback: Callback | None,
+        trajectory: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        images = [k for _, k in part]
+        noise = NoiseSource([seed_of("sampling", self.seed, ids[k], sample_index) for sample_index, k in part], device)
+        x = noise.randn_like(torch.empty(len(part), *shape[1:], dtype=self.dtype, device=device)) * levels[0].sigma
+        if x_T is not None:
+            x = x_T.to(device, self.dtype)[images]
+        elif start is not None:
+            x = levels[0].alpha * start[images] + x
+        path: list[Tensor] = []
+
+        def watch(p: Progress) -> None:
+            if trajectory and p.x0 is not None:
+                path.append(_from_range(self.denoiser, p.x0).cpu())
+            if callback is not None:
+                callback(p)
+
+        own = measurement if measurement is None or images == list(range(len(measurement))) else measurement.select(images)
+        x = sample(
+            self.denoiser,
+            x,
+            levels,
+            schedule=schedule,
+            noise=noise,
+            transition=method.transition,  # type: ignore[arg-type]
+            guidance=method.chain,
+            measurement=own,
+            callback=watch,
+            cond=self.cond,
+        )
+        return _from_range(self.denoiser, x), torch.stack(path) if path else None
+
+    def _config(self, method: Method, schedule: Schedule, num_samples: int) -> dict[str, Any]:
+        return {
+            "model": self.denoiser.name,
+            "method": describe(method),
+            "schedule": describe(schedule) if hasattr(schedule, "__dataclass_fields__") else type(schedule).__name__,
+            "steps": self.steps,
+            "seed": self.seed,
+            "num_samples": num_samples,
+            "dtype": str(self.denoiser.dtype).removeprefix("torch."),
+            "cond": {k: v if isinstance(v, int | float | str | None) else repr(v) for k, v in self.cond.items()},
+        }
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """CUDA has an exception of its own; the CPU's allocator raises a RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)
+
+
+def _check_image(denoiser: Denoiser, shape: tuple[int, ...]) -> None:
+    if denoiser.channels is not None and shape[0] != denoiser.channels:
+        raise ValueError(f"{denoiser.name} works on images with {denoiser.channels} channels, got {shape[0]} (image shape {shape})")
+    trained = denoiser.image_size
+    if trained is not None and len(shape) == 3 and not (trained / 2 <= min(shape[1:]) and max(shape[1:]) <= 8 * trained):
+        # One call site, so Python's default filter shows it once for each network and size.
+        warnings.warn(f"{denoiser.name} was trained on {trained}x{trained} images; {shape[1]}x{shape[2]} is far from that and quality may suffer", stacklevel=3)
+
+
+def _to_range(denoiser: Denoiser, x: Tensor) -> Tensor:
+    if denoiser.data_range is None:
+        return x
+    low, high = denoiser.data_range
+    return low + (high - low) * x
+
+
+def _from_range(denoiser: Denoiser, x: Tensor) -> Tensor:
+    if denoiser.data_range is None:
+        return x
+    low, high = denoiser.data_range
+    x = (x - low) / (high - low)
+    return x.clamp(0, 1) if denoiser.clip else x
+
+
+class _Bar:
+    """A progress bar over all steps of all chains, on stderr."""
+
+    def __init__(self, show: bool, steps: int, chains: int) -> None:
+        from tqdm.auto import tqdm
+
+        self.bar = tqdm(total=steps * chains, disable=not show, unit="step", smoothing=0.05)
+        self.scale = chains
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def watch(self, callback: Callback | None, chains: int) -> Callback:
+        """A callback that moves the bar and then calls the user's."""
+
+        def on_step(p: Progress) -> None:
+            self.bar.update(chains)
+            if callback is not None:
+                callback(p)
+
+        return on_step

@@ -1,0 +1,246 @@
+"""The one sampling loop, and what a step knows.
+
+    for i, (t, s) in enumerate(pairwise(levels)):
+        x = transition(predict, x, Step(i, t, s, ...), measurement)
+
+Nothing in it knows a method's name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from invdiff.denoiser import Denoiser, Prediction
+from invdiff.measurement import Measurement
+from invdiff.noise import NoiseSource
+from invdiff.operator import Operator
+from invdiff.schedules import Level, Schedule
+
+Denoise = Callable[..., Prediction]
+"""``denoise(x_t, level, **cond) -> Prediction``: a network, or a network under guidance."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the loop, from level t to level s.
+
+    Attributes:
+        index: 0, 1, ... ; count: how many steps the run has.
+        t, s: the level of the state, and the next level; s may be noisier than t (a climb).
+        schedule: the schedule that is sampled.
+        noise: where all randomness comes from.
+        last: the prediction of the step before; None at the start and after a climb.
+        memory: a dict of this guidance (or transition) alone, kept through the run.
+    """
+
+    index: int
+    t: Level
+    s: Level
+    schedule: Schedule
+    noise: NoiseSource
+    count: int = 1
+    last: Prediction | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        """Standard normal noise shaped as x; image k's comes from its own stream."""
+        return self.noise.randn_like(x)
+
+    @property
+    def climbs(self) -> bool:
+        """Whether s is noisier than t."""
+        return bool(self.s.ratio > self.t.ratio)
+
+
+class Guidance(ABC):
+    """Changes the prediction at t by what is known. Subclasses are frozen dataclasses of the paper's symbols.
+
+    Attributes:
+        requires: the kind of operator it needs, checked before sampling; None where it needs no measurement.
+        stateful: whether it keeps memory between steps, so that a transition may predict only once a step.
+    """
+
+    requires: ClassVar[type[Operator] | None] = Operator
+    stateful: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction: ...
+
+    def check(self, measurement: Measurement) -> None:
+        """Refuses, before sampling, a measurement this guidance cannot use (beyond ``requires``)."""
+
+
+class Transition(ABC):
+    """Given a prediction at t, draws the state at s.
+
+    Contract: the network is read through ``p.x0`` and ``p.eps`` only, so that shifting x0 by dx shifts x_s by exactly
+    ``alpha_s * dx``.
+
+    Attributes:
+        predictions: how many predictions a step makes.
+        requires: the kind of operator it needs, if any.
+    """
+
+    predictions: ClassVar[int] = 1
+    requires: ClassVar[type[Operator] | None] = None
+
+    def __call__(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
+        if step.climbs:
+            return self.up(x_t, step)
+        return self.down(predict, x_t, step, measurement)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether no noise is drawn on the way down, so that a run can be inverted."""
+        return False
+
+    @abstractmethod
+    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
+        """x_s at a level with less noise."""
+
+    def up(self, x_t: Tensor, step: Step) -> Tensor:
+        """x_s at a noisier level: the forward process, q(x_s | x_t)."""
+        return renoise(x_t, step.t, step.s, step)
+
+    def check(self, measurement: Measurement) -> None:
+        """Refuses, before sampling, a measurement this transition cannot use (beyond ``requires``)."""
+
+
+def renoise(x_t: Tensor, t: Level, s: Level, step: Step, scale: float = 1.0) -> Tensor:
+    """q(x_s | x_t) for a noisier s: alpha_s/alpha_t x_t + sqrt(sigma_s² − (alpha_s/alpha_t)² sigma_t²) z, the noise times ``scale``."""
+    ratio = s.alpha / t.alpha
+    std = (s.sigma**2 - (ratio * t.sigma) ** 2).clamp(min=0).sqrt()
+    return ratio * x_t + scale * std * step.randn_like(x_t)
+
+
+class Itinerary(ABC):
+    """Which noise levels are visited, in which order; it may climb back up."""
+
+    @abstractmethod
+    def __call__(self, schedule: Schedule, steps: int) -> list[Level]:
+        """The levels, noisiest first and the clean one last."""
+
+    def start(self, measurement: Measurement | None) -> Tensor | None:
+        """The image that the first state is a noised version of; None where it starts from pure noise."""
+        return None
+
+
+def guide(denoise: Denoise, guidance: Sequence[Guidance], step: Step, memory: list[dict[str, Any]], measurement: Measurement | None) -> Denoise:
+    """The network under a chain of guidances, the first nearest to the network: ordinary function wrapping."""
+    for g, own in zip(guidance, memory, strict=True):
+        denoise = _wrap(denoise, g, replace(step, memory=own), measurement)
+    return denoise
+
+
+def _wrap(denoise: Denoise, guidance: Guidance, step: Step, measurement: Measurement | None) -> Denoise:
+    def guided(x_t: Tensor, level: Level, **cond: Any) -> Prediction:
+        def inner(x: Tensor, at: Level, **more: Any) -> Prediction:
+            return denoise(x, at, **{**cond, **more})
+
+        return guidance(inner, x_t, step if level is step.t else replace(step, t=level), measurement)
+
+    return guided
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback sees after each step.
+
+    Attributes:
+        index, count: this step and how many there are.
+        x: the state at ``level``, in the network's range.
+        x0: the (guided) estimate the step was made from; None in a climb.
+        level: the level of ``x``.
+    """
+
+    index: int
+    count: int
+    x: Tensor
+    x0: Tensor | None
+    level: Level
+
+
+Callback = Callable[[Progress], None]
+
+
+class NonFiniteError(ValueError):
+    """Sampling turned non-finite."""
+
+
+class _Watch:
+    """Collects on the device whether each state was finite, and reads it every so often: a GPU is not made to wait."""
+
+    def __init__(self, every: int = 16) -> None:
+        self.every, self.seen = every, list[tuple[Step, Tensor]]()
+
+    def __call__(self, step: Step, x: Tensor) -> None:
+        if x.device.type == "meta":
+            return
+        self.seen.append((step, x.sum().isfinite()))
+        if len(self.seen) >= self.every:
+            self.read()
+
+    def read(self) -> None:
+        if not self.seen:
+            return
+        finite = torch.stack([flag for _, flag in self.seen]).tolist()
+        for (step, _), good in zip(self.seen, finite, strict=True):
+            if not good:
+                raise NonFiniteError(
+                    f"sampling turned non-finite in step {step.index + 1} of {step.count}, from sigma/alpha = {float(step.t.ratio):.4g} to {float(step.s.ratio):.4g}. "
+                    "Likely causes: a guidance scale that is too large for this network and number of steps (make zeta smaller), "
+                    "a network in float16 that overflows (use bfloat16 or float32), or a wrong `predicts` or schedule"
+                )
+        self.seen.clear()
+
+
+def sample(
+    denoiser: Denoiser | Denoise,
+    x: Tensor,
+    levels: Sequence[Level],
+    *,
+    schedule: Schedule,
+    noise: NoiseSource,
+    transition: Transition,
+    guidance: Sequence[Guidance] = (),
+    measurement: Measurement | None = None,
+    callback: Callback | None = None,
+    cond: dict[str, Any] | None = None,
+) -> Tensor:
+    """Runs the loop on a state x (B, ...) at ``levels[0]``, in the network's own range; returns the state at ``levels[-1]``.
+
+    This is the engine below :func:`invdiff.solve`, for experiments that bring their own state and noise.
+    """
+    memory: list[dict[str, Any]] = [{} for _ in guidance]
+    own: dict[str, Any] = {}
+    last: Prediction | None = None
+    watch, count = _Watch(), len(levels) - 1
+
+    def network(x_t: Tensor, level: Level, **more: Any) -> Prediction:
+        return denoiser(x_t, level, **{**(cond or {}), **more})
+
+    with torch.no_grad():
+        for index, (t, s) in enumerate(pairwise(levels)):
+            step = Step(index, t, s, schedule, noise, count, last, own)
+            guided = guide(network, guidance, step, memory, measurement)
+            made: list[Prediction] = []
+
+            def predict(x_t: Tensor, level: Level, guided: Denoise = guided, made: list[Prediction] = made, **more: Any) -> Prediction:
+                prediction = guided(x_t, level, **more)
+                made.append(prediction)
+                return prediction
+
+            x = transition(predict, x, step, measurement)
+            last = made[0] if made else None  # a climb predicts nothing, so no history outlives it
+            watch(step, x)
+            if callback is not None:
+                callback(Progress(index, count, x, made[-1].x0 if made else None, s))
+        watch.read()
+    return x
