@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invdiff.schedules import Level, Schedule
+from invdiff.schedules import Discrete, Level, Schedule
 
 PREDICTS = ("eps", "x0", "v", "score", "edm", "velocity")
 
@@ -117,7 +118,8 @@ class Denoiser:
         quantize: show the network integer times (nearest level), for networks that look their time up in a table.
         sigma_data: standard deviation of the data, of ``"edm"`` networks.
         multiple: the network needs image sides that divide by this; states are padded by reflection and cropped.
-        dtype: ``torch.bfloat16`` or ``torch.float16`` run the network under autocast; states stay as they are.
+        dtype: ``torch.bfloat16`` or ``torch.float16`` run the network under autocast, ``torch.float64`` turns a module's weights
+            to it; states stay as they are, whatever the network runs in.
         channels_last, compile, gradient_checkpointing: memory layout; ``torch.compile``; the network's own
             checkpointing (diffusers' ``enable_gradient_checkpointing``), which trades time for memory.
         channels, image_size: what the network was trained on, for messages and defaults.
@@ -151,6 +153,8 @@ class Denoiser:
             raise ValueError(f"unknown predicts={predicts!r}; a network predicts one of {', '.join(PREDICTS)}")
         if not isinstance(schedule, Schedule):
             raise TypeError(f"schedule must be one of invdiff.schedules, e.g. schedules.linear(1000), got {type(schedule).__name__}")
+        if predicts == "velocity" and isinstance(schedule, Discrete):
+            raise ValueError("a velocity is dx_t/dt and needs a schedule in continuous time, e.g. schedules.flow(); give time= if the network counts in steps")
         if data_range is not None and not data_range[0] < data_range[1]:
             raise ValueError(f"data_range must be (low, high) with low < high, got {data_range}")
         if clip and data_range is None:
@@ -168,6 +172,8 @@ class Denoiser:
         self._native = lru_cache(maxsize=4096)(self._native_uncached)
         if isinstance(net, torch.nn.Module):
             net.eval().requires_grad_(False)
+            if dtype == torch.float64:
+                net.double()
             if channels_last:
                 net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if gradient_checkpointing:
@@ -186,8 +192,23 @@ class Denoiser:
     @property
     def device(self) -> torch.device | None:
         """Where the network's parameters are; None for a network without any."""
+        return None if self._weights is None else self._weights.device
+
+    @property
+    def _weights(self) -> Tensor | None:
         parameters = self.net.parameters() if isinstance(self.net, torch.nn.Module) else iter(())
-        return next((p.device for p in parameters), None)
+        return next(parameters, None)
+
+    @property
+    def hash(self) -> str | None:
+        """SHA-256 of the weights, of a module with any; which storage or dtype they are kept in counts."""
+        if not isinstance(self.net, torch.nn.Module):
+            return None
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.net.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def __call__(self, x_t: Tensor, level: Level, **cond: Any) -> Prediction:
         """Predicts x0 and eps.
@@ -222,17 +243,17 @@ class Denoiser:
         if sigma <= 0:
             raise ValueError("a denoiser needs a noisy state: this level has sigma = 0")
         ratio = torch.tensor(sigma, dtype=torch.float64) / alpha
-        own = self.schedule.at(ratio)
+        own = self.schedule.at(ratio) if alpha > 0 else self.schedule(self.schedule.t_max)  # pure noise: its noisiest level
         if float(own.alpha) == alpha and float(own.sigma) == sigma:
             scale = 1.0
         else:
             scale = float(torch.hypot(own.alpha, own.sigma)) / (alpha**2 + sigma**2) ** 0.5
             scale = 1.0 if abs(scale - 1) < 1e-12 else scale
-        t = own.t
+        t = own.t.clamp(min=0) if isinstance(self.schedule, Discrete) else own.t  # below level 0 the network knows no time
         if self.predicts == "edm":
             t = (own.sigma / own.alpha).log() / 4
         elif self.quantize:
-            t = t.round().clamp(min=0)
+            t = t.round()
         if self.time is not None:
             t = self.time(t)
         return float(t), float(own.alpha), float(own.sigma), scale
@@ -257,18 +278,19 @@ class Denoiser:
         if self.predicts == "edm":
             noise = sigma / alpha
             x = x / alpha / (noise**2 + self.sigma_data**2) ** 0.5  # c_in
-        size = x.shape[2:]
+        dtype, size = x.dtype, x.shape[2:]
         if self.multiple > 1:
             x = _pad_to_multiple(x, self.multiple)
+        padded = x.shape[2:] != size
+        if self.dtype in (torch.float32, torch.float64) and (weights := self._weights) is not None:
+            x, t = x.to(weights.dtype), t if self.quantize else t.to(weights.dtype)
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         with self._autocast(x.device.type):
             out = self.net(x, t, **cond)
         _count(out, len(x))
-        out = out.to(x.dtype)
-        if out.shape[2:] != size:
-            out = out[..., : size[0], : size[1]]
-        return out
+        out = out.to(dtype)
+        return out[..., : size[0], : size[1]] if padded else out
 
     def _autocast(self, device: str) -> contextlib.AbstractContextManager[Any]:
         if self.dtype in (torch.bfloat16, torch.float16) and device != "meta":

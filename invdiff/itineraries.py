@@ -89,3 +89,7 @@ class LateStart(Itinerary):
         if measurement.y.shape[1:] == measurement.image_shape:
             return measurement.y
         raise ValueError(f"a late start needs an image to start from, and {type(measurement.operator).__name__} gives none; pass start=image to solve")
+
+
+BY_NAME: dict[str, type[Itinerary]] = {"straight": Straight, "jumps": Jumps, "late_start": LateStart}
+"""Itineraries that the command line knows by name."""

@@ -123,7 +123,7 @@ class Measurement:
         digest = hashlib.sha256()
         for name, tensor in sorted(self._tensors().items()):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         digest.update(json.dumps(self._description(), sort_keys=True).encode())
         return digest.hexdigest()
 
@@ -132,7 +132,8 @@ class Measurement:
         tensors |= {f"parameter.{k}": v for k, v in self.operator.parameters.items() if isinstance(v, Tensor)}
         if isinstance(self.sigma, Tensor):
             tensors["sigma"] = self.sigma
-        return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        # Copies: safetensors refuses tensors that share memory, as a state may share its parameter's.
+        return {k: v.detach().cpu().resolve_conj().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
 
     def _description(self) -> dict[str, Any]:
         from invdiff.registry import name_of

@@ -69,7 +69,12 @@ class Operator(ABC):
         return self._for_image(x)._forward(x)
 
     def measure(
-        self, x: Tensor, sigma: float | Sequence[float] | Tensor = 0.0, seed: int = 0, gain: float = 0.0
+        self,
+        x: Tensor,
+        sigma: float | Sequence[float] | Tensor = 0.0,
+        seed: int = 0,
+        gain: float = 0.0,
+        image_ids: Sequence[int] | None = None,
     ) -> Measurement:
         """Simulates ``y = A(x) + sigma * n``, with Poisson noise of the given gain before it.
 
@@ -79,6 +84,7 @@ class Operator(ABC):
             seed: of the noise; image k draws its own stream.
             gain: y is ``gain * Poisson(A(x) / gain)`` before the Gaussian noise; 0 is none. The measurement's sigma is
                 then estimated per pixel, ``sqrt(sigma^2 + gain * y)``, as in the Gaussian approximation.
+            image_ids: the k of each image; by default 0..B-1.
         """
         from invdiff.measurement import Measurement, per_image
 
@@ -87,7 +93,7 @@ class Operator(ABC):
         operator = self.bind(tuple(x.shape[1:]))
         y = operator(x)
         std = per_image(sigma, y)
-        generators = [generator_of("measurement", seed, k) for k in range(len(y))]
+        generators = [generator_of("measurement", seed, k) for k in (image_ids or range(len(y)))]
         if gain > 0:
             counts = [torch.poisson(row.clamp(min=0).cpu() / gain, generator=g) for row, g in zip(y, generators, strict=True)]
             y = gain * torch.stack(counts).to(y)
@@ -124,7 +130,7 @@ class Operator(ABC):
 
     def select(self, images: Tensor) -> Self:
         """The operator of some images of the batch. State with a batch dimension (named in ``per_image``) is indexed."""
-        batched = {k: v[images] for k, v in self.state.items() if k in self.per_image}
+        batched = {k: v[images.to(v.device)] for k, v in self.state.items() if k in self.per_image}
         return dataclasses.replace(self, state={**self.state, **batched}) if batched else self
 
     @property
@@ -226,7 +232,9 @@ class SpectralOperator(LinearOperator):
 
     def _pinv(self, y: Tensor) -> Tensor:
         s = self._singular_values()
-        keep = s > self.rcond * s.max()
+        # The largest of every image: the images of a batch do not depend on each other.
+        largest = s.flatten(1).amax(1).view(-1, *(1,) * (s.ndim - 1)) if self.per_image else s.max()
+        keep = s > self.rcond * largest
         return self._v(torch.where(keep, 1 / torch.where(keep, s, 1.0), 0.0) * self._ut(y))
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor | float) -> Tensor:
@@ -246,7 +254,7 @@ class SpectralOperator(LinearOperator):
 
     def V(self, z: Tensor) -> Tensor:
         """V z: back to an image."""
-        return self._v(z)
+        return self._like(z)._v(z)
 
     def Ut(self, y: Tensor) -> Tensor:
         """U* y: the measurement in the left singular basis."""
@@ -254,7 +262,7 @@ class SpectralOperator(LinearOperator):
 
     def U(self, z: Tensor) -> Tensor:
         """U z: back to a measurement."""
-        return self._u(z)
+        return self._like(z)._u(z)
 
 
 def conjugate_gradients(

@@ -74,7 +74,11 @@ _SINGULAR = {"operators": "operator", "guidance": "method", "models": "model", "
 
 
 def name_of(kind: str, factory: Any) -> str:
-    """The name under which a class or function is registered."""
+    """The name under which a class or function is registered.
+
+    A class that a registered class returns in its own place names that one as ``registered_as``, for itself alone.
+    """
+    factory = getattr(factory, "__dict__", {}).get("registered_as", factory)
     value = f"{factory.__module__}:{factory.__qualname__}"
     for name, points in _found(kind).items():
         if any(p.value == value for p in points):

@@ -95,7 +95,7 @@ def solve(
         trajectory: keep the estimate of each step.
         progress: show a bar with ETA on stderr.
         dtype: of the state.
-        cond: what the network is conditioned on, e.g. ``label=3``.
+        cond: what the network is conditioned on, e.g. ``label=3``; a tensor has one entry per image.
 
     Raises:
         ValueError: pieces that do not fit each other, named on both sides, before sampling starts; sampling that turns
@@ -220,6 +220,9 @@ class _Run:
         ids = list(range(shape[0])) if image_ids is None else list(image_ids)
         if len(ids) != shape[0]:
             raise ValueError(f"image_ids must name each of the {shape[0]} images, got {len(ids)}")
+        for name, value in self.cond.items():
+            if isinstance(value, Tensor) and value.shape[:1] != shape[:1]:
+                raise ValueError(f"{name} must have one entry for each of the {shape[0]} images, got shape {tuple(value.shape)}")
         method = make_method(self.method).override(self.transition, self.itinerary)
         method.check(measurement)
         assert method.itinerary is not None and method.transition is not None
@@ -304,7 +307,7 @@ class _Run:
             guidance=method.chain,
             measurement=own,
             callback=watch,
-            cond=self.cond,
+            cond={k: v.to(device)[images] if isinstance(v, Tensor) else v for k, v in self.cond.items()},
         )
         return _from_range(self.denoiser, x), torch.stack(path) if path else None
 

@@ -84,12 +84,15 @@ class Transition(ABC):
     ``alpha_s * dx``.
 
     Attributes:
-        predictions: how many predictions a step makes.
         requires: the kind of operator it needs, if any.
     """
 
-    predictions: ClassVar[int] = 1
     requires: ClassVar[type[Operator] | None] = None
+
+    @property
+    def predictions(self) -> int:
+        """How many predictions a step down makes."""
+        return 1
 
     def __call__(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
         if step.climbs:

@@ -102,8 +102,8 @@ class Schedule(ABC):
         if spacing == "leading":
             return low + (high - low) * (n - 1 - k) / n
         sign = -1.0 if high < low else 1.0
-        root = torch.linspace(math.sqrt(abs(high - self.clean_side)), math.sqrt(abs(low - self.clean_side)), n)
-        return self.clean_side + sign * root.double() ** 2
+        root = torch.linspace(math.sqrt(abs(high - self.clean_side)), math.sqrt(abs(low - self.clean_side)), n, dtype=torch.float64)
+        return self.clean_side + sign * root**2
 
     @property
     def clean_side(self) -> float:
@@ -173,10 +173,7 @@ class Discrete(Schedule):
         if spacing == "trailing":
             return (self.T - k * self.T / n).round() - 1
         root = torch.linspace(math.sqrt(0.8 * self.T), 0, n, dtype=torch.float64)
-        times = (root**2).floor().unique().flip(0)
-        if len(times) < n:
-            raise ValueError(f"quadratic spacing gives only {len(times)} distinct times for {n} steps of {self.T}; use fewer steps")
-        return times
+        return torch.maximum((root**2).floor(), n - 1 - k)  # the paper's list repeats the lowest levels; here every level comes once
 
 
 @dataclass(frozen=True)

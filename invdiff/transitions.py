@@ -95,7 +95,7 @@ class DDIM(Transition):
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
         p, t, s = predict(x_t, step.t), step.t, step.s
-        std = self.eta * posterior_variance(t, s).sqrt() if self.std is None else torch.as_tensor(self.std(t, s))
+        std = self.eta * posterior_variance(t, s).clamp(min=0).sqrt() if self.std is None else torch.as_tensor(self.std(t, s))
         if bool(std > s.sigma * (1 + 1e-9)):
             raise ValueError(f"the explicit std {float(std):.4g} exceeds sigma_s = {float(s.sigma):.4g}")
         x_s = s.alpha * p.x0 + eps_weight(s, std**2) * p.eps
@@ -152,7 +152,7 @@ class Euler(Transition):
         return self.s_churn == 0
 
     def _churn(self, x_t: Tensor, step: Step) -> tuple[Tensor, Level]:
-        if self.s_churn == 0 or not self.s_min <= step.t.ratio <= self.s_max:
+        if self.s_churn == 0 or step.t.alpha == 0 or not self.s_min <= step.t.ratio <= self.s_max:
             return x_t, step.t
         gamma = min(self.s_churn / step.count, math.sqrt(2) - 1)
         hat = step.schedule.at(step.t.ratio * (1 + gamma))
@@ -170,16 +170,18 @@ class Heun(Euler):
 
         x_s = alpha_s (x0 + sigma~_t eps + (sigma~_s − sigma~_t)(eps + eps') / 2)
 
-    The last step, and one from alpha_t = 0, stay Euler steps.
+    The last step, and one from or to alpha = 0, stay Euler steps.
     """
 
-    predictions: ClassVar[int] = 2
+    @property
+    def predictions(self) -> int:
+        return 2
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
         x_hat, t = self._churn(x_t, step)
         s, p = step.s, predict(x_hat, t)
         x_s = s.alpha * p.x0 + s.sigma * p.eps
-        if s.sigma == 0 or t.alpha == 0:
+        if s.sigma == 0 or s.alpha == 0 or t.alpha == 0:
             return x_s
         p_s = predict(x_s, s)
         return x_s + s.alpha * (s.ratio - t.ratio) / 2 * (p_s.eps - p.eps)
@@ -203,7 +205,7 @@ class DPMSolver(Transition):
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
         p, t, s, last = predict(x_t, step.t), step.t, step.s, step.last
         x_s = s.alpha * p.x0 + s.sigma * p.eps
-        if last is None or s.sigma == 0 or last.level.alpha == 0:
+        if last is None or s.sigma == 0 or s.alpha == 0 or last.level.alpha == 0:
             return x_s
         h, h_last = -(s.ratio / t.ratio).log(), -(t.ratio / last.level.ratio).log()
         difference = _implied_x0(p) - _implied_x0(last)
@@ -230,6 +232,10 @@ class Langevin(Transition):
     def __post_init__(self) -> None:
         if self.steps < 1 or self.snr <= 0:
             raise ValueError(f"steps must be at least 1 and snr positive, got {self.steps} and {self.snr}")
+
+    @property
+    def predictions(self) -> int:
+        return self.steps
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
         t, s = step.t, step.s
@@ -263,11 +269,14 @@ class PredictorCorrector(Transition):
     predictor: Transition = field(default_factory=EulerMaruyama)
     steps: int = 1
     snr: float = 0.16
-    predictions: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.snr <= 0:
             raise ValueError(f"steps must be at least 1 and snr positive, got {self.steps} and {self.snr}")
+
+    @property
+    def predictions(self) -> int:
+        return self.predictor.predictions + self.steps
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
         x = self.predictor.down(predict, x_t, step, measurement)
@@ -290,6 +299,10 @@ class Replace(Transition):
 
     inner: Transition = field(default_factory=DDPM)
     requires: ClassVar[type[Operator] | None] = LinearOperator
+
+    @property
+    def predictions(self) -> int:
+        return self.inner.predictions
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
         assert measurement is not None

@@ -1,0 +1,106 @@
+"""Image quality: (B, C, H, W) images in [0, 1] in, one value per image out, a (B,) float tensor on the CPU."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import invdiff.zoo
+
+_TOLERANCE = 1e-3
+
+
+def psnr(x: Tensor, reference: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, ``-10 log10(mean (x - reference)^2)``; identical images give inf.
+
+    Args:
+        x, reference: (B, C, H, W) in [0, 1].
+
+    Returns:
+        (B,), higher is better.
+    """
+    x, reference = _checked(x, reference)
+    return (-10 * (x.double() - reference.double()).square().mean((1, 2, 3)).log10()).float().cpu()
+
+
+def ssim(x: Tensor, reference: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004), computed by scikit-image in float64.
+
+    Gaussian window of sigma 1.5 (11 x 11), population covariance, averaged over channels; pixels less than 5 from the
+    border are left out.
+
+    Args:
+        x, reference: (B, C, H, W) in [0, 1], at least 11 x 11.
+
+    Returns:
+        (B,), at most 1, higher is better.
+    """
+    from skimage.metrics import structural_similarity
+
+    x, reference = _checked(x, reference, smallest=11)
+    pairs = zip(x.double().cpu().numpy(), reference.double().cpu().numpy(), strict=True)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1, "channel_axis": 0}
+    return torch.tensor([float(structural_similarity(a, b, **options)) for a, b in pairs], dtype=torch.float32)
+
+
+def lpips(x: Tensor, reference: Tensor) -> Tensor:
+    """Learned perceptual distance (Zhang et al. 2018) by the ``lpips`` package: AlexNet, version 0.1. Needs no network.
+
+    AlexNet's weights are torchvision's own file where torch.hub has cached it, else the half-precision copy shipped
+    in ``invdiff/zoo/alexnet``; values differ by some 1e-5.
+
+    Args:
+        x, reference: (B, C, H, W) in [0, 1], C 1 (repeated) or 3, at least 31 x 31.
+
+    Returns:
+        (B,), lower is better, 0 for identical images.
+    """
+    x, reference = _checked(x, reference, smallest=31)
+    if x.shape[1] not in (1, 3):
+        raise ValueError(f"LPIPS compares images of 1 or 3 channels, got {x.shape[1]}")
+    x, reference = (2 * v.float().expand(-1, 3, -1, -1) - 1 for v in (x, reference))
+    with torch.no_grad():
+        return _lpips_network(x.device)(x, reference).view(-1).cpu()
+
+
+@cache
+def _lpips_network(device: torch.device) -> torch.nn.Module:
+    # torchvision warns of the arguments lpips passes, and its AlexNet draws weights that are then replaced.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from lpips import LPIPS
+
+        network = LPIPS(net="alex", pnet_rand=True, verbose=False)
+    features = _alexnet_features()
+    # lpips cuts `features` into slices whose layers keep their numbers: features.3.bias is slice2.3.bias.
+    names = {".".join(["features", *name.split(".")[1:]]): name for name in network.net.state_dict()}
+    network.net.load_state_dict({name: features[source] for source, name in names.items()})
+    return network.to(device).requires_grad_(False)
+
+
+def _alexnet_features() -> dict[str, Tensor]:
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    if cached.is_file():
+        return torch.load(cached, map_location="cpu", weights_only=True)
+    from safetensors.torch import load_file
+
+    return load_file(invdiff.zoo.FOLDER / "alexnet" / "features.safetensors")
+
+
+def _checked(x: Tensor, reference: Tensor, smallest: int = 1) -> tuple[Tensor, Tensor]:
+    """Both without gradients, the reference on x's device, clamped to [0, 1]."""
+    if x.shape != reference.shape or x.ndim != 4:
+        raise ValueError(f"x and reference must both be (B, C, H, W), got {tuple(x.shape)} and {tuple(reference.shape)}")
+    if min(x.shape[2:]) < smallest:
+        size = f"{x.shape[2]} x {x.shape[3]}"
+        raise ValueError(f"this metric needs images of at least {smallest} x {smallest} pixels, got {size}; enlarge both alike")
+    for name, v in (("x", x), ("reference", reference)):
+        if not v.is_floating_point():
+            raise TypeError(f"{name} must be floating point in [0, 1], got {v.dtype}; divide 8-bit images by 255")
+        if v.numel() and not ((v >= -_TOLERANCE) & (v <= 1 + _TOLERANCE)).all():  # nan compares false
+            raise ValueError(f"{name} must lie in [0, 1], got values from {v.min():.4g} to {v.max():.4g}; clamp or rescale it first")
+    return x.detach().clamp(0, 1), reference.detach().to(x.device).clamp(0, 1)

@@ -1,0 +1,123 @@
+"""The command line. Only the standard library is imported here, so help and listings answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from invdiff.registry import KINDS, list_plugins
+
+EPILOG = """
+Everything else is set by Hydra overrides, key=value:
+  guidance.zeta=0.5  operator.mask=box  transition.name=heun  itinerary.name=jumps  model.channels_last=true
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="invdiff", description="Any diffusion network, any forward operator, any guidance method.")
+    parser.add_argument("--version", action="store_true", help="print the version and stop")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    solve = commands.add_parser(
+        "solve",
+        help="restore images",
+        description="Restores photographs: simulates a measurement of each input (or takes --measurement) and samples the posterior.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = solve.add_argument_group("what")
+    what.add_argument("--operator", default="inpaint", help="how the image was degraded (default: inpaint); see `invdiff list operators`")
+    what.add_argument("--method", action="append", help="how it is restored (default: dps); repeat for a chain, the first nearest to the network")
+    what.add_argument("--model", default="photo64", help="the prior: a registered name or a diffusers folder (default: photo64)")
+    what.add_argument("--preset", default="auto", help="auto: the values tuned for the model, else the paper's; paper; none")
+    data = solve.add_argument_group("images")
+    data.add_argument("--input", help="clean image, folder or glob to degrade and restore; without it, a photograph of scikit-image")
+    data.add_argument("--measurement", help="an image that IS degraded, or a measurement saved by invdiff (.safetensors): nothing is simulated")
+    data.add_argument("--output", help="folder of the results (default: invdiff-OPERATOR-METHOD)")
+    data.add_argument("--overwrite", action="store_true", help="write into an output folder that is not empty")
+    data.add_argument("--mask", help="inpaint: mask file")
+    data.add_argument("--mask-keep", choices=("white", "black"), help="inpaint: which colour of the mask file marks known pixels (default: white)")
+    run = solve.add_argument_group("run")
+    run.add_argument("--steps", type=int)
+    run.add_argument("--sigma", type=float, help="noise of the measurement, in units of [0, 1]")
+    run.add_argument("--seed", type=int, help="of the measurement noise and of the sampling (default: 0)")
+    run.add_argument("--num-samples", type=int, help="samples per image; more than one adds mean and standard deviation maps")
+    run.add_argument("--batch-size", help="chains at once, or auto: all, halved when memory runs out")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ... (default: auto)")
+    run.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the network; states stay in float32")
+    show = solve.add_argument_group("showing")
+    show.add_argument("--gif", action="store_true", help="also write the estimates of the first sample as trajectory.gif")
+    show.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    show.add_argument("--json", action="store_true", help="print the results as JSON on stdout")
+    solve.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+
+    listing = commands.add_parser("list", help="list what is installed", description="Lists registered plug-ins and where they come from.")
+    listing.add_argument("kind", nargs="?", choices=KINDS)
+    listing.add_argument("--json", action="store_true")
+
+    info = commands.add_parser("info", help="what is known about a model", description="Prints what was recognised in a model.")
+    info.add_argument("model", help="a registered name or a diffusers folder")
+    info.add_argument("--json", action="store_true")
+    return parser
+
+
+def _list(args: argparse.Namespace) -> None:
+    found = {kind: list_plugins(kind) for kind in ([args.kind] if args.kind else KINDS)}
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return
+    for kind, names in found.items():
+        print(f"{kind}:")
+        width = max(map(len, names), default=0)
+        for name, origin in names.items():
+            print(f"  {name:{width}}  {origin}")
+
+
+def _solve(args: argparse.Namespace) -> None:
+    from invdiff.solve_command import run
+
+    run(args)
+
+
+def _info(args: argparse.Namespace) -> None:
+    from invdiff.info_command import run
+
+    run(args)
+
+
+COMMANDS = {"solve": _solve, "list": _list, "info": _info}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Returns 0; 2 for what the user can mend, said in one line on stderr; 130 when interrupted."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command == "solve" and not any(r.startswith("-") for r in rest):
+        args.overrides += rest  # argparse stops collecting key=value at the first option
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if args.version:
+        from importlib.metadata import version
+
+        print(f"invdiff {version('invdiff')}")
+        return 0
+    if args.command is None:
+        parser.print_help()
+        return 0
+    try:
+        COMMANDS[args.command](args)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except (ValueError, TypeError, OSError) as error:
+        print(f"invdiff {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

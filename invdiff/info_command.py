@@ -1,0 +1,43 @@
+"""``invdiff info MODEL``: what was recognised in a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import torch
+
+from invdiff.denoiser import Denoiser
+from invdiff.registry import load_model
+from invdiff.schedules import Discrete
+
+
+def describe_model(denoiser: Denoiser) -> dict[str, Any]:
+    """The facts about a Denoiser, as plain data."""
+    schedule = denoiser.schedule
+    parameters = sum(p.numel() for p in denoiser.net.parameters()) if isinstance(denoiser.net, torch.nn.Module) else None
+    return {
+        "name": denoiser.name,
+        "predicts": denoiser.predicts,
+        "schedule": type(schedule).__name__ + (f", {schedule.T} levels" if isinstance(schedule, Discrete) else ""),
+        "sigma/alpha": [round(float(schedule(t).ratio), 5) for t in (schedule.t_min, schedule.t_max)],
+        "data range": denoiser.data_range,
+        "learned variance": denoiser.learned_variance,
+        "channels": denoiser.channels,
+        "trained at": denoiser.image_size,
+        "sides are padded to multiples of": denoiser.multiple,
+        "classes": denoiser.num_classes,
+        "parameters": parameters,
+    }
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints the description as lines or JSON."""
+    facts = describe_model(load_model(args.model))
+    if args.json:
+        print(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        print(f"{key:{width}}  {value}")

@@ -1,0 +1,301 @@
+"""Blur: true convolution with a kernel, the same for every channel (not correlation: a kernel is not flipped in its effect).
+
+    y[i] = sum_j  w[j] x[i + c − j],    c = k // 2 the centre of a kernel of k pixels (per axis)
+
+Outside the image x goes on by the border rule: ``circular`` (… c d | a b c d | a b …), ``reflect`` (… c b | a b c d | c b …, the
+edge is not repeated) or ``replicate`` (… a a | a b c d | d d …); scipy.ndimage calls them wrap, mirror and nearest.
+
+Symbols: x image, y measurement of the same shape, w kernel, sigma its standard deviation in pixels, h = FFT(w) for circular.
+:class:`Blur` returns the class that fits kernel and border:
+
+    FourierBlur     circular: V* = FFT, s = |h|, U = V diag(h/|h|); exact SVD
+    SeparableBlur   gaussian and box with another border: R X Cᵀ; exact SVD (the cosine transform diagonalises mirrored
+                    symmetric kernels too, but its basis is not orthogonal, so it gives no pseudo-inverse)
+    Blur            other kernels with another border: exact adjoint, pseudo-inverse and prox by conjugate gradients
+                    (relative tolerance 1e-6, at most 100 iterations)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from invdiff.operator import LinearOperator, Shape, SpectralOperator
+from invdiff.separable import SeparableOperator, check_image_shape
+
+KERNELS = ("gaussian", "motion", "box", "disk")
+BORDERS = ("circular", "reflect", "replicate")
+
+
+@dataclass(frozen=True, eq=False)
+class Blur(LinearOperator):
+    """Convolution with a kernel.
+
+    Args:
+        kernel: ``"gaussian"``, ``"motion"`` (a random camera path), ``"box"``, ``"disk"`` (out of focus, with smooth edges),
+            the path of a file, or a tensor (k, l). Kernels from .npy, .pt and tensors are used as they are, images are
+            divided by their sum.
+        sigma: standard deviation of the gaussian, in pixels.
+        kernel_size: k, side of the kernel in pixels, odd; the disk's diameter. None is 4 sigma to each side for the
+            gaussian, 31 for motion, 9 for box and disk.
+        intensity: of the camera's shake, in (0, 1]: the path's standard deviation is intensity k / 4 pixels per axis.
+        seed: of the camera path.
+        border: ``"circular"``, ``"reflect"`` or ``"replicate"``.
+    """
+
+    kernel: str | Path | Tensor = "gaussian"
+    _: KW_ONLY
+    sigma: float = 3.0
+    kernel_size: int | None = None
+    intensity: float = 0.5
+    seed: int = 0
+    border: str = "circular"
+
+    def __new__(cls, kernel: str | Path | Tensor = "gaussian", *, border: str = "circular", **_: Any) -> Blur:
+        if cls is Blur:
+            separable = not isinstance(kernel, Tensor) and str(kernel) in ("gaussian", "box")
+            cls = FourierBlur if border == "circular" else SeparableBlur if separable else Blur
+        return object.__new__(cls)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.border not in BORDERS:
+            raise ValueError(f"border must be one of {', '.join(BORDERS)}, got {self.border!r}")
+        if isinstance(self.kernel, Tensor):
+            if self.kernel.device.type != "meta":
+                _check_kernel(self.kernel, "the kernel tensor")
+        elif str(self.kernel) not in KERNELS and not self.state and not Path(self.kernel).is_file():
+            # A loaded measurement carries its kernel; the file may be gone by then.
+            raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, an existing kernel file or a tensor, got {str(self.kernel)!r}")
+        if not self.sigma > 0 or self.sigma == float("inf"):
+            raise ValueError(f"sigma, the kernel's standard deviation in pixels, must be positive, got {self.sigma}")
+        size = self.kernel_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % 2 == 0):
+            raise ValueError(f"kernel_size must be an odd number of pixels, e.g. 9, got {size!r}")
+        if not 0 < self.intensity <= 1:
+            raise ValueError(f"intensity must be above 0 and at most 1, got {self.intensity}")
+
+    def make_kernel(self) -> Tensor:
+        """The kernel w (k, l), float64."""
+        if isinstance(self.kernel, Tensor):
+            return _check_kernel(self.kernel, "the kernel tensor").detach().to("cpu", torch.float64, copy=True)
+        match str(self.kernel):
+            case "gaussian" | "box":
+                profile = self._profile()
+                return profile[:, None] * profile
+            case "disk":
+                return disk(self.kernel_size or 9)
+            case "motion":
+                from invdiff.deepinv_adapter import motion_kernel
+
+                return motion_kernel(self.kernel_size or 31, self.intensity, self.seed)
+            case path:
+                return _read(Path(path))
+
+    def _profile(self) -> Tensor:
+        """The 1-D factor of a gaussian or box kernel."""
+        if str(self.kernel) == "box":
+            size = self.kernel_size or 9
+            return torch.full((size,), 1 / size, dtype=torch.float64)
+        radius = int(4 * self.sigma + 0.5) if self.kernel_size is None else self.kernel_size // 2  # as scipy.ndimage
+        profile = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / self.sigma) ** 2)
+        return profile / profile.sum()
+
+    def _check_fits(self, size: Sequence[int], shape: Shape) -> None:
+        if any(k // 2 >= n for k, n in zip(size, shape[1:], strict=True)):
+            raise ValueError(
+                f"a kernel of {size[0]}x{size[1]} pixels reaches beyond an image of {shape[1]}x{shape[2]} mirrored once: "
+                "give a smaller kernel_size or border='circular'"
+            )
+
+    # Pad, convolve by FFT, crop; the adjoint runs backwards. Subclasses know better for their kernels and borders. ----------
+
+    def make_state(self, shape: Shape) -> dict[str, Tensor]:
+        check_image_shape(shape, "Blur")
+        kernel = self.make_kernel()
+        self._check_fits(kernel.shape, shape)
+        transfer = torch.fft.rfft2(kernel, s=_lengths(shape, kernel.shape))
+        return {"transfer": torch.view_as_real(transfer).contiguous(), "kernel": kernel}
+
+    def _sizes(self) -> tuple[list[int], list[int], list[int]]:
+        """How far the padding reaches before and after the image, (rows, columns), and the transform's lengths."""
+        assert self.shape is not None
+        sizes = self.state["kernel"].shape
+        return [k - 1 - k // 2 for k in sizes], [k // 2 for k in sizes], _lengths(self.shape, sizes)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        before, after, lengths = self._sizes()
+        padded = F.pad(x, (before[1], after[1], before[0], after[0]), mode=self.border)
+        full = torch.fft.irfft2(torch.fft.rfft2(padded, s=lengths) * torch.view_as_complex(self.state["transfer"]), s=lengths)
+        top, left = (k - 1 for k in self.state["kernel"].shape)
+        return full[..., top : top + x.shape[-2], left : left + x.shape[-1]]
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        before, after, lengths = self._sizes()
+        h, w = y.shape[-2:]
+        top, left = (k - 1 for k in self.state["kernel"].shape)
+        placed = F.pad(y, (left, lengths[1] - left - w, top, lengths[0] - top - h))
+        padded = torch.fft.irfft2(torch.fft.rfft2(placed) * torch.view_as_complex(self.state["transfer"]).conj(), s=lengths)
+        x = self._fold(padded[..., : before[0] + h + after[0], : before[1] + w + after[1]].mT, before[0], after[0]).mT
+        return self._fold(x, before[1], after[1])
+
+    def _fold(self, padded: Tensor, before: int, after: int) -> Tensor:
+        """The adjoint of padding the last dimension: what was copied is added back where it came from."""
+        size = padded.shape[-1] - before - after
+        head, x, tail = padded.split([before, size, after], dim=-1)
+        if self.border == "replicate":
+            return x + F.pad(head.sum(-1, keepdim=True), (0, size - 1)) + F.pad(tail.sum(-1, keepdim=True), (size - 1, 0))
+        return x + F.pad(head.flip(-1), (1, size - 1 - before)) + F.pad(tail.flip(-1), (size - 1 - after, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class FourierBlur(SpectralOperator, Blur):
+    """Circular border. Spectral arrays are full complex transforms (C, H, W), orthonormal."""
+
+    registered_as = Blur
+
+    def make_state(self, shape: Shape) -> dict[str, Tensor]:
+        check_image_shape(shape, "Blur")
+        kernel, (_, height, width) = self.make_kernel(), shape
+        rows, columns = ((torch.arange(k) - k // 2) % n for k, n in zip(kernel.shape, (height, width), strict=True))
+        wrapped = torch.zeros(height, width, dtype=torch.float64)  # a kernel larger than the image wraps around it
+        wrapped.index_put_((rows[:, None], columns), kernel, accumulate=True)
+        h = torch.fft.fft2(wrapped)
+        h = (h + torch.roll(h.flip(0, 1), (1, 1), (0, 1)).conj()) / 2  # symmetric to the last bit, so that U z is real
+        s = h.abs()
+        tiny = s <= 1e-14 * s.max()  # of rounding alone, phase included
+        s, phase = torch.where(tiny, 0.0, s), torch.where(tiny, 1.0, h / torch.where(tiny, 1.0, s))
+        half = torch.where(tiny, 0.0, h)[:, : width // 2 + 1]
+        # Complex numbers as pairs: they move between dtypes and into files like any other tensor.
+        return {"transfer": torch.view_as_real(half).contiguous(), "s": s, "phase": torch.view_as_real(phase).contiguous()}
+
+    # The half transform of real images is twice as fast as the SVD's full one, so the solvers use it. ----------------
+
+    def _filter(self, x: Tensor, multiplier: Tensor) -> Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(x) * multiplier, s=x.shape[-2:])
+
+    def _h(self) -> Tensor:
+        return torch.view_as_complex(self.state["transfer"])
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self._filter(x, self._h())
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._filter(y, self._h().conj())
+
+    def _pinv(self, y: Tensor) -> Tensor:
+        h, s = self._h(), self._half_s()
+        keep = s > self.rcond * s.max()
+        return self._filter(y, torch.where(keep, h.conj() / torch.where(keep, s, 1.0).square(), 0.0))
+
+    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor | float) -> Tensor:
+        h = self._h()
+        numerator = torch.fft.rfft2(z) + gamma * h.conj() * torch.fft.rfft2(y)
+        return torch.fft.irfft2(numerator / (1 + gamma * self._half_s() ** 2), s=z.shape[-2:])
+
+    def _half_s(self) -> Tensor:
+        s = self.state["s"]
+        return s[:, : s.shape[1] // 2 + 1]
+
+    # The singular value decomposition ---------------------------------------------------------------------------------
+
+    def _singular_values(self) -> Tensor:
+        assert self.shape is not None
+        return self.state["s"].expand(self.shape)
+
+    def _vt(self, x: Tensor) -> Tensor:
+        return torch.fft.fft2(x, norm="ortho")
+
+    def _v(self, z: Tensor) -> Tensor:
+        return torch.fft.ifft2(z, norm="ortho").real
+
+    def _ut(self, y: Tensor) -> Tensor:
+        return torch.view_as_complex(self.state["phase"]).conj() * torch.fft.fft2(y, norm="ortho")
+
+    def _u(self, z: Tensor) -> Tensor:
+        return torch.fft.ifft2(torch.view_as_complex(self.state["phase"]) * z, norm="ortho").real
+
+
+@dataclass(frozen=True, eq=False)
+class SeparableBlur(SeparableOperator, Blur):
+    """Gaussian or box kernel with a reflecting or replicating border."""
+
+    registered_as = Blur
+
+    def matrices(self, shape: Shape) -> tuple[Tensor, Tensor]:
+        check_image_shape(shape, "Blur")
+        profile = self._profile()
+        self._check_fits((len(profile),) * 2, shape)
+        return self._matrix(profile, shape[1]), self._matrix(profile, shape[2])
+
+    def _matrix(self, profile: Tensor, size: int) -> Tensor:
+        reach = len(profile) // 2
+        units = torch.eye(size, dtype=torch.float64)[None]
+        padded = F.pad(units, (reach, reach), mode=self.border)[0]  # row j: the padded unit vector e_j
+        return padded.unfold(1, len(profile), 1).matmul(profile).mT.contiguous()  # profiles are symmetric: no flip
+
+
+# Blur.__new__ hides the parameters that the dataclass declares.
+Blur.__signature__ = inspect.signature(Blur.__init__).replace(  # type: ignore[attr-defined]
+    parameters=list(inspect.signature(Blur.__init__).parameters.values())[1:], return_annotation=inspect.Signature.empty
+)
+
+
+def disk(diameter: int, oversampling: int = 16) -> Tensor:
+    """A disk (k, k) of ``diameter`` k pixels whose edge pixels count by the share that it covers."""
+    fine = (torch.arange(diameter * oversampling, dtype=torch.float64) + 0.5) / oversampling - diameter / 2
+    inside = (fine[:, None] ** 2 + fine**2 <= (diameter / 2) ** 2).to(torch.float64)
+    kernel = F.avg_pool2d(inside[None, None], oversampling)[0, 0]
+    return kernel / kernel.sum()
+
+
+def _check_kernel(kernel: Tensor, what: str) -> Tensor:
+    """A kernel as (k, l); leading dimensions of one are dropped."""
+    while kernel.ndim > 2 and kernel.shape[0] == 1:
+        kernel = kernel[0]
+    if kernel.ndim != 2 or kernel.numel() == 0:
+        raise ValueError(f"{what} must have two dimensions (height, width), got shape {tuple(kernel.shape)}")
+    if kernel.is_complex() or not bool(kernel.isfinite().all()) or not bool(kernel.any()):
+        raise ValueError(f"{what} must be real, finite and not all zeros")
+    return kernel
+
+
+def _read(path: Path) -> Tensor:
+    try:
+        if path.suffix == ".npy":
+            return _check_kernel(torch.from_numpy(np.load(path, allow_pickle=False)).to(torch.float64), f"the kernel {path}")
+        if path.suffix == ".pt":
+            return _check_kernel(torch.load(path, map_location="cpu", weights_only=True).to(torch.float64), f"the kernel {path}")
+        from PIL import Image
+
+        with Image.open(path) as image:
+            grey = np.asarray(image if image.mode.startswith("I") else image.convert("L")).astype(np.float64)
+    except (OSError, AttributeError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as a kernel (.npy, .pt or an image): {error}") from error
+    kernel = _check_kernel(torch.from_numpy(grey), f"the kernel {path}")
+    return kernel / kernel.sum()
+
+
+def _lengths(shape: Shape, kernel: Sequence[int]) -> list[int]:
+    """Transform lengths for a padded image. Longer than it is fine: the part that is cropped out does not see it."""
+    return [_fast_length(n + k - 1) for n, k in zip(shape[1:], kernel, strict=True)]
+
+
+def _fast_length(n: int) -> int:
+    """The next length without prime factors above 5."""
+    while True:
+        rest = n
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return n
+        n += 1

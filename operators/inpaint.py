@@ -1,0 +1,256 @@
+"""Inpainting: ``y = m x``, a mask m in [0, 1] that multiplies every pixel; 1 is known, 0 is missing.
+
+Symbols: x image (C, H, W), y measurement of the same shape. A = diag(m), so U = V = 1 and the singular values are m.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from invdiff.noise import generator_of
+from invdiff.operator import Shape, SpectralOperator
+from invdiff.separable import check_image_shape
+
+MASKS = ("random", "box", "stripes", "half", "outpaint")
+SIDES = ("left", "right", "top", "bottom")
+Size = int | float | tuple[int | float, int | float]
+
+
+@dataclass(frozen=True, eq=False)
+class Inpaint(SpectralOperator):
+    """Keeps part of the pixels.
+
+    Args:
+        mask: ``"random"``, ``"box"``, ``"stripes"``, ``"half"``, ``"outpaint"``, the path of a mask file (an image, .npy or
+            .pt), or a tensor (H, W), (1 | C, H, W) or, for a mask per image, (B, 1 | C, H, W), in which 1 is known.
+        fraction: share of the pixels that is missing, for random: exactly round(fraction H W) pixels.
+        per_channel: draw the random mask for every channel apart.
+        size: of the missing box, or of the centre that outpaint keeps: pixels (int), share of the side (float), or a pair
+            (height, width) of these; None is half of each side.
+        position: of the box: (top, left) in pixels, None for the centre, or ``"random"``.
+        margin: pixels that a random box stays away from the border.
+        width: of a missing stripe, in pixels.
+        period: from one stripe to the next, in pixels; the first stripe ends with the first period.
+        direction: in which the stripes run, ``"horizontal"`` or ``"vertical"``.
+        side: the missing half: ``"left"``, ``"right"``, ``"top"`` or ``"bottom"``.
+        keep: which colour of a mask file is known, ``"white"`` or ``"black"``. A file of another size is resized (nearest)
+            where its aspect ratio is the image's.
+        seed: of the random mask or position, which depend on (seed, C, H, W) alone.
+    """
+
+    mask: str | Path | Tensor = "random"
+    fraction: float = 0.7
+    per_channel: bool = False
+    size: Size | None = None
+    position: tuple[int, int] | str | None = None
+    margin: int = 0
+    width: int = 4
+    period: int = 8
+    direction: str = "vertical"
+    side: str = "right"
+    keep: str = "white"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("size", "position"):  # JSON knows lists only
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if isinstance(self.mask, Tensor):
+            if self.mask.ndim not in (2, 3, 4):
+                raise ValueError(f"a mask tensor is (H, W), (1 or C, H, W) or (B, 1 or C, H, W), got shape {tuple(self.mask.shape)}")
+            _check_values(self.mask, "the mask tensor")
+        elif str(self.mask) not in MASKS and not self.state and not Path(self.mask).is_file():
+            # A loaded measurement carries its mask; the file may be gone by then.
+            raise ValueError(f"mask must be one of {', '.join(MASKS)}, an existing mask file or a tensor, got {str(self.mask)!r}")
+        if not 0 <= self.fraction < 1:
+            raise ValueError(f"fraction, the share of missing pixels, must be at least 0 and below 1, got {self.fraction}")
+        if self.size is not None:
+            _check_size(self.size)
+        if not (self.position is None or self.position == "random" or _is_pair_of_pixels(self.position)):
+            raise ValueError(f"position must be (top, left) in pixels, 'random' or None for the centre, got {self.position!r}")
+        if not isinstance(self.margin, int) or self.margin < 0:
+            raise ValueError(f"margin must be a number of pixels, at least 0, got {self.margin}")
+        if not (isinstance(self.width, int) and isinstance(self.period, int) and 0 < self.width < self.period):
+            raise ValueError(
+                f"width and period must be pixels with 0 < width < period, so that something is known; got {self.width} and {self.period}"
+            )
+        for name, allowed in (("direction", ("horizontal", "vertical")), ("side", SIDES), ("keep", ("white", "black"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+    def make_state(self, shape: Shape) -> dict[str, Tensor]:
+        check_image_shape(shape, "Inpaint")
+        mask = self._mask(shape)
+        mask = mask if mask.ndim >= 3 else mask[None]
+        if mask.shape[-3] not in (1, shape[0]) or mask.shape[-2:] != shape[-2:]:
+            raise ValueError(
+                f"the mask has shape {tuple(mask.shape)}, but images are {shape}: "
+                f"give it their height and width, and 1 or {shape[0]} channels"
+            )
+        return {"mask": mask[0] if mask.ndim == 4 and len(mask) == 1 else mask}
+
+    def _mask(self, shape: Shape) -> Tensor:
+        if isinstance(self.mask, Tensor):
+            return self.mask.detach().to("cpu", torch.float64, copy=True)
+        c, h, w = shape
+        generator = generator_of("inpaint", self.seed, c, h, w)
+        mask = torch.ones(h, w, dtype=torch.float64)
+        match str(self.mask):
+            case "random":
+                channels = c if self.per_channel else 1
+                order = torch.stack([torch.randperm(h * w, generator=generator) for _ in range(channels)])
+                return (order >= round(self.fraction * h * w)).to(torch.float64).view(channels, h, w)
+            case "box":
+                top, left, height, width = self._box(h, w, generator)
+                mask[top : top + height, left : left + width] = 0
+            case "outpaint":
+                height, width = self._pixels(h, w)
+                mask.zero_()
+                mask[(h - height) // 2 :, (w - width) // 2 :][:height, :width] = 1
+            case "stripes":
+                lines = torch.arange(h if self.direction == "horizontal" else w) % self.period < self.period - self.width
+                mask = mask * (lines[:, None] if self.direction == "horizontal" else lines)
+            case "half":
+                rows, columns = torch.arange(h)[:, None].expand(h, w), torch.arange(w).expand(h, w)
+                known = {
+                    "left": columns >= w // 2,
+                    "right": columns < w - w // 2,
+                    "top": rows >= h // 2,
+                    "bottom": rows < h - h // 2,
+                }
+                mask = known[self.side].to(torch.float64)
+            case path:
+                mask = _read(Path(path), h, w)
+                mask = mask if self.keep == "white" else 1 - mask
+        return mask
+
+    def _pixels(self, h: int, w: int) -> tuple[int, int]:
+        pair = self.size if isinstance(self.size, tuple) else (0.5 if self.size is None else self.size,) * 2
+        height, width = (max(1, round(n * side)) if isinstance(n, float) else n for n, side in zip(pair, (h, w), strict=True))
+        if height > h or width > w:
+            raise ValueError(f"size {self.size} is larger than the image of {h}x{w} pixels; give less, or a share such as 0.5")
+        return height, width
+
+    def _box(self, h: int, w: int, generator: torch.Generator) -> tuple[int, int, int, int]:
+        height, width = self._pixels(h, w)
+        if self.position == "random":
+            room = h - height - 2 * self.margin, w - width - 2 * self.margin
+            if min(room) < 0:
+                raise ValueError(f"a box of {height}x{width} with a margin of {self.margin} does not fit into {h}x{w} pixels; shrink one")
+            top, left = (self.margin + int(torch.randint(n + 1, (), generator=generator)) for n in room)
+        else:
+            top, left = self.position if isinstance(self.position, tuple) else ((h - height) // 2, (w - width) // 2)
+        if top + height > h or left + width > w:
+            raise ValueError(f"a box of {height}x{width} at (top, left) = ({top}, {left}) leaves the image of {h}x{w} pixels; move it")
+        return top, left, height, width
+
+    @property
+    def binary(self) -> bool:
+        """Whether every pixel is either known or missing, nothing in between."""
+        if not isinstance(self.mask, Tensor) and str(self.mask) in MASKS:
+            return True
+        if self.shape is None and not isinstance(self.mask, Tensor):
+            raise ValueError("bind this Inpaint to an image shape first: operator.bind((C, H, W))")
+        mask = self.mask if isinstance(self.mask, Tensor) else self.state["mask"]
+        return mask.device.type == "meta" or bool(((mask == 0) | (mask == 1)).all())  # meta has no values to look at
+
+    @property
+    def per_image(self) -> frozenset[str]:
+        return frozenset({"mask"} if self.state and self.state["mask"].ndim == 4 else ())
+
+    def select(self, images: Tensor) -> Self:
+        selected = super().select(images)
+        if selected is self or not isinstance(self.mask, Tensor):
+            return selected
+        return replace(selected, mask=self.mask[images.to(self.mask.device)])  # so that a saved part is that part only
+
+    def _forward(self, x: Tensor) -> Tensor:
+        mask = self.state["mask"]
+        if mask.ndim == 4 and len(x) not in (1, len(mask)):
+            raise ValueError(f"this mask is for {len(mask)} images, got a batch of {len(x)}; use measurement.select(images) for a part")
+        return mask * x
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._forward(y)
+
+    def _pinv(self, y: Tensor) -> Tensor:
+        mask = self.state["mask"]
+        keep = mask > self.rcond  # of the largest possible value, so that images do not depend on each other
+        return torch.where(keep, 1 / torch.where(keep, mask, 1.0), 0.0) * y
+
+    def _singular_values(self) -> Tensor:
+        assert self.shape is not None
+        mask = self.state["mask"]
+        return mask.expand(*mask.shape[:-3], *self.shape)
+
+    def _vt(self, x: Tensor) -> Tensor:
+        return x
+
+    def _v(self, z: Tensor) -> Tensor:
+        return z
+
+    def _ut(self, y: Tensor) -> Tensor:
+        return y
+
+    def _u(self, z: Tensor) -> Tensor:
+        return z
+
+
+def _is_pixels(n: object) -> bool:
+    return isinstance(n, int) and not isinstance(n, bool) and n >= 0
+
+
+def _is_pair_of_pixels(pair: object) -> bool:
+    return isinstance(pair, tuple) and len(pair) == 2 and all(map(_is_pixels, pair))
+
+
+def _check_size(size: Size) -> None:
+    for n in size if isinstance(size, tuple) else (size,):
+        whole = _is_pixels(n) and n > 0
+        share = isinstance(n, float) and 0 < n <= 1
+        if not (whole or share) or (isinstance(size, tuple) and len(size) != 2):
+            raise ValueError(f"size must be pixels (int > 0), a share of the side (float in (0, 1]) or a pair of these, got {size!r}")
+
+
+def _check_values(mask: Tensor, what: str) -> None:
+    if mask.device.type == "meta" or mask.dtype == torch.bool:
+        return
+    low, high = float(mask.min()), float(mask.max())
+    if not (low >= 0 and high <= 1):  # false for nan as well
+        raise ValueError(f"{what} must have values in [0, 1], 1 being known; it has values from {low:g} to {high:g}")
+
+
+def _read(path: Path, h: int, w: int) -> Tensor:
+    """A mask file as (H, W) or (C, H, W) in [0, 1]; white is 1."""
+    try:
+        if path.suffix == ".npy":
+            mask = torch.from_numpy(np.load(path, allow_pickle=False)).to(torch.float64)
+        elif path.suffix == ".pt":
+            mask = torch.load(path, map_location="cpu", weights_only=True).to(torch.float64)
+        else:
+            from PIL import Image
+
+            with Image.open(path) as image:
+                # Convert palettes and colours to grey; 16-bit grey would lose its range on the way.
+                grey = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
+            mask = torch.from_numpy(grey.astype(np.float64)) / (255 if grey.dtype == np.uint8 else 65535)
+    except (OSError, ValueError, AttributeError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as a mask (an image, .npy or .pt): {error}") from error
+    _check_values(mask, f"the mask {path}")
+    if mask.ndim < 2:
+        raise ValueError(f"the mask {path} must be (H, W) or (C, H, W), got shape {tuple(mask.shape)}")
+    height, width = mask.shape[-2:]
+    if (height, width) == (h, w):
+        return mask
+    if round(height * w / width) != h and round(width * h / height) != w:
+        raise ValueError(f"the mask {path} is {height}x{width}, the image {h}x{w}: another aspect ratio; crop the mask to the image's")
+    shape = mask.shape
+    return F.interpolate(mask.reshape(1, -1, height, width), size=(h, w), mode="nearest-exact").view(*shape[:-2], h, w)

@@ -1,0 +1,157 @@
+"""Priors whose networks and posteriors are known exactly, noise that a test controls, and other shared tools.
+
+Nothing here uses the package's own formulas: what a network says is derived from the prior alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from invdiff.denoiser import Prediction
+from invdiff.noise import NoiseSource
+from invdiff.sampling import Step
+from invdiff.schedules import Level, Schedule
+
+Network = Callable[..., Tensor]
+D = torch.float64
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal float64 numbers that touch no global state."""
+    return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
+
+
+class Mixture:
+    """sum_k w_k N(m_k, C_k): exact posterior mean at every noise level, exact networks, exact posterior of y = A x + n."""
+
+    def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
+        self.weights, self.means, self.covariances = weights, means, covariances
+
+    def _log_weights(self, x: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
+        r = x[:, None] - means  # (B, K, d)
+        inverse = torch.linalg.inv(covariances)
+        quadratic = torch.einsum("bkd,kde,bke->bk", r, inverse, r)
+        return self.weights.log() - 0.5 * quadratic - 0.5 * torch.logdet(covariances)
+
+    def posterior_mean(self, x_t: Tensor, alpha: float, sigma: float) -> Tensor:
+        """E[x0 | alpha x0 + sigma eps = x_t]."""
+        x, (m, c) = x_t.flatten(1), (self.means.to(x_t), self.covariances.to(x_t))
+        noisy = alpha**2 * c + sigma**2 * torch.eye(x.shape[1]).to(x)
+        share = torch.softmax(self._log_weights(x, alpha * m, noisy).to(x), dim=1)
+        gain = alpha * c @ torch.linalg.inv(noisy)
+        each = m + torch.einsum("kde,bke->bkd", gain, x[:, None] - alpha * m)
+        return torch.einsum("bk,bkd->bd", share, each).view_as(x_t)
+
+    def posterior(self, A: Tensor, y: Tensor, sigma: float) -> Mixture:
+        """The posterior under one y = A x + sigma n: again a mixture."""
+        s = A @ self.covariances @ A.T + sigma**2 * torch.eye(len(A), dtype=D)
+        r = y - self.means @ A.T
+        log_w = self.weights.log() - 0.5 * torch.einsum("kd,kde,ke->k", r, torch.linalg.inv(s), r) - 0.5 * torch.logdet(s)
+        gain = self.covariances @ A.T @ torch.linalg.inv(s)
+        means = self.means + torch.einsum("kde,ke->kd", gain, r)
+        return Mixture(torch.softmax(log_w, 0), means, self.covariances - gain @ A @ self.covariances)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, (d,)."""
+        return self.weights @ self.means
+
+    @property
+    def covariance(self) -> Tensor:
+        """The covariance, (d, d)."""
+        spread = self.means - self.mean
+        return torch.einsum("k,kde->de", self.weights, self.covariances) + torch.einsum("k,kd,ke->de", self.weights, spread, spread)
+
+    def network(self, predicts: str, schedule: Schedule, sigma_data: float = 0.5) -> Network:
+        """A network ``net(x, t)`` that is exact for this prior, as one trained on ``schedule`` would be."""
+
+        def net(x: Tensor, t: Tensor, **cond: object) -> Tensor:
+            assert bool((t == t[0]).all())
+            if predicts == "edm":  # x arrives as c_in * (x0 + sigma n), t as log(sigma) / 4
+                sigma = float((4 * t[0].double()).exp())
+                scale = (sigma**2 + sigma_data**2) ** 0.5
+                noisy = x * scale
+                x0 = self.posterior_mean(noisy, 1.0, sigma)
+                return (x0 - sigma_data**2 / scale**2 * noisy) * scale / (sigma * sigma_data)
+            level = schedule(float(t[0]))
+            alpha, sigma = float(level.alpha), float(level.sigma)
+            x0 = self.posterior_mean(x, alpha, sigma)
+            eps = (x - alpha * x0) / sigma
+            if predicts == "velocity":
+                h = 1e-6
+                up, down = schedule(float(t[0]) + h), schedule(float(t[0]) - h)
+                return float(up.alpha - down.alpha) / (2 * h) * x0 + float(up.sigma - down.sigma) / (2 * h) * eps
+            return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0, "score": -eps / sigma}[predicts]
+
+        return net
+
+
+class Gaussian(Mixture):
+    """N(mean, covariance); ``covariance`` (d, d), or (d,) for a diagonal one."""
+
+    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        covariance = torch.diag(covariance) if covariance.ndim == 1 else covariance
+        super().__init__(torch.ones(1, dtype=D), mean[None].to(D), covariance[None].to(D))
+
+
+def correlated(d: int, seed: int = 0) -> Gaussian:
+    """A Gaussian in d dimensions with a full covariance."""
+    root = rand(d, d, seed=seed) / d**0.5
+    return Gaussian(rand(d, seed=seed + 1), root @ root.T + 0.05 * torch.eye(d, dtype=D))
+
+
+class OneStream(NoiseSource):
+    """One generator for the whole batch: thousands of chains are drawn at once."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        return torch.randn(x.shape, dtype=x.dtype, generator=self.generator)
+
+
+class Given(NoiseSource):
+    """Noise that was written down beforehand, drawn in order; ``drawn`` counts."""
+
+    def __init__(self, draws: Sequence[Tensor]) -> None:
+        self.draws, self.drawn = list(draws), 0
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        self.drawn += 1
+        return self.draws[self.drawn - 1].to(x.dtype).expand(x.shape)
+
+
+class NoNoise(NoiseSource):
+    """For samplers that must not draw anything."""
+
+    def __init__(self) -> None: ...
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        raise AssertionError("a deterministic sampler drew noise")
+
+
+def step_of(schedule: Schedule, t: Level, s: Level, noise: NoiseSource, last: Prediction | None = None, count: int = 1) -> Step:
+    """A lone step, for calling a transition by hand."""
+    return Step(0, t, s, schedule, noise, count=count, last=last)
+
+
+@dataclass
+class Calls:
+    """Wraps a network and remembers how it was called."""
+
+    net: Network
+    times: list[float]
+    batches: list[int]
+
+    @classmethod
+    def of(cls, net: Network) -> Calls:
+        return cls(net, [], [])
+
+    def __call__(self, x: Tensor, t: Tensor, **cond: object) -> Tensor:
+        self.times.append(float(t[0]))
+        self.batches.append(len(x))
+        return self.net(x, t, **cond)

@@ -1,0 +1,171 @@
+"""The command line: a few runs as a process, the rest through main()."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from invdiff.cli import main
+from invdiff.images import read_image
+from invdiff.measurement import Measurement
+from invdiff.registry import make_operator
+
+FAST = ["--steps", "2", "--quiet"]
+
+
+def command(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "invdiff.cli", *args], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A 40x48 colour ramp with a square in it."""
+    rows, columns = np.mgrid[0:40, 0:48]
+    image = np.stack([rows * 6, columns * 5, 255 - rows * 3], axis=-1).astype(np.uint8)
+    image[10:20, 10:20] = (200, 30, 30)
+    path = tmp_path / "photo.png"
+    Image.fromarray(image).save(path)
+    return path
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """The one line on stderr of a request that must fail with exit code 2."""
+    assert main(list(args)) == 2
+    err = capsys.readouterr().err.strip()
+    assert "\n" not in err and err.startswith("invdiff solve: error: ")
+    return err
+
+
+def test_help_and_list_do_not_import_torch(tmp_path: Path) -> None:
+    script = "import sys; from invdiff.cli import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; assert 'hydra' not in sys.modules"
+    listed = subprocess.run([sys.executable, "-c", script, "list"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "dps" in listed and "inpaint" in listed and "photo64" in listed
+    as_json = subprocess.run([sys.executable, "-c", script, "list", "guidance", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert json.loads(as_json)["guidance"]["dps"] == "invdiff (invdiff.guidance.dps:DPS)"
+
+
+def test_main_job_as_a_process(tmp_path: Path) -> None:
+    """The README's command, with fewer steps: all files are there and the record tells the truth about them."""
+    run = command("solve", "--operator", "inpaint", "--method", "dps", "--steps", "4", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    folder = tmp_path / "invdiff-inpaint-dps"
+    record = json.loads((folder / "result.json").read_text())
+    assert sorted(p.name for p in folder.iterdir()) == sorted(record["files"])
+    assert {"restored.png", "measurement.png", "comparison.png", "measurement.safetensors", "truth.png"} <= set(record["files"])
+    assert record["nfe"] == 4 and record["nbe"] == 4
+    assert set(record["metrics"]) == {"psnr", "ssim", "lpips"}
+    restored, truth = read_image(folder / "restored.png"), read_image(folder / "truth.png")
+    assert restored.shape == truth.shape == (1, 3, 128, 128)
+    psnr = -10 * torch.log10((restored - truth).square().mean())
+    assert float(psnr) == pytest.approx(record["metrics"]["psnr"], abs=0.02)  # 8-bit rounding
+    assert Measurement.load(folder / "measurement.safetensors").hash == record["measurement"]["hash"]
+    assert "step" in run.stderr and "comparison.png" in run.stdout
+
+    again = command("solve", "--operator", "inpaint", "--method", "dps", "--steps", "4", cwd=tmp_path)
+    assert again.returncode == 2 and "--overwrite" in again.stderr
+
+
+@pytest.mark.parametrize("operator", ["inpaint", "blur", "sr", "colorize", "denoise"])
+def test_every_operator(operator: str, photo: Path, tmp_path: Path) -> None:
+    assert main(["solve", "--operator", operator, "--input", str(photo), "--output", str(tmp_path / "out"), *FAST]) == 0
+    assert read_image(tmp_path / "out" / "restored.png").shape == (1, 3, 40, 48)
+
+
+def test_json_samples_and_gif(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    args = ["solve", "--input", str(photo), "--output", str(out), "--num-samples", "2", "--gif", "--json", "--seed", "3"]
+    assert main([*args, *FAST, "guidance.zeta=0.25", "transition.name=ddim", "transition.eta=0.5"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["run"]["method"]["guidance"] == [{"name": "DPS", "zeta": 0.25}]
+    assert record["run"]["method"]["transition"] == {"name": "DDIM", "eta": 0.5, "std": None}
+    assert record["run"]["seed"] == 3 and record["metrics_of_mean"]["psnr"] > 0
+    assert {"mean.png", "std.png", "sample_0.png", "sample_1.png", "trajectory.gif"} <= {p.name for p in out.iterdir()}
+
+
+def test_folder_of_images(photo: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(photo.read_bytes())
+    assert main(["solve", "--method", "none", "--input", str(folder), "--output", str(tmp_path / "out"), *FAST]) == 0
+    results = {n: json.loads((tmp_path / "out" / n / "result.json").read_text()) for n in ("a", "b")}
+    assert results["a"]["measurement"]["hash"] != results["b"]["measurement"]["hash"]  # image k has noise of its own
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["mean"]["psnr"] == pytest.approx(sum(r["metrics"]["psnr"] for r in results.values()) / 2)
+
+
+def test_already_degraded(photo: Path, tmp_path: Path) -> None:
+    """A degraded PNG with its mask, and a saved measurement: known pixels stay, nothing is simulated."""
+    mask = np.full((40, 48), 255, np.uint8)
+    mask[12:24, 12:30] = 0
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    given = ["--measurement", str(photo), "--mask", str(tmp_path / "mask.png"), "--sigma", "0", "--method", "replace"]
+    assert main(["solve", *given, "--output", str(tmp_path / "one"), *FAST]) == 0
+    restored, known = read_image(tmp_path / "one" / "restored.png"), torch.from_numpy(mask > 0)
+    assert torch.equal(restored[..., known], read_image(photo)[..., known])
+    assert not torch.equal(restored[..., ~known], read_image(photo)[..., ~known])
+    assert "metrics" not in json.loads((tmp_path / "one" / "result.json").read_text())
+
+    make_operator("sr", factor=4).measure(torch.rand(1, 3, 40, 48, generator=torch.Generator().manual_seed(0)), sigma=0.1).save(tmp_path / "m.safetensors")
+    assert main(["solve", "--measurement", str(tmp_path / "m.safetensors"), "--output", str(tmp_path / "two"), *FAST]) == 0
+    assert read_image(tmp_path / "two" / "restored.png").shape == (1, 3, 40, 48)
+
+
+def test_mask_keep_black(photo: Path, tmp_path: Path) -> None:
+    mask = np.zeros((40, 48), np.uint8)
+    mask[:, 24:] = 255
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    out = tmp_path / "out"
+    assert main(["solve", "--input", str(photo), "--mask", str(tmp_path / "m.png"), "--mask-keep", "black", "--sigma", "0", "--output", str(out), *FAST]) == 0
+    y = read_image(out / "measurement.png")
+    assert torch.equal(y[..., :24], read_image(photo)[..., :24]) and bool((y[..., 24:] == 0).all())
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--operator", "inpant"], "Did you mean 'inpaint'"),
+        (["--method", "dsp"], "Did you mean 'dps'"),
+        (["--model", "photo46"], "Did you mean 'photo64'"),
+        (["--model", "no/such/folder"], "no model folder"),
+        (["guidance.zetta=1"], "Did you mean 'zeta'"),
+        (["operator.fracton=1"], "Did you mean 'fraction'"),
+        (["operator.fraction=2"], "fraction"),
+        (["stepz=3"], "stepz"),
+        (["nonsense"], "key=value"),
+        (["operator._target_=os.system"], "_target_"),
+        (["--steps", "0"], "steps"),
+        (["--steps", "2000"], "1000"),
+        (["--sigma", "-1"], "sigma"),
+        (["--batch-size", "many"], "batch"),
+        (["--num-samples", "0"], "num_samples"),
+        (["--device", "cuda:99"], "--device cpu"),
+        (["--preset", "nobody"], "presets"),
+        (["transition.name=ddmp"], "unknown transition"),
+        (["--input", "missing.png"], "missing.png"),
+        (["--measurement", "missing.safetensors"], "missing.safetensors"),
+        (["--operator", "inpaint", "--mask", "missing.png"], "missing.png"),
+        (["--method", "repaint", "--method", "replace", "transition.name=heun", "guidance.zeta=1"], "zeta"),
+    ],
+)
+def test_bad_requests_say_so_in_one_line_and_write_nothing(args: list[str], expected: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert expected in error_of(capsys, "solve", *args, "--quiet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unreadable_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    assert "broken.png" in error_of(capsys, "solve", "--input", str(tmp_path / "broken.png"), "--output", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "photo64", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["predicts"] == "eps" and facts["parameters"] == 4_063_843 and facts["data range"] == [-1.0, 1.0]
