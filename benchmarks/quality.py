@@ -60,12 +60,16 @@ def scores(x: Tensor, truth: Tensor) -> dict[str, float]:
     return {m.__name__: round(float(m(x, truth).mean()), 5) for m in (psnr, ssim, lpips)}
 
 
-def evaluate(photos: Tensor, operator: str, config: dict[str, Any], denoiser: Any, progress: bool = True) -> tuple[dict[str, Any], list[Tensor]]:
+def evaluate(
+    photos: Tensor, operator: str, config: dict[str, Any], denoiser: Any, progress: bool = True
+) -> tuple[dict[str, Any], list[Tensor]]:
     """Measures, restores and scores; returns the record and the pictures (truth, measurement, baseline, restored[, mean])."""
     made = make_operator(operator, **{k: v for k, v in config["operator"].items() if k != "name"})
     measurement = made.measure(photos, sigma=config["sigma"], seed=config["seed"])
     method = make_method(config["guidance"]["name"], **{k: v for k, v in config["guidance"].items() if k != "name"})
-    result = solve(measurement, denoiser, method, steps=config["steps"], seed=config["seed"], num_samples=config["num_samples"], progress=progress)
+    result = solve(
+        measurement, denoiser, method, steps=config["steps"], seed=config["seed"], num_samples=config["num_samples"], progress=progress
+    )
     name, base = baseline(operator, measurement)
     record: dict[str, Any] = {"config": config, "measurement": measurement.hash, "weights": denoiser.hash}
     record |= {"baseline": {"name": name} | scores(base, photos), "sample": scores(result.x, photos)}
@@ -79,7 +83,9 @@ def evaluate(photos: Tensor, operator: str, config: dict[str, Any], denoiser: An
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m invdiff.benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m invdiff.benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--photos", type=Path, required=True, help="folder with kodim01.png ... kodim24.png")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--operator", nargs="+", default=["inpaint", "sr", "blur"])

@@ -31,6 +31,7 @@ from invdiff.guidance.dps import DPS
 from invdiff.itineraries import Straight
 from invdiff.measurement import Measurement
 from invdiff.noise import NoiseSource
+from invdiff.operator import LinearOperator
 from invdiff.registry import load_model, make_operator
 from invdiff.sampling import sample
 from invdiff.transitions import DDIM, DDPM
@@ -78,7 +79,9 @@ def ours(denoiser: Denoiser, measurement: Measurement | None, x: Tensor, steps: 
     levels = Straight()(denoiser.schedule, steps)
     noise = NoiseSource(range(len(x)))
     guidance, transition = ([DPS(ZETA)], DDPM()) if guided else ([], DDIM())
-    return sample(denoiser, x, levels, schedule=denoiser.schedule, noise=noise, transition=transition, guidance=guidance, measurement=measurement)
+    return sample(
+        denoiser, x, levels, schedule=denoiser.schedule, noise=noise, transition=transition, guidance=guidance, measurement=measurement
+    )
 
 
 def bare(denoiser: Denoiser, x: Tensor, steps: int, backward: bool) -> None:
@@ -139,7 +142,10 @@ def free(rounds: int) -> dict[str, Any]:
         return x_t
 
     seconds = in_turn({"ours": lambda: ours(denoiser, measurement, x, steps, True), "by hand": by_hand}, rounds)
-    return {"DPS step / by hand": round(seconds["ours"] / seconds["by hand"], 3), "ms per step": {k: round(1000 * v / steps, 3) for k, v in seconds.items()}}
+    return {
+        "DPS step / by hand": round(seconds["ours"] / seconds["by hand"], 3),
+        "ms per step": {k: round(1000 * v / steps, 3) for k, v in seconds.items()},
+    }
 
 
 def peers(rounds: int) -> dict[str, Any]:
@@ -188,7 +194,8 @@ def peers(rounds: int) -> dict[str, Any]:
     memory = {name: peak_memory_mb(run) for name, run in contenders.items()}
     reference = seconds["invdiff, float32"]
     return {
-        name: {"seconds per image": round(s / batch, 4), "x invdiff float32": round(s / reference, 3), "peak MB": memory[name]} for name, s in seconds.items()
+        name: {"seconds per image": round(s / batch, 4), "x invdiff float32": round(s / reference, 3), "peak MB": memory[name]}
+        for name, s in seconds.items()
     }
 
 
@@ -196,8 +203,9 @@ def operators(rounds: int) -> dict[str, Any]:
     found = {}
     for name, parameters in (("sr", {"factor": 4}), ("blur", {"kernel": "gaussian", "sigma": 2.0}), ("inpaint", {}), ("colorize", {})):
         operator = make_operator(name, **parameters).bind((3, 256, 256))
+        assert isinstance(operator, LinearOperator)
         y = operator(state(4, 256))
-        found[f"{name} pinv, ms"] = round(1000 * in_turn({"pinv": lambda operator=operator, y=y: operator.pinv(y)}, 5 * rounds)["pinv"], 2)
+        found[f"{name} pinv, ms"] = round(1000 * in_turn({"pinv": partial(operator.pinv, y)}, 5 * rounds)["pinv"], 2)
     return found
 
 
@@ -205,7 +213,9 @@ PARTS = {"overhead": overhead, "free": free, "peers": peers, "operators": operat
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m invdiff.benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m invdiff.benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, help="folder for speed.json")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=5)

@@ -36,4 +36,3 @@ class DPS(Guidance):
             norm = measurement.norm(p.x0).sum()  # one value per image; the sum keeps their gradients apart
         (grad,) = torch.autograd.grad(norm, x_t)
         return p.detach().move_x0(-self.zeta / float(step.s.alpha) * grad)
-

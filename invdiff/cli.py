@@ -29,16 +29,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     what = solve.add_argument_group("what")
     what.add_argument("--operator", default="inpaint", help="how the image was degraded (default: inpaint); see `invdiff list operators`")
-    what.add_argument("--method", action="append", help="how it is restored (default: dps); repeat for a chain, the first nearest to the network")
+    what.add_argument(
+        "--method", action="append", help="how it is restored (default: dps); repeat for a chain, the first nearest to the network"
+    )
     what.add_argument("--model", default="photo64", help="the prior: a registered name or a diffusers folder (default: photo64)")
     what.add_argument("--preset", default="auto", help="auto: the values tuned for the model, else the paper's; paper; none")
     data = solve.add_argument_group("images")
     data.add_argument("--input", help="clean image, folder or glob to degrade and restore; without it, a photograph of scikit-image")
-    data.add_argument("--measurement", help="an image that IS degraded, or a measurement saved by invdiff (.safetensors): nothing is simulated")
+    data.add_argument(
+        "--measurement", help="an image that IS degraded, or a measurement saved by invdiff (.safetensors): nothing is simulated"
+    )
     data.add_argument("--output", help="folder of the results (default: invdiff-OPERATOR-METHOD)")
     data.add_argument("--overwrite", action="store_true", help="write into an output folder that is not empty")
     data.add_argument("--mask", help="inpaint: mask file")
-    data.add_argument("--mask-keep", choices=("white", "black"), help="inpaint: which colour of the mask file marks known pixels (default: white)")
+    data.add_argument(
+        "--mask-keep", choices=("white", "black"), help="inpaint: which colour of the mask file marks known pixels (default: white)"
+    )
     run = solve.add_argument_group("run")
     run.add_argument("--steps", type=int)
     run.add_argument("--sigma", type=float, help="noise of the measurement, in units of [0, 1]")
@@ -46,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--num-samples", type=int, help="samples per image; more than one adds mean and standard deviation maps")
     run.add_argument("--batch-size", help="chains at once, or auto: all, halved when memory runs out")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ... (default: auto)")
-    run.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the network; states stay in float32")
+    run.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the network; states stay in float32"
+    )
     show = solve.add_argument_group("showing")
     show.add_argument("--gif", action="store_true", help="also write the estimates of the first sample as trajectory.gif")
     show.add_argument("--quiet", action="store_true", help="no progress and no summary")

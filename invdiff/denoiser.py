@@ -48,7 +48,9 @@ class Prediction:
     def detach(self) -> Prediction:
         """The same values without their autograd graph."""
         f = self.variance_fraction
-        return replace(self, x_t=self.x_t.detach(), x0=self.x0.detach(), eps=self.eps.detach(), variance_fraction=None if f is None else f.detach())
+        return replace(
+            self, x_t=self.x_t.detach(), x0=self.x0.detach(), eps=self.eps.detach(), variance_fraction=None if f is None else f.detach()
+        )
 
     @property
     def score(self) -> Tensor:
@@ -154,7 +156,9 @@ class Denoiser:
         if not isinstance(schedule, Schedule):
             raise TypeError(f"schedule must be one of invdiff.schedules, e.g. schedules.linear(1000), got {type(schedule).__name__}")
         if predicts == "velocity" and isinstance(schedule, Discrete):
-            raise ValueError("a velocity is dx_t/dt and needs a schedule in continuous time, e.g. schedules.flow(); give time= if the network counts in steps")
+            raise ValueError(
+                "a velocity is dx_t/dt and needs a schedule in continuous time, e.g. schedules.flow(); give time= if the network counts in steps"
+            )
         if data_range is not None and not data_range[0] < data_range[1]:
             raise ValueError(f"data_range must be (low, high) with low < high, got {data_range}")
         if clip and data_range is None:
@@ -178,7 +182,9 @@ class Denoiser:
                 net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if gradient_checkpointing:
             if not hasattr(net, "enable_gradient_checkpointing"):
-                raise ValueError("gradient_checkpointing=True needs a network with enable_gradient_checkpointing(), as diffusers' models have")
+                raise ValueError(
+                    "gradient_checkpointing=True needs a network with enable_gradient_checkpointing(), as diffusers' models have"
+                )
             net.enable_gradient_checkpointing()
         if compile:
             self.net = torch.compile(net)  # type: ignore[assignment]
@@ -225,11 +231,15 @@ class Denoiser:
         fraction = None
         if self.learned_variance:
             if out.shape[1] != 2 * x.shape[1]:
-                raise ValueError(f"learned_variance=True expects {2 * x.shape[1]} output channels for {x.shape[1]} input channels, got {out.shape[1]}")
+                raise ValueError(
+                    f"learned_variance=True expects {2 * x.shape[1]} output channels for {x.shape[1]} input channels, got {out.shape[1]}"
+                )
             out, v = out.chunk(2, dim=1)
             fraction = (v + 1) / 2
         if out.shape != x.shape:
-            hint = "; a network with twice the channels needs learned_variance=True" if out.ndim > 1 and out.shape[1] == 2 * x.shape[1] else ""
+            hint = (
+                "; a network with twice the channels needs learned_variance=True" if out.ndim > 1 and out.shape[1] == 2 * x.shape[1] else ""
+            )
             raise ValueError(f"the network returned shape {tuple(out.shape)} for a state of shape {tuple(x.shape)}{hint}")
         x0, eps = self._parameterisation(x, out, t, alpha, sigma)
         if self.clip:

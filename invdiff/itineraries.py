@@ -88,7 +88,9 @@ class LateStart(Itinerary):
             return measurement.operator.pinv(measurement.y)
         if measurement.y.shape[1:] == measurement.image_shape:
             return measurement.y
-        raise ValueError(f"a late start needs an image to start from, and {type(measurement.operator).__name__} gives none; pass start=image to solve")
+        raise ValueError(
+            f"a late start needs an image to start from, and {type(measurement.operator).__name__} gives none; pass start=image to solve"
+        )
 
 
 BY_NAME: dict[str, type[Itinerary]] = {"straight": Straight, "jumps": Jumps, "late_start": LateStart}

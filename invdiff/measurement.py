@@ -30,7 +30,9 @@ def per_image(sigma: float | Sequence[float] | Tensor, y: Tensor) -> Tensor | fl
     if std.ndim == 1 and len(std) == len(y):
         std = std.view(-1, *(1,) * (y.ndim - 1))
     if std.ndim != y.ndim or any(a not in (1, b) for a, b in zip(std.shape, y.shape, strict=False)):
-        raise ValueError(f"sigma must be a number, one per image ({len(y)}) or broadcast against y {tuple(y.shape)}, got shape {tuple(std.shape)}")
+        raise ValueError(
+            f"sigma must be a number, one per image ({len(y)}) or broadcast against y {tuple(y.shape)}, got shape {tuple(std.shape)}"
+        )
     if std.device.type != "meta" and not bool((std >= 0).all() & std.isfinite().all()):
         raise ValueError("sigma must be finite and not negative everywhere")
     return std
@@ -99,7 +101,11 @@ class Measurement:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Measurement:
         """The same measurement elsewhere, operator included."""
-        y = self.y.to(device, torch.complex128 if dtype == torch.float64 else torch.complex64) if self.y.is_complex() and dtype else self.y.to(device, dtype)
+        y = (
+            self.y.to(device, torch.complex128 if dtype == torch.float64 else torch.complex64)
+            if self.y.is_complex() and dtype
+            else self.y.to(device, dtype)
+        )
         sigma = self.sigma if isinstance(self.sigma, float) else self.sigma.to(device, dtype)
         return Measurement(y, self.operator.to(device, dtype), sigma)
 

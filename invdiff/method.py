@@ -46,7 +46,8 @@ class Method:
             ValueError: names the piece, what it requires and what it was given.
         """
         assert self.transition is not None
-        for piece in (*self.chain, self.transition):
+        pieces: tuple[Guidance | Transition, ...] = (*self.chain, self.transition)
+        for piece in pieces:
             if piece.requires is None:
                 continue
             name = type(piece).__name__
@@ -56,11 +57,11 @@ class Method:
                 raise ValueError(
                     f"{name} requires a {piece.requires.__name__}, but {type(measurement.operator).__name__} is not one; choose another method or operator"
                 )
-            piece.check(measurement)
-        for piece in self.chain:
-            if piece.stateful and self.transition.predictions > 1:
+        for guidance in self.chain:
+            if guidance.stateful and self.transition.predictions > 1:
                 raise ValueError(
-                    f"{type(piece).__name__} keeps memory between steps, but {type(self.transition).__name__} predicts more than once a step; use a transition that predicts once, e.g. DDIM"
+                    f"{type(guidance).__name__} keeps memory between steps, but {type(self.transition).__name__} predicts more than once a step; "
+                    "use a transition that predicts once, e.g. DDIM"
                 )
 
 
@@ -87,7 +88,9 @@ def make_method(method: Any, **parameters: Any) -> Method:
             return Method(itinerary=method)
         case list() | tuple():
             return _chain([make_method(m) for m in method])
-    raise TypeError(f"a method is a registered name, a Method, Guidance, Transition or Itinerary, or a list of these; got {type(method).__name__}")
+    raise TypeError(
+        f"a method is a registered name, a Method, Guidance, Transition or Itinerary, or a list of these; got {type(method).__name__}"
+    )
 
 
 def _chain(methods: Sequence[Method]) -> Method:

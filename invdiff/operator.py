@@ -62,6 +62,14 @@ class Operator(ABC):
         """The image shape that gives measurements of ``measurement_shape`` (both without the batch)."""
         return measurement_shape
 
+    def _observed(self, noise: Tensor) -> Tensor:
+        """Measurement noise (B, *measurement shape) with zeros where nothing is measured, such as at missing pixels."""
+        return noise
+
+    def fit(self, shape: Shape) -> Shape:
+        """The largest image shape within ``shape`` that this operator takes."""
+        return shape
+
     # What users call -------------------------------------------------------------------------------------------------
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -98,7 +106,7 @@ class Operator(ABC):
             counts = [torch.poisson(row.clamp(min=0).cpu() / gain, generator=g) for row, g in zip(y, generators, strict=True)]
             y = gain * torch.stack(counts).to(y)
         noise = torch.stack([torch.randn(row.shape, dtype=row.dtype, generator=g) for row, g in zip(y, generators, strict=True)])
-        y = y + std * noise.to(y.device)
+        y = y + operator._like(y)._observed(std * noise.to(y.device))
         if gain > 0:
             std = torch.sqrt(torch.as_tensor(std) ** 2 + gain * y.clamp(min=gain))
         return Measurement(y, operator, std)
@@ -124,7 +132,9 @@ class Operator(ABC):
         """A copy whose floating-point state lies on ``device`` in ``dtype``."""
 
         def move(v: Tensor) -> Tensor:
-            return v.to(device, _complex_of(dtype) if v.is_complex() else dtype) if v.is_floating_point() or v.is_complex() else v.to(device)
+            return (
+                v.to(device, _complex_of(dtype) if v.is_complex() else dtype) if v.is_floating_point() or v.is_complex() else v.to(device)
+            )
 
         return dataclasses.replace(self, state={k: move(v) for k, v in self.state.items()})
 
@@ -265,9 +275,7 @@ class SpectralOperator(LinearOperator):
         return self._like(z)._u(z)
 
 
-def conjugate_gradients(
-    normal: Callable[[Tensor], Tensor], b: Tensor, iterations: int = 100, tolerance: float = 1e-6
-) -> Tensor:
+def conjugate_gradients(normal: Callable[[Tensor], Tensor], b: Tensor, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
     """Solves ``normal(x) = b`` from zero, per image, ``normal`` being self-adjoint and positive semi-definite.
 
     A fixed number of iterations runs without looking at the data; an image whose residual fell below ``tolerance``

@@ -67,7 +67,9 @@ def load(kind: str, name: str) -> Any:
     try:
         return points[0].load()
     except Exception as error:
-        raise PluginError(f"{_SINGULAR[kind]} {name!r} of package {package_of(points[0])} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise PluginError(
+            f"{_SINGULAR[kind]} {name!r} of package {package_of(points[0])} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
 
 
 _SINGULAR = {"operators": "operator", "guidance": "method", "models": "model", "metrics": "metric", "configs": "config package"}
@@ -126,9 +128,9 @@ def load_model(model: str, **options: Any) -> Denoiser:
         model: registered name, or path of a folder with ``config.json`` and weights.
         options: passed to :class:`~invdiff.denoiser.Denoiser` on top of what the checkpoint says, e.g. ``dtype``.
     """
-    from invdiff.models import load_folder
-
     from pathlib import Path
+
+    from invdiff.models import load_folder
 
     if Path(model).is_dir():
         return load_folder(Path(model), **options)

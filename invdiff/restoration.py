@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invdiff.denoiser import Denoiser, count_evaluations
+from invdiff.denoiser import Denoiser, Prediction, count_evaluations
 from invdiff.itineraries import Straight
 from invdiff.measurement import Measurement
 from invdiff.method import Method, describe, make_method
@@ -105,7 +105,18 @@ def solve(
         raise TypeError(f"measurement must be an invdiff.Measurement (operator.measure(x) makes one), got {type(measurement).__name__}")
     _check_image(denoiser, measurement.image_shape)
     run = _Run(denoiser, method, steps, seed, transition, itinerary, schedule, dtype, cond)
-    return run(measurement, (len(measurement), *measurement.image_shape), num_samples, start, None, batch_size, image_ids, callback, trajectory, progress)
+    return run(
+        measurement,
+        (len(measurement), *measurement.image_shape),
+        num_samples,
+        start,
+        None,
+        batch_size,
+        image_ids,
+        callback,
+        trajectory,
+        progress,
+    )
 
 
 def generate(
@@ -170,12 +181,13 @@ def invert(
     schedule = schedule or denoiser.schedule
     levels = Straight()(schedule, steps)[-2::-1]  # least noisy first, the clean end left out
     state = _to_range(denoiser, x.to(denoiser.device or x.device, dtype)) * levels[0].alpha
-    noise, last, own = NoiseSource([0] * len(x), state.device), None, dict[str, Any]()
+    noise, last = NoiseSource([0] * len(x), state.device), None
+    own: dict[str, Any] = {}
     with torch.no_grad():
         for index, (t, s) in enumerate(pairwise(levels)):
-            made = []
+            made: list[Prediction] = []
 
-            def predict(x_t: Tensor, level: Level, made: list[Any] = made) -> Any:
+            def predict(x_t: Tensor, level: Level, made: list[Prediction] = made) -> Prediction:
                 made.append(denoiser(x_t, level, **cond))
                 return made[-1]
 
@@ -212,7 +224,9 @@ class _Run:
         progress: bool,
     ) -> Restoration:
         if not isinstance(self.denoiser, Denoiser):
-            raise TypeError(f"denoiser must be an invdiff.Denoiser (wrap a network: Denoiser(net, predicts=..., schedule=...)), got {type(self.denoiser).__name__}")
+            raise TypeError(
+                f"denoiser must be an invdiff.Denoiser (wrap a network: Denoiser(net, predicts=..., schedule=...)), got {type(self.denoiser).__name__}"
+            )
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         if batch_size is not None and batch_size < 1:
@@ -251,7 +265,22 @@ class _Run:
                 part = chains[done : done + size]
                 before = replace(evaluations)
                 try:
-                    kept.append(self._chains(part, ids, measurement, shape, levels, schedule, method, start, begin, device, bar.watch(callback, len(part)), trajectory))
+                    kept.append(
+                        self._chains(
+                            part,
+                            ids,
+                            measurement,
+                            shape,
+                            levels,
+                            schedule,
+                            method,
+                            start,
+                            begin,
+                            device,
+                            bar.watch(callback, len(part)),
+                            trajectory,
+                        )
+                    )
                 except (torch.OutOfMemoryError, RuntimeError) as error:
                     if batch_size is not None or size == 1 or not _out_of_memory(error):
                         raise
@@ -264,7 +293,14 @@ class _Run:
         x = torch.cat([part for part, _ in kept]).view(num_samples, *shape)
         steps = [path for _, path in kept if path is not None]
         path = torch.cat(steps, dim=1).unflatten(1, (num_samples, shape[0])) if steps else None
-        return Restoration(x, evaluations.forward / len(chains), evaluations.backward / len(chains), seconds, self._config(method, schedule, num_samples), path)
+        return Restoration(
+            x,
+            evaluations.forward / len(chains),
+            evaluations.backward / len(chains),
+            seconds,
+            self._config(method, schedule, num_samples),
+            path,
+        )
 
     def _chains(
         self,
@@ -335,7 +371,10 @@ def _check_image(denoiser: Denoiser, shape: tuple[int, ...]) -> None:
     trained = denoiser.image_size
     if trained is not None and len(shape) == 3 and not (trained / 2 <= min(shape[1:]) and max(shape[1:]) <= 8 * trained):
         # One call site, so Python's default filter shows it once for each network and size.
-        warnings.warn(f"{denoiser.name} was trained on {trained}x{trained} images; {shape[1]}x{shape[2]} is far from that and quality may suffer", stacklevel=3)
+        warnings.warn(
+            f"{denoiser.name} was trained on {trained}x{trained} images; {shape[1]}x{shape[2]} is far from that and quality may suffer",
+            stacklevel=3,
+        )
 
 
 def _to_range(denoiser: Denoiser, x: Tensor) -> Tensor:

@@ -73,9 +73,6 @@ class Guidance(ABC):
     @abstractmethod
     def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction: ...
 
-    def check(self, measurement: Measurement) -> None:
-        """Refuses, before sampling, a measurement this guidance cannot use (beyond ``requires``)."""
-
 
 class Transition(ABC):
     """Given a prediction at t, draws the state at s.
@@ -112,9 +109,6 @@ class Transition(ABC):
         """x_s at a noisier level: the forward process, q(x_s | x_t)."""
         return renoise(x_t, step.t, step.s, step)
 
-    def check(self, measurement: Measurement) -> None:
-        """Refuses, before sampling, a measurement this transition cannot use (beyond ``requires``)."""
-
 
 def renoise(x_t: Tensor, t: Level, s: Level, step: Step, scale: float = 1.0) -> Tensor:
     """q(x_s | x_t) for a noisier s: alpha_s/alpha_t x_t + sqrt(sigma_s² − (alpha_s/alpha_t)² sigma_t²) z, the noise times ``scale``."""
@@ -135,7 +129,9 @@ class Itinerary(ABC):
         return None
 
 
-def guide(denoise: Denoise, guidance: Sequence[Guidance], step: Step, memory: list[dict[str, Any]], measurement: Measurement | None) -> Denoise:
+def guide(
+    denoise: Denoise, guidance: Sequence[Guidance], step: Step, memory: list[dict[str, Any]], measurement: Measurement | None
+) -> Denoise:
     """The network under a chain of guidances, the first nearest to the network: ordinary function wrapping."""
     for g, own in zip(guidance, memory, strict=True):
         denoise = _wrap(denoise, g, replace(step, memory=own), measurement)

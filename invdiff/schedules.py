@@ -66,8 +66,7 @@ class Schedule(ABC):
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(d alpha / dt, d sigma / dt), which a velocity ``v = dx_t/dt`` is made of."""
         t = t.detach().clone()
-        _, rates = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))
-        return rates
+        return torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))[1]
 
     def times(self, steps: int, spacing: str | Sequence[float] | None = None) -> Tensor:
         """The times a sampler visits, noisiest first, the clean end not included.

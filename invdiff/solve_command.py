@@ -70,7 +70,9 @@ def run(args: argparse.Namespace) -> None:
         if not args.quiet and not args.json:
             print(_summary(job.name, record, folder))
     if len(jobs) > 1:
-        means = {m: sum(r["metrics"][m] for r in records) / len(records) for m in METRICS if all(m in r.get("metrics", {}) for r in records)}
+        means = {
+            m: sum(r["metrics"][m] for r in records) / len(records) for m in METRICS if all(m in r.get("metrics", {}) for r in records)
+        }
         write_atomically(output / "summary.json", json.dumps({"mean": means, "results": records}, indent=2) + "\n")
     if args.json:
         print(json.dumps(records if len(jobs) > 1 else records[0], indent=2))
@@ -99,6 +101,11 @@ def _configure(args: argparse.Namespace, names: list[str]) -> tuple[dict[str, An
     if left := [o for o in mine if o not in taken]:
         raise ValueError(f"none of the methods {', '.join(names)} has the parameter of {left[0]!r}")
     config["method"] = names
+    for key, kinds in (("steps", (int,)), ("seed", (int,)), ("num_samples", (int,)), ("sigma", (int, float)), ("gain", (int, float))):
+        if not isinstance(config[key], kinds) or isinstance(config[key], bool):
+            raise ValueError(f"{key} must be a number, got {config[key]!r}")
+    if config["batch_size"] != "auto" and not isinstance(config["batch_size"], int):
+        raise ValueError(f"batch_size must be a whole number or auto, got {config['batch_size']!r}")
     method = make_method(chain) if len(chain) > 1 else chain[0]
     transition = _piece(config["transition"], transitions.BY_NAME, "transition")
     itinerary = _piece(config["itinerary"], itineraries.BY_NAME, "itinerary")
@@ -166,6 +173,11 @@ def _measure(job: Job, operator: Operator | None, config: dict[str, Any], k: int
     if job.measured is not None:
         return Measurement(job.measured, operator, config["sigma"])
     assert job.truth is not None
+    shape = operator.fit(tuple(job.truth.shape[1:]))
+    if shape != tuple(job.truth.shape[1:]):
+        top, left = ((n - m) // 2 for n, m in zip(job.truth.shape[-2:], shape[-2:], strict=True))
+        warnings.warn(f"{job.name} is cropped from {tuple(job.truth.shape[-2:])} to {shape[-2:]}, which the operator takes", stacklevel=2)
+        job.truth = job.truth[..., top : top + shape[-2], left : left + shape[-1]]
     return operator.measure(job.truth, sigma=config["sigma"], seed=config["seed"], gain=config["gain"], image_ids=[k])
 
 
@@ -198,7 +210,7 @@ def _restore(
         steps=config["steps"],
         seed=config["seed"],
         num_samples=config["num_samples"],
-        batch_size=None if size == "auto" else int(size),
+        batch_size=None if size == "auto" else size,
         image_ids=[k],
         callback=collect,
         progress=not args.quiet,

@@ -317,9 +317,6 @@ class Replace(Transition):
     def up(self, x_t: Tensor, step: Step) -> Tensor:
         return self.inner.up(x_t, step)
 
-    def check(self, measurement: Measurement) -> None:
-        self.inner.check(measurement)
-
 
 BY_NAME: dict[str, Callable[..., Transition]] = {
     "ddpm": DDPM,

@@ -244,7 +244,9 @@ class SeparableBlur(SeparableOperator, Blur):
 
 
 # Blur.__new__ hides the parameters that the dataclass declares.
-Blur.__signature__ = inspect.signature(Blur.__init__).replace(  # type: ignore[attr-defined]
+Blur.__signature__ = inspect.signature(
+    Blur.__init__
+).replace(  # type: ignore[attr-defined]
     parameters=list(inspect.signature(Blur.__init__).parameters.values())[1:], return_annotation=inspect.Signature.empty
 )
 

@@ -70,3 +70,7 @@ class SuperResolution(SeparableOperator):
         check_image_shape(measurement_shape, "SuperResolution")
         c, h, w = measurement_shape
         return (c, h * self.factor, w * self.factor)
+
+    def fit(self, shape: Shape) -> Shape:
+        c, h, w = shape
+        return (c, h // self.factor * self.factor, w // self.factor * self.factor)

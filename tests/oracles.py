@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -31,20 +32,23 @@ class Mixture:
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
         self.weights, self.means, self.covariances = weights, means, covariances
 
-    def _log_weights(self, x: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
-        r = x[:, None] - means  # (B, K, d)
-        inverse = torch.linalg.inv(covariances)
-        quadratic = torch.einsum("bkd,kde,bke->bk", r, inverse, r)
-        return self.weights.log() - 0.5 * quadratic - 0.5 * torch.logdet(covariances)
+        self._at = cache(self._solve)
+
+    def _solve(self, alpha: float, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Precision of x_t, log weight and gain Cov(x0, x_t) Cov(x_t)^-1 of every component."""
+        noisy = alpha**2 * self.covariances + sigma**2 * torch.eye(self.means.shape[1], dtype=D)
+        precision = torch.linalg.inv(noisy)
+        return precision, self.weights.log() - 0.5 * torch.logdet(noisy), alpha * self.covariances @ precision
 
     def posterior_mean(self, x_t: Tensor, alpha: float, sigma: float) -> Tensor:
         """E[x0 | alpha x0 + sigma eps = x_t]."""
-        x, (m, c) = x_t.flatten(1), (self.means.to(x_t), self.covariances.to(x_t))
-        noisy = alpha**2 * c + sigma**2 * torch.eye(x.shape[1]).to(x)
-        share = torch.softmax(self._log_weights(x, alpha * m, noisy).to(x), dim=1)
-        gain = alpha * c @ torch.linalg.inv(noisy)
-        each = m + torch.einsum("kde,bke->bkd", gain, x[:, None] - alpha * m)
-        return torch.einsum("bk,bkd->bd", share, each).view_as(x_t)
+        precision, log_weights, gain = (a.to(x_t) for a in self._at(alpha, sigma))
+        means = self.means.to(x_t)
+        r = x_t.flatten(1)[:, None] - alpha * means  # (B, K, d)
+        if len(means) == 1:
+            return (means + r[:, 0] @ gain[0].T).view_as(x_t)
+        share = torch.softmax(log_weights - 0.5 * torch.einsum("bkd,kde,bke->bk", r, precision, r), dim=1)
+        return torch.einsum("bk,bkd->bd", share, means + torch.einsum("kde,bke->bkd", gain, r)).view_as(x_t)
 
     def posterior(self, A: Tensor, y: Tensor, sigma: float) -> Mixture:
         """The posterior under one y = A x + sigma n: again a mixture."""
@@ -69,6 +73,8 @@ class Mixture:
     def network(self, predicts: str, schedule: Schedule, sigma_data: float = 0.5) -> Network:
         """A network ``net(x, t)`` that is exact for this prior, as one trained on ``schedule`` would be."""
 
+        at = cache(schedule.__call__)
+
         def net(x: Tensor, t: Tensor, **cond: object) -> Tensor:
             assert bool((t == t[0]).all())
             if predicts == "edm":  # x arrives as c_in * (x0 + sigma n), t as log(sigma) / 4
@@ -77,7 +83,7 @@ class Mixture:
                 noisy = x * scale
                 x0 = self.posterior_mean(noisy, 1.0, sigma)
                 return (x0 - sigma_data**2 / scale**2 * noisy) * scale / (sigma * sigma_data)
-            level = schedule(float(t[0]))
+            level = at(float(t[0]))
             alpha, sigma = float(level.alpha), float(level.sigma)
             x0 = self.posterior_mean(x, alpha, sigma)
             eps = (x - alpha * x0) / sigma

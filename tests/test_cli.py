@@ -45,7 +45,9 @@ def test_help_and_list_do_not_import_torch(tmp_path: Path) -> None:
     script = "import sys; from invdiff.cli import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; assert 'hydra' not in sys.modules"
     listed = subprocess.run([sys.executable, "-c", script, "list"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert "dps" in listed and "inpaint" in listed and "photo64" in listed
-    as_json = subprocess.run([sys.executable, "-c", script, "list", "guidance", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    as_json = subprocess.run(
+        [sys.executable, "-c", script, "list", "guidance", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
     assert json.loads(as_json)["guidance"]["dps"] == "invdiff (invdiff.guidance.dps:DPS)"
 
 
@@ -111,7 +113,9 @@ def test_already_degraded(photo: Path, tmp_path: Path) -> None:
     assert not torch.equal(restored[..., ~known], read_image(photo)[..., ~known])
     assert "metrics" not in json.loads((tmp_path / "one" / "result.json").read_text())
 
-    make_operator("sr", factor=4).measure(torch.rand(1, 3, 40, 48, generator=torch.Generator().manual_seed(0)), sigma=0.1).save(tmp_path / "m.safetensors")
+    make_operator("sr", factor=4).measure(torch.rand(1, 3, 40, 48, generator=torch.Generator().manual_seed(0)), sigma=0.1).save(
+        tmp_path / "m.safetensors"
+    )
     assert main(["solve", "--measurement", str(tmp_path / "m.safetensors"), "--output", str(tmp_path / "two"), *FAST]) == 0
     assert read_image(tmp_path / "two" / "restored.png").shape == (1, 3, 40, 48)
 
@@ -121,7 +125,25 @@ def test_mask_keep_black(photo: Path, tmp_path: Path) -> None:
     mask[:, 24:] = 255
     Image.fromarray(mask).save(tmp_path / "m.png")
     out = tmp_path / "out"
-    assert main(["solve", "--input", str(photo), "--mask", str(tmp_path / "m.png"), "--mask-keep", "black", "--sigma", "0", "--output", str(out), *FAST]) == 0
+    assert (
+        main(
+            [
+                "solve",
+                "--input",
+                str(photo),
+                "--mask",
+                str(tmp_path / "m.png"),
+                "--mask-keep",
+                "black",
+                "--sigma",
+                "0",
+                "--output",
+                str(out),
+                *FAST,
+            ]
+        )
+        == 0
+    )
     y = read_image(out / "measurement.png")
     assert torch.equal(y[..., :24], read_image(photo)[..., :24]) and bool((y[..., 24:] == 0).all())
 

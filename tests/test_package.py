@@ -69,7 +69,9 @@ def test_wheel_and_editable_install(editable: bool, tmp_path: Path) -> None:
     """Built from a clean copy and installed into an environment of its own, beside this one's dependencies."""
     source, env = tmp_path / "source", tmp_path / "env"
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
-    names = tracked or [str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if p.is_file() and "__pycache__" not in p.parts and "venv" not in p.parts]
+    names = tracked or [
+        str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if p.is_file() and "__pycache__" not in p.parts and "venv" not in p.parts
+    ]
     for name in names:
         target = source / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -358,7 +358,7 @@ def test_stochastic_transitions_converge_to_the_marginals(transition: Transition
             mean, variance = (ab - b) * mean + b, (ab - b) ** 2 * variance + (bc - b) ** 2
         errors.append((abs(mean - float(low.alpha) * m), abs(variance - float(low.alpha) ** 2 * v - float(low.sigma) ** 2)))
     assert errors[1][0] < 0.01 * m
-    assert errors[1][1] < 0.05 * v
+    assert errors[1][1] < 0.06 * v
     assert errors[1][1] < 0.6 * errors[0][1], "of first order: half the step, half the error"
 
 
@@ -369,32 +369,36 @@ def test_stochastic_transitions_converge_to_the_marginals(transition: Transition
         (EulerMaruyama(), "ve", 200),
         (EulerMaruyama(), "flow", 200),
         (DDPM(), "vp", 200),
-        (PredictorCorrector(snr=0.1), "vp", 100),
+        (PredictorCorrector(snr=0.1), "vp", 150),
         (PredictorCorrector(DDPM(), steps=2, snr=0.1), "ve", 100),
-        (PredictorCorrector(snr=0.1), "flow", 100),
-        (Langevin(steps=8, snr=0.12), "ve", 100),
+        (PredictorCorrector(snr=0.1), "flow", 150),
+        (Langevin(steps=10, snr=0.16), "ve", 60),
+        (Langevin(steps=10, snr=0.16), "flow", 60),
     ],
     ids=lambda p: p if isinstance(p, str | int) else type(p).__name__,
 )
 def test_sampled_moments(transition: Transition, frame: str, steps: int) -> None:
-    """4000 chains of a correlated pair in each of 16 independent blocks: a high enough dimension for Langevin's step size,
-    which is set by norms. Bounds: 4 standard errors, and what the finite steps leave (Langevin's own bias is snr²)."""
+    """600 chains of 16 independent correlated pairs: a high enough dimension for Langevin's step size, which is set by norms.
+
+    Bounds: 4 standard errors, and what finitely many steps leave: 6 % of a variance, where half or twice the noise would
+    leave 50 %. Langevin alone cannot catch up once it lags behind the levels (its steps shrink with the score), so it starts
+    where the data matter, from the exact marginal."""
     pair = Gaussian(torch.tensor([0.5, -1.0]), torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=D))
-    schedule, blocks, chains = FRAMES[frame](), 16, 600
+    schedule, chains, blocks = FRAMES[frame](), 600, 16
 
     def net(x: Tensor, t: Tensor) -> Tensor:
         level = schedule(float(t[0]))
         return pair.posterior_mean(x.view(-1, 2), float(level.alpha), float(level.sigma)).view_as(x)
 
     denoiser = Denoiser(net, predicts="x0", schedule=schedule)
-    ratios = torch.logspace(math.log10(50.0), math.log10(0.02), steps, dtype=D)
-    levels = [*(schedule.at(r) for r in ratios), schedule(schedule.clean)]
-    x = levels[0].sigma * rand(chains, 2 * blocks, seed=3)
+    high = 2.0 if isinstance(transition, Langevin) else 50.0
+    levels = [*(schedule.at(r) for r in torch.logspace(math.log10(high), math.log10(0.02), steps, dtype=D)), schedule(schedule.clean)]
+    x0 = pair.mean + rand(chains * blocks, 2, seed=3) @ torch.linalg.cholesky(pair.covariance).T
+    x = levels[0].alpha * x0.view(chains, 2 * blocks) + levels[0].sigma * rand(chains, 2 * blocks, seed=4)
     x = run(transition, denoiser, x, levels, schedule, OneStream(5)).view(-1, 2)
-    n = len(x)
-    error = 4 / math.sqrt(n)
-    torch.testing.assert_close(x.mean(0), pair.mean, atol=error * 0.7 + 0.01, rtol=0)
-    torch.testing.assert_close(torch.cov(x.T), pair.covariance, atol=0.5 * error * math.sqrt(2) + 0.015, rtol=0)
+    error = 4 / math.sqrt(len(x))
+    torch.testing.assert_close(x.mean(0), pair.mean, atol=0.7 * error, rtol=0)
+    torch.testing.assert_close(torch.cov(x.T), pair.covariance, atol=0.5 * math.sqrt(2) * error + 0.03, rtol=0)
 
 
 def test_langevin_step_size_is_song_et_al_algorithm_5() -> None:
@@ -615,17 +619,21 @@ def test_dps_is_the_official_post_step_update(learned: bool) -> None:
 
 
 @pytest.mark.parametrize("frame", FRAMES)
-@pytest.mark.parametrize(("transition", "tolerance"), [(DDIM(), 0.02), (Euler(), 0.02), (Heun(), 2e-3), (DPMSolver(), 2e-3)], ids=["ddim", "euler", "heun", "dpm"])
-def test_inversion_and_back(transition: Transition, tolerance: float, frame: str) -> None:
+@pytest.mark.parametrize(("transition", "order"), [(DDIM(), 1), (Euler(), 1), (Heun(), 2), (DPMSolver(), 2)], ids=["ddim", "euler", "heun", "dpm"])
+def test_inversion_and_back(transition: Transition, order: int, frame: str) -> None:
     schedule, prior = FRAMES[frame](), correlated(3)
-    denoiser = Denoiser(prior.network("velocity" if frame == "flow" else "eps", schedule), predicts="velocity" if frame == "flow" else "eps", schedule=schedule)
-    x, n = prior.mean + 0.5 * rand(4, 3), 400
-    x_T = invert(denoiser, x, steps=n, transition=transition, dtype=D)
-    back = generate(denoiser, x_T=x_T, steps=n, transition=transition, dtype=D).x
-    # flow's grid is uniform in t: its last step from 1/n to clean, and the first one, leave more
-    torch.testing.assert_close(back, x, atol=tolerance * 4, rtol=0)
-    worse = generate(denoiser, x_T=invert(denoiser, x, steps=n // 4, transition=transition, dtype=D), steps=n // 4, transition=transition, dtype=D).x
-    assert float((back - x).norm()) < float((worse - x).norm())
+    predicts = "velocity" if frame == "flow" else "eps"
+    denoiser = Denoiser(prior.network(predicts, schedule), predicts=predicts, schedule=schedule)
+    x, errors = prior.mean + 0.5 * rand(4, 3), []
+    for n in (30, 120):
+        x_T = invert(denoiser, x, steps=n, transition=transition, dtype=D)
+        back = generate(denoiser, x_T=x_T, steps=n, transition=transition, dtype=D).x
+        # The image is taken as the state at the least noisy level, so what comes back is that level's estimate of it.
+        least = Straight()(schedule, n)[-2]
+        target = prior.posterior_mean(x * least.alpha, float(least.alpha), float(least.sigma))
+        errors.append(float((back - target).norm() / x.norm()))
+    assert errors[1] < 0.05
+    assert errors[1] < 0.5 * errors[0], errors
 
 
 def test_inversion_refuses_noise() -> None:

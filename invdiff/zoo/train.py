@@ -114,7 +114,7 @@ class Noise:
         return torch.where(torch.rand(n, generator=self.generator) < r.uniform_share, uniform, t)
 
 
-def build(recipe: Recipe) -> torch.nn.Module:
+def build(recipe: Recipe) -> Any:
     """The network of a recipe; without attention, so it takes any size that divides by 2^(levels - 1)."""
     from diffusers import UNet2DModel
 
@@ -179,7 +179,9 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
         net.load_state_dict({k: v.float() for k, v in load_file(args.init / "diffusion_pytorch_model.safetensors").items()})
     net = net.to(memory_format=torch.channels_last).train()
     ema = copy.deepcopy(net).eval().requires_grad_(False)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True)
+    optimiser = torch.optim.AdamW(
+        net.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
+    )
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         net.load_state_dict(state["net"])
@@ -234,7 +236,9 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m invdiff.zoo.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m invdiff.zoo.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", choices=sorted(RECIPES))
     parser.add_argument("--data", type=Path, required=True, help="folder of training photographs")
     parser.add_argument("--holdout", type=Path, required=True, help="folder of photographs for the held-out figures")
