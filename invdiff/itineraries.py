@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from invdiff.measurement import Measurement
@@ -25,7 +26,8 @@ class Straight(Itinerary):
 
     def __call__(self, schedule: Schedule, steps: int) -> list[Level]:
         times = schedule.times(steps, self.spacing)
-        return [schedule(t) for t in times] + [schedule(schedule.clean)]
+        levels = schedule(torch.cat([times, torch.tensor([schedule.clean], dtype=torch.float64)]))
+        return [Level(*values) for values in zip(*levels, strict=True)]
 
 
 @dataclass(frozen=True)

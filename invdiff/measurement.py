@@ -81,13 +81,11 @@ class Measurement:
     def loss(self, x: Tensor) -> Tensor:
         """‖y − A(x)‖² of every image, (B,)."""
         r = self.residual(x)
-        return (r.abs() if r.is_complex() else r).square().flatten(1).sum(1)
+        return (r * r.conj()).real.flatten(1).sum(1)
 
     def norm(self, x: Tensor) -> Tensor:
         """‖y − A(x)‖ of every image, (B,); its gradient is zero, not nan, where the residual is."""
-        loss = self.loss(x)
-        zero = loss == 0
-        return torch.where(zero, 0.0, torch.where(zero, 1.0, loss).sqrt())
+        return torch.linalg.vector_norm(self.residual(x).flatten(1), dim=1)
 
     def log_likelihood(self, x: Tensor) -> Tensor:
         """log N(y; A(x), sigma²) of every image, (B,); needs sigma > 0."""

@@ -175,6 +175,7 @@ def invert(
         x: (B, ...) images in [0, 1] for image networks.
         steps, transition, schedule, cond: as they will be used on the way back, ``generate(denoiser, x_T=..., ...)``.
     """
+    _check_image(denoiser, tuple(x.shape[1:]))
     transition = transition or DDIM()
     if not transition.deterministic:
         raise ValueError(f"inversion needs a deterministic transition, e.g. DDIM(eta=0) or Heun(); {transition} draws noise")
@@ -223,10 +224,6 @@ class _Run:
         trajectory: bool,
         progress: bool,
     ) -> Restoration:
-        if not isinstance(self.denoiser, Denoiser):
-            raise TypeError(
-                f"denoiser must be an invdiff.Denoiser (wrap a network: Denoiser(net, predicts=..., schedule=...)), got {type(self.denoiser).__name__}"
-            )
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         if batch_size is not None and batch_size < 1:
@@ -366,6 +363,10 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _check_image(denoiser: Denoiser, shape: tuple[int, ...]) -> None:
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError(
+            f"denoiser must be an invdiff.Denoiser (wrap a network: Denoiser(net, predicts=..., schedule=...)), got {type(denoiser).__name__}"
+        )
     if denoiser.channels is not None and shape[0] != denoiser.channels:
         raise ValueError(f"{denoiser.name} works on images with {denoiser.channels} channels, got {shape[0]} (image shape {shape})")
     trained = denoiser.image_size

@@ -56,7 +56,7 @@ class Step:
     @property
     def climbs(self) -> bool:
         """Whether s is noisier than t."""
-        return bool(self.s.ratio > self.t.ratio)
+        return float(self.s.sigma) * float(self.t.alpha) > float(self.t.sigma) * float(self.s.alpha)
 
 
 class Guidance(ABC):

@@ -20,19 +20,19 @@ from invdiff.sampling import Denoise, Step, Transition, renoise
 from invdiff.schedules import Level
 
 
-def forward_variance(t: Level, s: Level) -> Tensor:
+def forward_variance(t: Level, s: Level) -> float:
     """beta = sigma_t² − (alpha_t/alpha_s)² sigma_s²: the variance of q(x_t | x_s); DDPM's beta_t between neighbours."""
-    return t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2
+    return max(float(t.sigma) ** 2 - (float(t.alpha) / float(s.alpha) * float(s.sigma)) ** 2, 0.0)
 
 
-def posterior_variance(t: Level, s: Level) -> Tensor:
+def posterior_variance(t: Level, s: Level) -> float:
     """beta tilde = sigma_s²/sigma_t² beta: the variance of q(x_s | x_t, x0) (Ho et al. 2020, eq. 7)."""
-    return (s.sigma / t.sigma) ** 2 * forward_variance(t, s)
+    return (float(s.sigma) / float(t.sigma)) ** 2 * forward_variance(t, s)
 
 
-def eps_weight(s: Level, variance: Tensor | float) -> Tensor:
-    """sqrt(sigma_s² − variance): what eps weighs where noise of that variance is added."""
-    return (s.sigma**2 - variance).clamp(min=0).sqrt()
+def mean(p: Prediction, s: Level, variance: float) -> Tensor:
+    """alpha_s x0 + sqrt(sigma_s² − variance) eps: the next state less the noise of that variance."""
+    return torch.add(s.alpha * p.x0, p.eps, alpha=math.sqrt(max(float(s.sigma) ** 2 - variance, 0.0)))
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,19 @@ class DDPM(Transition):
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
         p, t, s = predict(x_t, step.t), step.t, step.s
-        x_s = s.alpha * p.x0 + eps_weight(s, posterior_variance(t, s)) * p.eps
-        if s.sigma == 0:
-            return x_s
-        return x_s + self._std(p, t, s) * step.randn_like(x_t)
+        x_s = mean(p, s, posterior_variance(t, s))
+        return x_s if s.sigma == 0 else x_s + self._std(p, t, s) * step.randn_like(x_t)
 
-    def _std(self, p: Prediction, t: Level, s: Level) -> Tensor:
+    def _std(self, p: Prediction, t: Level, s: Level) -> Tensor | float:
         small, large = posterior_variance(t, s), forward_variance(t, s)
         if self.variance == "large":
-            return large.sqrt()
+            return math.sqrt(large)
         if self.variance == "small" or (self.variance == "auto" and p.variance_fraction is None):
-            return small.sqrt()
+            return math.sqrt(small)
         if p.variance_fraction is None:
             raise ValueError("variance='learned' needs a network with learned variance (learned_variance=True); use 'small' or 'large'")
         f = p.variance_fraction
-        return torch.exp(0.5 * (f * large.log() + (1 - f) * small.log()))
+        return torch.exp(0.5 * (f * math.log(large) + (1 - f) * math.log(small)))
 
 
 @dataclass(frozen=True)
@@ -95,11 +93,11 @@ class DDIM(Transition):
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
         p, t, s = predict(x_t, step.t), step.t, step.s
-        std = self.eta * posterior_variance(t, s).clamp(min=0).sqrt() if self.std is None else torch.as_tensor(self.std(t, s))
-        if bool(std > s.sigma * (1 + 1e-9)):
-            raise ValueError(f"the explicit std {float(std):.4g} exceeds sigma_s = {float(s.sigma):.4g}")
-        x_s = s.alpha * p.x0 + eps_weight(s, std**2) * p.eps
-        return x_s + std * step.randn_like(x_t) if std > 0 else x_s
+        std = float(self.std(t, s)) if self.std is not None else self.eta and self.eta * math.sqrt(posterior_variance(t, s))
+        if std > float(s.sigma) * (1 + 1e-9):
+            raise ValueError(f"the explicit std {std:.4g} exceeds sigma_s = {float(s.sigma):.4g}")
+        x_s = mean(p, s, std**2)
+        return torch.add(x_s, step.randn_like(x_t), alpha=std) if std > 0 else x_s
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ class EulerMaruyama(Transition):
         if t.alpha == 0:
             return s.alpha * p.x0 + s.sigma * step.randn_like(x_t)
         d = forward_variance(t, s)
-        return s.alpha * p.x0 + (s.sigma - d / (2 * t.sigma)) * p.eps + d.sqrt() * step.randn_like(x_t)
+        return s.alpha * p.x0 + (s.sigma - d / (2 * t.sigma)) * p.eps + math.sqrt(d) * step.randn_like(x_t)
 
 
 @dataclass(frozen=True)

@@ -244,11 +244,8 @@ class SeparableBlur(SeparableOperator, Blur):
 
 
 # Blur.__new__ hides the parameters that the dataclass declares.
-Blur.__signature__ = inspect.signature(
-    Blur.__init__
-).replace(  # type: ignore[attr-defined]
-    parameters=list(inspect.signature(Blur.__init__).parameters.values())[1:], return_annotation=inspect.Signature.empty
-)
+_init = inspect.signature(Blur.__init__)
+Blur.__signature__ = _init.replace(parameters=list(_init.parameters.values())[1:])  # type: ignore[attr-defined]
 
 
 def disk(diameter: int, oversampling: int = 16) -> Tensor:

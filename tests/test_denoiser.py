@@ -15,6 +15,8 @@ from invdiff import schedules
 from invdiff.denoiser import PREDICTS, Denoiser, Prediction, count_evaluations
 from invdiff.schedules import Level, Schedule
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PRIOR = Mixture(
     torch.tensor([0.3, 0.7], dtype=D),
     torch.tensor([[1.0, -1.0, 0.5], [-0.5, 0.3, 0.0]], dtype=D),
@@ -308,7 +310,7 @@ def test_gradient_checkpointing_gives_the_same_gradient_and_counts_once() -> Non
     for on in (False, True):
         denoiser = unet(gradient_checkpointing=on, clip=False)
         runs: list[int] = []
-        denoiser.net.net.down_blocks[0].resnets[0].register_forward_hook(lambda *_, runs=runs: runs.append(1))  # type: ignore[attr-defined]
+        denoiser.net.net.down_blocks[0].resnets[0].register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))  # type: ignore[attr-defined]
         x = rand(2, 3, 16, 16).float().requires_grad_()
         with count_evaluations() as n:
             (grad,) = torch.autograd.grad(denoiser(x, LEVEL).x0.square().sum(), x)

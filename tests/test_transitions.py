@@ -33,6 +33,8 @@ from invdiff.sampling import Denoise, Transition, sample
 from invdiff.schedules import Level, Schedule
 from invdiff.transitions import DDIM, DDPM, DPMSolver, Euler, EulerMaruyama, Heun, Langevin, PredictorCorrector, Renoise, Replace
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FRAMES: dict[str, Callable[[], Schedule]] = {"vp": schedules.linear, "ve": schedules.ve, "flow": schedules.flow, "subvp": schedules.subvp}
 
 
