@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 
 from invdiff.registry import KINDS, list_plugins
@@ -114,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 0
+    warnings.showwarning = lambda message, *_, **__: print(f"invdiff: warning: {message}", file=sys.stderr)
     try:
         COMMANDS[args.command](args)
     except KeyboardInterrupt:

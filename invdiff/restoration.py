@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -104,19 +104,23 @@ def solve(
     if not isinstance(measurement, Measurement):
         raise TypeError(f"measurement must be an invdiff.Measurement (operator.measure(x) makes one), got {type(measurement).__name__}")
     _check_image(denoiser, measurement.image_shape)
-    run = _Run(denoiser, method, steps, seed, transition, itinerary, schedule, dtype, cond)
-    return run(
-        measurement,
+    run = _Run.prepare(
+        denoiser,
+        method,
         (len(measurement), *measurement.image_shape),
-        num_samples,
-        start,
-        None,
-        batch_size,
-        image_ids,
-        callback,
-        trajectory,
-        progress,
+        measurement=measurement,
+        transition=transition,
+        itinerary=itinerary,
+        schedule=schedule,
+        start=start,
+        x_T=None,
+        image_ids=image_ids,
+        seed=seed,
+        steps=steps,
+        dtype=dtype,
+        cond=cond,
     )
+    return run(num_samples, batch_size, callback, trajectory, progress)
 
 
 def generate(
@@ -153,8 +157,23 @@ def generate(
     if x_T is not None and tuple(x_T.shape) != shape:
         raise ValueError(f"x_T has shape {tuple(x_T.shape)}, but shape={shape} was asked for")
     _check_image(denoiser, shape[1:])
-    run = _Run(denoiser, method, steps, seed, transition, itinerary, schedule, dtype, cond)
-    return run(None, shape, 1, start, x_T, batch_size, image_ids, callback, trajectory, progress)
+    run = _Run.prepare(
+        denoiser,
+        method,
+        shape,
+        measurement=None,
+        transition=transition,
+        itinerary=itinerary,
+        schedule=schedule,
+        start=start,
+        x_T=x_T,
+        image_ids=image_ids,
+        seed=seed,
+        steps=steps,
+        dtype=dtype,
+        cond=cond,
+    )
+    return run(1, batch_size, callback, trajectory, progress)
 
 
 def invert(
@@ -199,86 +218,85 @@ def invert(
 
 @dataclass(frozen=True)
 class _Run:
-    """Everything of a run but the images."""
+    """A run that is known to work: every piece filled in and checked, tensors on the device in the network's range."""
 
     denoiser: Denoiser
-    method: Any
-    steps: int
+    method: Method
+    schedule: Schedule
+    levels: list[Level]
+    shape: tuple[int, ...]
+    measurement: Measurement | None
+    first: Tensor | None  # x_T, or alpha_T times the image that a late start noises
+    noise_std: float  # of what is added to it
+    ids: list[int]
     seed: int
-    transition: Transition | None
-    itinerary: Itinerary | None
-    schedule: Schedule | None
+    steps: int
     dtype: torch.dtype
+    device: torch.device
     cond: dict[str, Any]
 
-    def __call__(
-        self,
-        measurement: Measurement | None,
+    @classmethod
+    def prepare(
+        cls,
+        denoiser: Denoiser,
+        method: Any,
         shape: tuple[int, ...],
-        num_samples: int,
+        *,
+        measurement: Measurement | None,
+        transition: Transition | None,
+        itinerary: Itinerary | None,
+        schedule: Schedule | None,
         start: Tensor | None,
         x_T: Tensor | None,
-        batch_size: int | None,
         image_ids: Sequence[int] | None,
-        callback: Callback | None,
-        trajectory: bool,
-        progress: bool,
+        seed: int,
+        steps: int,
+        dtype: torch.dtype,
+        cond: dict[str, Any],
+    ) -> _Run:
+        """Checks and fills in; raises before any network is called."""
+        ids = list(range(shape[0])) if image_ids is None else list(image_ids)
+        if len(ids) != shape[0]:
+            raise ValueError(f"image_ids must name each of the {shape[0]} images, got {len(ids)}")
+        for name, value in cond.items():
+            if isinstance(value, Tensor) and value.shape[:1] != shape[:1]:
+                raise ValueError(f"{name} must have one entry for each of the {shape[0]} images, got shape {tuple(value.shape)}")
+        method = make_method(method).override(transition, itinerary)
+        method.check(measurement)
+        schedule = schedule or denoiser.schedule
+        levels = method.itinerary(schedule, steps)
+        device = denoiser.device or (measurement.y.device if measurement is not None else torch.device("cpu"))
+        first = None if x_T is None else x_T.to(device, dtype)
+        if first is None:
+            start = method.itinerary.start(measurement) if start is None else start
+            if start is not None:
+                if tuple(start.shape) != shape:
+                    raise ValueError(f"start must have the shape of the images, {shape}, got {tuple(start.shape)}")
+                first = levels[0].alpha * _to_range(denoiser, start.to(device, dtype))
+        if measurement is not None:
+            measurement = measurement.to(device, dtype).to_range(*(denoiser.data_range or (0.0, 1.0)))
+        noise_std = 0.0 if x_T is not None else float(levels[0].sigma)
+        return cls(denoiser, method, schedule, levels, shape, measurement, first, noise_std, ids, seed, steps, dtype, device, cond)
+
+    def __call__(
+        self, num_samples: int, batch_size: int | None, callback: Callback | None, trajectory: bool, progress: bool
     ) -> Restoration:
+        """Samples all chains, ``batch_size`` at once, fewer where memory runs out."""
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        ids = list(range(shape[0])) if image_ids is None else list(image_ids)
-        if len(ids) != shape[0]:
-            raise ValueError(f"image_ids must name each of the {shape[0]} images, got {len(ids)}")
-        for name, value in self.cond.items():
-            if isinstance(value, Tensor) and value.shape[:1] != shape[:1]:
-                raise ValueError(f"{name} must have one entry for each of the {shape[0]} images, got shape {tuple(value.shape)}")
-        method = make_method(self.method).override(self.transition, self.itinerary)
-        method.check(measurement)
-        assert method.itinerary is not None and method.transition is not None
-        schedule = self.schedule or self.denoiser.schedule
-        levels = method.itinerary(schedule, self.steps)
-        begin = x_T
-        if begin is None:
-            start = method.itinerary.start(measurement) if start is None else start
-            if start is not None and tuple(start.shape) != shape:
-                raise ValueError(f"start must have the shape of the images, {shape}, got {tuple(start.shape)}")
-
-        device = self.denoiser.device or (measurement.y.device if measurement is not None else torch.device("cpu"))
-        low, high = self.denoiser.data_range or (0.0, 1.0)
-        if measurement is not None:
-            measurement = measurement.to(device, self.dtype).to_range(low, high)
-        if start is not None:
-            start = _to_range(self.denoiser, start.to(device, self.dtype))
-
-        chains = [(sample_index, k) for sample_index in range(num_samples) for k in range(shape[0])]
+        chains = [(sample_index, k) for sample_index in range(num_samples) for k in range(self.shape[0])]
         size = min(batch_size or len(chains), len(chains))
         kept: list[tuple[Tensor, Tensor | None]] = []
         begun = time.perf_counter()
-        with count_evaluations() as evaluations, _Bar(progress, len(levels) - 1, len(chains)) as bar:
+        with count_evaluations() as evaluations, _Bar(progress, len(self.levels) - 1, len(chains)) as bar:
             done = 0
             while done < len(chains):
-                part = chains[done : done + size]
-                before = replace(evaluations)
+                part, before = chains[done : done + size], replace(evaluations)
                 try:
-                    kept.append(
-                        self._chains(
-                            part,
-                            ids,
-                            measurement,
-                            shape,
-                            levels,
-                            schedule,
-                            method,
-                            start,
-                            begin,
-                            device,
-                            bar.watch(callback, len(part)),
-                            trajectory,
-                        )
-                    )
-                except (torch.OutOfMemoryError, RuntimeError) as error:
+                    kept.append(self._sample(part, bar.watch(callback, len(part)), trajectory))
+                except RuntimeError as error:  # torch.OutOfMemoryError is one
                     if batch_size is not None or size == 1 or not _out_of_memory(error):
                         raise
                     evaluations.forward, evaluations.backward = before.forward, before.backward
@@ -287,71 +305,56 @@ class _Run:
                     continue
                 done += len(part)
         seconds = time.perf_counter() - begun
-        x = torch.cat([part for part, _ in kept]).view(num_samples, *shape)
-        steps = [path for _, path in kept if path is not None]
-        path = torch.cat(steps, dim=1).unflatten(1, (num_samples, shape[0])) if steps else None
+        paths = [path for _, path in kept if path is not None]
         return Restoration(
-            x,
-            evaluations.forward / len(chains),
-            evaluations.backward / len(chains),
-            seconds,
-            self._config(method, schedule, num_samples),
-            path,
+            samples=torch.cat([x for x, _ in kept]).view(num_samples, *self.shape),
+            nfe=evaluations.forward / len(chains),
+            nbe=evaluations.backward / len(chains),
+            seconds=seconds,
+            config=self._config() | {"num_samples": num_samples},
+            trajectory=torch.cat(paths, dim=1).unflatten(1, (num_samples, self.shape[0])) if paths else None,
         )
 
-    def _chains(
-        self,
-        part: Sequence[tuple[int, int]],
-        ids: Sequence[int],
-        measurement: Measurement | None,
-        shape: tuple[int, ...],
-        levels: Sequence[Level],
-        schedule: Schedule,
-        method: Method,
-        start: Tensor | None,
-        x_T: Tensor | None,
-        device: torch.device,
-        callback: Callback | None,
-        trajectory: bool,
-    ) -> tuple[Tensor, Tensor | None]:
+    def _sample(self, part: Sequence[tuple[int, int]], callback: Callback, trajectory: bool) -> tuple[Tensor, Tensor | None]:
+        """Some of the chains, (sample, image) each: their final images, and their estimates after each step if asked for."""
         images = [k for _, k in part]
-        noise = NoiseSource([seed_of("sampling", self.seed, ids[k], sample_index) for sample_index, k in part], device)
-        x = noise.randn_like(torch.empty(len(part), *shape[1:], dtype=self.dtype, device=device)) * levels[0].sigma
-        if x_T is not None:
-            x = x_T.to(device, self.dtype)[images]
-        elif start is not None:
-            x = levels[0].alpha * start[images] + x
+        noise = NoiseSource([seed_of("sampling", self.seed, self.ids[k], sample_index) for sample_index, k in part], self.device)
+        # Drawn even where it is not needed, so that a run from a given state has the noise of one that is not.
+        x = self.noise_std * noise.randn_like(torch.empty(len(part), *self.shape[1:], dtype=self.dtype, device=self.device))
+        if self.first is not None:
+            x = self.first[images] + x
         path: list[Tensor] = []
 
         def watch(p: Progress) -> None:
             if trajectory and p.x0 is not None:
                 path.append(_from_range(self.denoiser, p.x0).cpu())
-            if callback is not None:
-                callback(p)
+            callback(p)
 
-        own = measurement if measurement is None or images == list(range(len(measurement))) else measurement.select(images)
+        assert self.method.transition is not None
+        measurement = self.measurement
+        if measurement is not None and images != list(range(len(measurement))):
+            measurement = measurement.select(images)
         x = sample(
             self.denoiser,
             x,
-            levels,
-            schedule=schedule,
+            self.levels,
+            schedule=self.schedule,
             noise=noise,
-            transition=method.transition,  # type: ignore[arg-type]
-            guidance=method.chain,
-            measurement=own,
+            transition=self.method.transition,
+            guidance=self.method.chain,
+            measurement=measurement,
             callback=watch,
-            cond={k: v.to(device)[images] if isinstance(v, Tensor) else v for k, v in self.cond.items()},
+            cond={k: v.to(self.device)[images] if isinstance(v, Tensor) else v for k, v in self.cond.items()},
         )
         return _from_range(self.denoiser, x), torch.stack(path) if path else None
 
-    def _config(self, method: Method, schedule: Schedule, num_samples: int) -> dict[str, Any]:
+    def _config(self) -> dict[str, Any]:
         return {
             "model": self.denoiser.name,
-            "method": describe(method),
-            "schedule": describe(schedule) if hasattr(schedule, "__dataclass_fields__") else type(schedule).__name__,
+            "method": describe(self.method),
+            "schedule": describe(self.schedule) if is_dataclass(self.schedule) else type(self.schedule).__name__,
             "steps": self.steps,
             "seed": self.seed,
-            "num_samples": num_samples,
             "dtype": str(self.denoiser.dtype).removeprefix("torch."),
             "cond": {k: v if isinstance(v, int | float | str | None) else repr(v) for k, v in self.cond.items()},
         }

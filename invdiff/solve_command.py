@@ -65,7 +65,9 @@ def run(args: argparse.Namespace) -> None:
     for k, job in enumerate(jobs):
         measurement = _measure(job, operator, config, k)
         folder = output if len(jobs) == 1 else output / job.name
-        record = _restore(args, config, method, denoiser, job, measurement, k, folder, f"{k + 1}/{len(jobs)} {job.name}")
+        record = _restore(
+            args, config, method, denoiser, job, measurement, k, folder, f"{k + 1}/{len(jobs)} {job.name}" if len(jobs) > 1 else ""
+        )
         records.append(record)
         if not args.quiet and not args.json:
             print(_summary(job.name, record, folder))
@@ -200,7 +202,7 @@ def _restore(
             low, high = denoiser.data_range or (0.0, 1.0)
             frames.append(((p.x0[0] - low) / (high - low)).clamp(0, 1).cpu())
 
-    if not args.quiet:
+    if title and not args.quiet:
         print(title, file=sys.stderr)
     size = config["batch_size"]
     result = solve(

@@ -1,8 +1,10 @@
 """The command line: a few runs as a process, the rest through main()."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -191,3 +193,21 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "photo64", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["predicts"] == "eps" and facts["parameters"] == 4_063_843 and facts["data range"] == [-1.0, 1.0]
+
+
+def test_interrupted_run_keeps_what_it_finished(photo: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.open(photo).save(folder / "a.png")
+    Image.open(photo).resize((480, 400)).save(folder / "b.png")  # takes long enough to be caught in the act
+    out = tmp_path / "out"
+    args = [sys.executable, "-m", "invdiff.cli", "solve", "--method", "dps", "--steps", "30", "--input", str(folder), "--output", str(out)]
+    process = subprocess.Popen(args, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not (out / "a" / "result.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130 and "interrupted" in stderr and "Traceback" not in stderr
+    assert json.loads((out / "a" / "result.json").read_text())["nfe"] == 30
+    assert not (out / "b").exists() or not list((out / "b").iterdir())

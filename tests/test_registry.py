@@ -83,7 +83,11 @@ def test_one_package_found_twice_on_the_path_is_one_claim(installed: Installed) 
 
 @pytest.mark.parametrize(
     ("value", "says"),
-    [("no_such_package_here:X", "ModuleNotFoundError"), ("invdiff.guidance.dps:Nothing", "AttributeError"), ("test_broken_plugin:X", "SyntaxError")],
+    [
+        ("no_such_package_here:X", "ModuleNotFoundError"),
+        ("invdiff.guidance.dps:Nothing", "AttributeError"),
+        ("test_broken_plugin:X", "SyntaxError"),
+    ],
 )
 def test_a_broken_plugin_is_reported_when_asked_for_and_breaks_nothing_else(
     value: str, says: str, installed: Installed, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
