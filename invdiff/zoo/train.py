@@ -213,7 +213,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
         step += 1
-        decay = min(recipe.ema, (1 + step - first) / (10 + step - first))
+        decay = min(recipe.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - decay)
         loss_sum, count = loss_sum + loss.item(), count + 1
