@@ -148,7 +148,9 @@ class TestLinear:
         for made, expected in ((y, a.measurement_shape), (a.adjoint(y), shape), (a.pinv(y), shape), (a.prox(x, y, 0.5), shape)):
             assert made.device.type == "meta" and tuple(made.shape) == (2, *expected)
 
-    def test_images_do_not_depend_on_each_other_and_nothing_changes(self, make: Callable[[], LinearOperator], shape: tuple[int, ...]) -> None:
+    def test_images_do_not_depend_on_each_other_and_nothing_changes(
+        self, make: Callable[[], LinearOperator], shape: tuple[int, ...]
+    ) -> None:
         a = make()
         x, random_state = randn(3, *shape).float(), torch.random.get_rng_state()
         y = a(x)
@@ -195,7 +197,11 @@ def test_box_and_nearest() -> None:
 @pytest.mark.parametrize("border, mode", [("circular", "wrap"), ("reflect", "mirror"), ("replicate", "nearest")])
 @pytest.mark.parametrize("kernel", ["gaussian", "box", "disk", "motion", "skew"])
 def test_blur_is_scipys_convolution(border: str, mode: str, kernel: str) -> None:
-    blur = Blur(SKEW, border=border) if kernel == "skew" else Blur(kernel, kernel_size=None if kernel == "gaussian" else 9, sigma=1.3, border=border)
+    blur = (
+        Blur(SKEW, border=border)
+        if kernel == "skew"
+        else Blur(kernel, kernel_size=None if kernel == "gaussian" else 9, sigma=1.3, border=border)
+    )
     x = rand(1, 2, 17, 24)
     expected = np.stack([scipy.ndimage.convolve(channel, blur.make_kernel().numpy(), mode=mode) for channel in x[0].numpy()])
     assert close(blur(x)[0], torch.from_numpy(expected), 1e-12)
@@ -265,13 +271,20 @@ def test_named_masks() -> None:
     assert int((box == 0).sum()) == 5 * 12 and not bool(box[1:6, 2:14].any())
     assert int((mask_of((3, 16, 24), mask="box") == 0).sum()) == 8 * 12
     assert not bool(mask_of((3, 16, 24), mask="box")[0, 4:12, 6:18].any())
-    assert bool(mask_of((3, 16, 24), mask="outpaint", size=6)[0, 5:11, 9:15].all()) and int(mask_of((3, 16, 24), mask="outpaint", size=6).sum()) == 36
+    assert (
+        bool(mask_of((3, 16, 24), mask="outpaint", size=6)[0, 5:11, 9:15].all())
+        and int(mask_of((3, 16, 24), mask="outpaint", size=6).sum()) == 36
+    )
     for seed in range(8):
         rows, columns = (mask_of(mask="box", size=6, position="random", margin=3, seed=seed)[0] == 0).nonzero().T
         assert rows.min() >= 3 and rows.max() < 14 and columns.min() >= 3 and columns.max() < 21 and len(rows) == 36
     assert mask_of(mask="stripes", width=2, period=5, direction="horizontal")[0, :, 0].tolist()[:10] == [1, 1, 1, 0, 0] * 2
     assert mask_of(mask="stripes", width=1, period=2)[0, 0].tolist() == [1, 0] * 12
-    for side, known in (("left", (slice(None), slice(12, None))), ("right", (slice(None), slice(12))), ("top", (slice(8, None), slice(None)))):
+    for side, known in (
+        ("left", (slice(None), slice(12, None))),
+        ("right", (slice(None), slice(12))),
+        ("top", (slice(8, None), slice(None))),
+    ):
         half = mask_of((3, 16, 24), mask="half", side=side)[0]
         assert bool(half[known].all()) and float(half.mean()) == 0.5
 
@@ -412,7 +425,10 @@ def test_a_measurement_knows_its_range() -> None:
         (lambda: SuperResolution(1), "factor must be a whole number"),
         (lambda: SuperResolution(2.5), "factor must be a whole number"),  # type: ignore[arg-type]
         (lambda: SuperResolution(4, "lanczos"), "kernel must be one of bicubic, box, nearest, got 'lanczos'"),
-        (lambda: SuperResolution(4)(torch.zeros(1, 3, 18, 24)), "18x24 is not divisible by the factor 4: crop the image to 16x24 or pad it to 20x24"),
+        (
+            lambda: SuperResolution(4)(torch.zeros(1, 3, 18, 24)),
+            "18x24 is not divisible by the factor 4: crop the image to 16x24 or pad it to 20x24",
+        ),
         (lambda: Colorize()(torch.zeros(1, 1, 8, 8)), r"RGB images.*\(1, 8, 8\)"),
         (lambda: Colorize().pinv(torch.zeros(1, 3, 8, 8)), "measures one channel"),
         (lambda: SuperResolution(2).bind((3, 8, 8)).pinv(torch.zeros(1, 3, 8, 8)), r"\(3, 4, 4\)"),

@@ -447,12 +447,11 @@ def test_langevin_step_size_is_song_et_al_algorithm_5() -> None:
     x, eps, z = rand(3, 4, 2, 2), rand(3, 4, 2, 2, seed=1), rand(3, 4, 2, 2, seed=2)
     schedule = schedules.linear()
     level, snr = schedule(300), 0.16
-    out = transitions.langevin_correction(x, eps, level, step_of(schedule, level, level, Given([z])), snr)
+    out = transitions.langevin_correction(x, eps, level, step_of(schedule, schedule(301), level, Given([z])), snr)
     for k in range(3):  # image by image: no norm couples the batch
         score = -eps[k] / level.sigma
-        # "alpha" of algorithm 5 is that of a neighbouring DDPM step, 1 − beta_i; alpha_t² is what the official code's choice
-        # tends to in a frame-free form, in which VE (alpha = 1) is algorithm 4 unchanged.
-        e = 2 * level.alpha**2 * (snr * z[k].norm() / score.norm()) ** 2
+        beta = 1e-4 + (0.02 - 1e-4) * 301 / 999
+        e = 2 * (1 - beta) * (snr * z[k].norm() / score.norm()) ** 2
         torch.testing.assert_close(out[k], x[k] + e * score + (2 * e).sqrt() * z[k])
 
 
