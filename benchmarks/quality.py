@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from invdiff.benchmarks.metrics import lpips, psnr, ssim
-from invdiff.config import compose
+from invdiff.config import build_method, build_operator, compose
 from invdiff.files import write_atomically
 from invdiff.images import grid, read_image, write_image
 from invdiff.measurement import Measurement
-from invdiff.method import make_method
-from invdiff.registry import load_model, make_operator
+from invdiff.registry import load_model
 from invdiff.restoration import solve
 
 SIZE = 128
@@ -64,11 +63,16 @@ def evaluate(
     photos: Tensor, operator: str, config: dict[str, Any], denoiser: Any, progress: bool = True
 ) -> tuple[dict[str, Any], list[Tensor]]:
     """Measures, restores and scores; returns the record and the pictures (truth, measurement, baseline, restored[, mean])."""
-    made = make_operator(operator, **{k: v for k, v in config["operator"].items() if k != "name"})
-    measurement = made.measure(photos, sigma=config["sigma"], seed=config["seed"])
-    method = make_method(config["guidance"]["name"], **{k: v for k, v in config["guidance"].items() if k != "name"})
+    measurement = build_operator(config).measure(photos, sigma=config["sigma"], seed=config["seed"], gain=config["gain"])
     result = solve(
-        measurement, denoiser, method, steps=config["steps"], seed=config["seed"], num_samples=config["num_samples"], progress=progress
+        measurement,
+        denoiser,
+        build_method(config),
+        steps=config["steps"],
+        seed=config["seed"],
+        num_samples=config["num_samples"],
+        batch_size=None if config["batch_size"] == "auto" else config["batch_size"],
+        progress=progress,
     )
     name, base = baseline(operator, measurement)
     record: dict[str, Any] = {"config": config, "measurement": measurement.hash, "weights": denoiser.hash}
@@ -105,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     operators = [o for o in args.operator if "=" not in o]
     overrides += [o for o in args.operator if "=" in o]  # argparse gives trailing key=value to the last open list
     for operator in operators:
-        config = compose(operator, args.method, args.model, args.preset, overrides)
+        config = compose(operator, [args.method], args.model, args.preset, overrides)
         record, pictures = evaluate(photos, operator, config, denoiser)
         name = f"{operator}-{args.method}"
         write_atomically(args.output / f"{name}.json", json.dumps(record, indent=2) + "\n")

@@ -7,7 +7,9 @@ with the norm of each image, as in the official code. The gradient passes throug
 −zeta grad / alpha_s under the ancestral transition is the same update.
 
 Symbols: zeta, the step size per step (the paper's zeta_i = zeta / ‖y − A(x0)‖ multiplies the gradient of the squared norm,
-so its mean zeta' is half of ours). Published values belong to 256x256 images in [-1, 1] and 1000 steps.
+so its mean zeta' is half of ours). Published values belong to 256x256 images in [-1, 1] and 1000 steps. The official code adds
+noise at missing pixels too and leaves it in the norm, a constant that shortens the steps of inpainting near the end; here the
+norm is over what was measured.
 """
 
 from __future__ import annotations

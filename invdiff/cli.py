@@ -29,12 +29,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = solve.add_argument_group("what")
-    what.add_argument("--operator", default="inpaint", help="how the image was degraded (default: inpaint); see `invdiff list operators`")
+    what.add_argument("--operator", help="how the image was degraded (default: inpaint); see `invdiff list operators`")
     what.add_argument(
         "--method", action="append", help="how it is restored (default: dps); repeat for a chain, the first nearest to the network"
     )
     what.add_argument("--model", default="photo64", help="the prior: a registered name or a diffusers folder (default: photo64)")
-    what.add_argument("--preset", default="auto", help="auto: the values tuned for the model, else the paper's; paper; none")
+    what.add_argument("--preset", default="auto", help="auto: the values tuned for this model, if any; paper: as published; none")
     data = solve.add_argument_group("images")
     data.add_argument("--input", help="clean image, folder or glob to degrade and restore; without it, a photograph of scikit-image")
     data.add_argument(

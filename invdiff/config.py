@@ -5,29 +5,95 @@ Nothing in a configuration names code to be run: objects are made through the re
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from invdiff.registry import list_plugins
+from invdiff.registry import UnknownNameError, call, list_plugins, load, make_operator
 
+if TYPE_CHECKING:
+    from invdiff.method import Method
+    from invdiff.operator import Operator
+
+FLAGS = {
+    **{key: "--operator" for key in ("operator", "operator.name")},
+    **{key: "--method" for key in ("guidance", "guidance.name")},
+    **{key: "--model" for key in ("model", "model.name")},
+    "preset": "--preset",
+}
 OPEN_GROUPS = ("operator", "guidance", "model", "transition", "itinerary")
 
 
-def compose(operator: str, method: str, model: str, preset: str = "auto", overrides: Sequence[str] = ()) -> dict[str, Any]:
+def compose(operator: str, methods: Sequence[str], model: str, preset: str = "auto", overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The configuration of a run.
 
     Args:
-        operator, method: registered names; their YAML in the config groups ``operator`` and ``guidance`` is optional.
+        operator: a registered name; its YAML in the config group ``operator`` is optional.
+        methods: registered names, the first nearest to the network; likewise in the group ``guidance``. The result's
+            ``guidance`` has one entry for each; everything else comes from the preset of the last, nearest to the data.
         model: a registered name or a folder.
-        preset: ``"auto"`` takes the values tuned for this model if there are any, else the paper's; ``"none"`` takes none;
-            any other name, such as ``"paper"``, must exist for this method and operator.
+        preset: ``"auto"`` takes the values tuned for this model, operator and method if there are any; ``"none"`` takes none;
+            any other name, such as ``"paper"``, must exist for them.
         overrides: Hydra's ``key=value``. Keys below ``operator.``, ``guidance.``, ``model.``, ``transition.`` and
-            ``itinerary.`` may be new: the object made from them checks them.
+            ``itinerary.`` may be new: the object made from them checks them. In a chain ``guidance.key`` goes to the methods
+            that have it.
 
     Raises:
         ValueError: an override that does not parse or names no key, a preset that does not exist, a ``_target_``.
     """
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals:
+            raise ValueError(f"{override!r} is not an override; write key=value, e.g. guidance.zeta=0.5")
+        if key.lstrip("+~") in FLAGS:
+            raise ValueError(f"{override!r} cannot be overridden; use {FLAGS[key.lstrip('+~')]}")
+    mine = [o for o in overrides if o.startswith("guidance.")]
+    guidance, config = [], dict[str, Any]()
+    for method in methods:
+        allowed = inspect.signature(load("guidance", method)).parameters
+        own = mine if len(methods) == 1 else [o for o in mine if o.partition("=")[0].removeprefix("guidance.") in allowed]
+        config = _compose(operator, method, model, preset, [o for o in overrides if o not in mine] + own)
+        guidance.append(config["guidance"])
+    if left := [o for o in mine if not any(o.partition("=")[0].removeprefix("guidance.") in g for g in guidance)]:
+        raise ValueError(f"none of the methods {', '.join(methods)} has the parameter of {left[0]!r}")
+    return config | {"guidance": guidance}
+
+
+def build_operator(config: dict[str, Any]) -> Operator:
+    """The operator that a configuration describes."""
+    return make_operator(config["operator"]["name"], **_parameters(config["operator"]))
+
+
+def build_method(config: dict[str, Any]) -> Method:
+    """The method that a configuration describes, with every piece filled in."""
+    from invdiff import itineraries, transitions
+    from invdiff.method import make_method
+
+    chain = [make_method(g["name"], **_parameters(g)) for g in config["guidance"]]
+    transition = _piece(config["transition"], transitions.BY_NAME, "transition")
+    itinerary = _piece(config["itinerary"], itineraries.BY_NAME, "itinerary")
+    if len(chain) > 1 and (transition or itinerary):  # what is chosen here settles what the chain disagrees about
+        chain = [replace(m, transition=None if transition else m.transition, itinerary=None if itinerary else m.itinerary) for m in chain]
+    return (make_method(chain) if len(chain) > 1 else chain[0]).completed(transition, itinerary)
+
+
+def _parameters(node: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in node.items() if k != "name"}
+
+
+def _piece(node: dict[str, Any] | None, known: dict[str, Any], kind: str) -> Any:
+    if node is None:
+        return None
+    name = node.get("name")
+    if name not in known:
+        raise UnknownNameError(f"unknown {kind} {name!r}; write {kind}.name=NAME with one of {', '.join(known)}")
+    parameters = {k: _piece({"name": v}, known, kind) if k == "predictor" else v for k, v in _parameters(node).items()}
+    return call(known[name], f"{kind} {name!r}", parameters)
+
+
+def _compose(operator: str, method: str, model: str, preset: str, overrides: Sequence[str]) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
@@ -65,9 +131,9 @@ def _preset(preset: str, operator: str, method: str, model: str, known: Sequence
     if preset == "none":
         return None
     name = re.sub(r"[^\w.-]", "_", model)
-    for source in (name, "paper") if preset == "auto" else (preset,):
-        if f"{source}_{method}_{operator}" in known:
-            return f"{source}_{method}_{operator}"
+    wanted = f"{name if preset == 'auto' else preset}_{method}_{operator}"
+    if wanted in known:
+        return wanted
     if preset == "auto":
         return None
     raise ValueError(f"no preset {preset!r} for method {method!r} with operator {operator!r}; presets: {', '.join(known)}")

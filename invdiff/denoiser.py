@@ -174,6 +174,7 @@ class Denoiser:
         self.dtype, self.channels_last = dtype, channels_last
         self.channels, self.image_size, self.name = channels, image_size, name
         self._native = lru_cache(maxsize=4096)(self._native_uncached)
+        self._rates = lru_cache(maxsize=4096)(self._rates_uncached)
         if isinstance(net, torch.nn.Module):
             net.eval().requires_grad_(False)
             if dtype == torch.float64:
@@ -259,9 +260,9 @@ class Denoiser:
         else:
             scale = float(torch.hypot(own.alpha, own.sigma)) / (alpha**2 + sigma**2) ** 0.5
             scale = 1.0 if abs(scale - 1) < 1e-12 else scale
-        t = own.t.clamp(min=0) if isinstance(self.schedule, Discrete) else own.t  # below level 0 the network knows no time
+        t = own.t.clamp(*sorted((self.schedule.t_min, self.schedule.t_max)))  # outside its training the network knows no time
         if self.predicts == "edm":
-            t = (own.sigma / own.alpha).log() / 4
+            t = (own.sigma / own.alpha).log() / 4  # c_noise
         elif self.quantize:
             t = t.round()
         if self.time is not None:
@@ -270,6 +271,8 @@ class Denoiser:
 
     def _conditions(self, cond: dict[str, Any], x: Tensor) -> dict[str, Any]:
         label = cond.get("label")
+        if label is not None and not isinstance(label, int | Tensor):
+            raise TypeError(f"label must be an int, a (B,) tensor or None, got {type(label).__name__}")
         if self.num_classes is None:
             if label is not None:
                 raise ValueError(f"{self.name} is not class-conditional (num_classes is not set), but label={label} was given")
@@ -292,7 +295,7 @@ class Denoiser:
         if self.multiple > 1:
             x = _pad_to_multiple(x, self.multiple)
         padded = x.shape[2:] != size
-        if self.dtype in (torch.float32, torch.float64) and (weights := self._weights) is not None:
+        if (weights := self._weights) is not None:  # autocast takes it from there, but leaves double alone
             x, t = x.to(weights.dtype), t if self.quantize else t.to(weights.dtype)
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -320,7 +323,7 @@ class Denoiser:
                 norm = alpha**2 + sigma**2
                 return (alpha * x - sigma * out) / norm, (sigma * x + alpha * out) / norm
             case "velocity":
-                d_alpha, d_sigma = (float(rate) for rate in self._rates(alpha, sigma))
+                d_alpha, d_sigma = self._rates(alpha, sigma)
                 det = alpha * d_sigma - sigma * d_alpha
                 return (d_sigma * x - sigma * out) / det, (alpha * out - d_alpha * x) / det
             case "edm":
@@ -332,8 +335,9 @@ class Denoiser:
                 x0 = out
         return x0, (x - alpha * x0) / sigma
 
-    def _rates(self, alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
-        return self.schedule.rates(self.schedule.time(torch.tensor(sigma, dtype=torch.float64) / alpha))
+    def _rates_uncached(self, alpha: float, sigma: float) -> tuple[float, float]:
+        d_alpha, d_sigma = self.schedule.rates(self.schedule.time(torch.tensor(sigma, dtype=torch.float64) / alpha))
+        return float(d_alpha), float(d_sigma)
 
     def _needs_signal(self, alpha: float) -> None:
         if alpha == 0:

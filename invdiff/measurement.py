@@ -43,7 +43,7 @@ class Measurement:
     """``y = A(x) + sigma * n``.
 
     Args:
-        y: (B, ...), what was measured.
+        y: (B, ...), what was measured; values where the operator measures nothing (missing pixels) are set to zero.
         operator: A; it is bound to the image shape here if it was not.
         sigma: standard deviation of the noise: a number, one per image, or per pixel (any tensor that broadcasts to y).
     """
@@ -62,6 +62,11 @@ class Measurement:
             raise ValueError(
                 f"y has shape {tuple(self.y.shape[1:])} per image, but {type(operator).__name__} gives {operator.measurement_shape} for images of shape {operator.shape}"
             )
+        if self.y.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
+            raise TypeError(
+                f"y must be float32, float64 or complex, with images in [0, 1]; got {self.y.dtype} (divide 8-bit values by 255)"
+            )
+        object.__setattr__(self, "y", operator._like(self.y)._observed(self.y))
         object.__setattr__(self, "operator", operator)
         object.__setattr__(self, "sigma", per_image(self.sigma, self.y))
 
@@ -88,14 +93,20 @@ class Measurement:
         return torch.linalg.vector_norm(self.residual(x).flatten(1), dim=1)
 
     def log_likelihood(self, x: Tensor) -> Tensor:
-        """log N(y; A(x), sigma²) of every image, (B,); needs sigma > 0."""
+        """log p(y | x) of every image, (B,): Gaussian, over what was measured; needs sigma > 0.
+
+        Complex noise has E|n|² = sigma², so its density is exp(−|r|²/sigma²) / (pi sigma²). Where a tensor sigma is zero the result
+        is not finite.
+        """
         r = self.residual(x)
         if isinstance(self.sigma, float) and self.sigma == 0:
             raise ValueError("the likelihood of a measurement without noise is not finite; give it sigma > 0")
-        std = torch.as_tensor(self.sigma, dtype=r.real.dtype, device=r.device).expand(r.shape)
-        parts = 0.5 if not r.is_complex() else 1.0  # a complex residual has two real components a pixel
-        log_density = -((r.abs() if r.is_complex() else r) / std).square() * 0.5 - 2 * parts * (std.log() + 0.5 * math.log(2 * math.pi))
-        return log_density.flatten(1).sum(1)
+        std = torch.as_tensor(self.sigma, dtype=r.real.dtype, device=r.device)
+        if r.is_complex():
+            log_density = -(r.abs() / std).square() - (math.pi * std**2).log()
+        else:
+            log_density = -0.5 * (r / std).square() - 0.5 * (2 * math.pi * std**2).log()
+        return self.operator._like(r)._observed(log_density).flatten(1).sum(1)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Measurement:
         """The same measurement elsewhere, operator included."""
@@ -128,7 +139,7 @@ class Measurement:
         for name, tensor in sorted(self._tensors().items()):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-        digest.update(json.dumps(self._description(), sort_keys=True).encode())
+        digest.update(json.dumps(self.describe(), sort_keys=True).encode())
         return digest.hexdigest()
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -139,7 +150,12 @@ class Measurement:
         # Copies: safetensors refuses tensors that share memory, as a state may share its parameter's.
         return {k: v.detach().cpu().resolve_conj().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
 
-    def _description(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
+        """Operator, parameters, image shape and sigma (None where it is a tensor) as plain data.
+
+        Raises:
+            ValueError: the operator is not registered, so it cannot be recorded by name.
+        """
         from invdiff.registry import name_of
 
         parameters = {k: str(v) if isinstance(v, Path) else v for k, v in self.operator.parameters.items() if not isinstance(v, Tensor)}
@@ -157,7 +173,7 @@ class Measurement:
 
         from invdiff.files import write_atomically
 
-        metadata = {"invdiff": json.dumps(self._description() | {"hash": self.hash})}
+        metadata = {"invdiff": json.dumps(self.describe() | {"hash": self.hash})}
         write_atomically(Path(path), save(self._tensors(), metadata))
 
     @classmethod
@@ -176,6 +192,8 @@ class Measurement:
         if metadata is None:
             raise ValueError(f"{path} is a safetensors file, but not a measurement saved by invdiff")
         described = json.loads(metadata)
+        if missing := [k for k in ("format", "operator", "parameters", "image_shape", "sigma", "hash") if k not in described]:
+            raise ValueError(f"{path} is no whole measurement: its description lacks {', '.join(missing)}")
         if described["format"] > FORMAT:
             raise ValueError(f"{path} was written by a newer invdiff (format {described['format']}); this one reads up to {FORMAT}")
         parameters = described["parameters"] | {k.removeprefix("parameter."): v for k, v in tensors.items() if k.startswith("parameter.")}

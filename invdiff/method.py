@@ -35,12 +35,12 @@ class Method:
             return ()
         return (self.guidance,) if isinstance(self.guidance, Guidance) else tuple(self.guidance)
 
-    def override(self, transition: Transition | None, itinerary: Itinerary | None) -> Method:
+    def completed(self, transition: Transition | None, itinerary: Itinerary | None) -> Method:
         """The method with every piece filled in: what is given here, else its own, else the default."""
         return Method(self.chain, transition or self.transition or DDPM(), itinerary or self.itinerary or Straight())
 
     def check(self, measurement: Measurement | None) -> None:
-        """Refuses what cannot work, before any sampling. Call it on an overridden method.
+        """Refuses what cannot work, before any sampling. Call it on a completed method.
 
         Raises:
             ValueError: names the piece, what it requires and what it was given.

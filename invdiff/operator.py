@@ -62,9 +62,9 @@ class Operator(ABC):
         """The image shape that gives measurements of ``measurement_shape`` (both without the batch)."""
         return measurement_shape
 
-    def _observed(self, noise: Tensor) -> Tensor:
-        """Measurement noise (B, *measurement shape) with zeros where nothing is measured, such as at missing pixels."""
-        return noise
+    def _observed(self, y: Tensor) -> Tensor:
+        """y (B, *measurement shape) with zeros where nothing is measured, such as at missing pixels."""
+        return y
 
     def fit(self, shape: Shape) -> Shape:
         """The largest image shape within ``shape`` that this operator takes."""
@@ -106,7 +106,7 @@ class Operator(ABC):
             counts = [torch.poisson(row.clamp(min=0).cpu() / gain, generator=g) for row, g in zip(y, generators, strict=True)]
             y = gain * torch.stack(counts).to(y)
         noise = torch.stack([torch.randn(row.shape, dtype=row.dtype, generator=g) for row, g in zip(y, generators, strict=True)])
-        y = y + operator._like(y)._observed(std * noise.to(y.device))
+        y = y + std * noise.to(y.device)  # Measurement drops it where nothing is measured
         if gain > 0:
             std = torch.sqrt(torch.as_tensor(std) ** 2 + gain * y.clamp(min=gain))
         return Measurement(y, operator, std)
@@ -152,9 +152,13 @@ class Operator(ABC):
     def measurement_shape(self) -> Shape:
         """Shape of one measurement, once bound."""
         assert self.shape is not None
+        memo: dict[Any, Any] = self._memo  # type: ignore[attr-defined]
+        if "measurement_shape" in memo:
+            return memo["measurement_shape"]
         state = {k: v[:1] if k in self.per_image else v for k, v in self.state.items()}
         probe = dataclasses.replace(self, state=state).to("meta", torch.float32)
-        return tuple(probe._forward(torch.empty(1, *self.shape, device="meta")).shape[1:])
+        memo["measurement_shape"] = tuple(probe._forward(torch.empty(1, *self.shape, device="meta")).shape[1:])
+        return memo["measurement_shape"]
 
     def _for_image(self, x: Tensor) -> Self:
         return self.bind(tuple(x.shape[1:]))._like(x)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections import defaultdict
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -89,14 +89,22 @@ def name_of(kind: str, factory: Any) -> str:
 
 
 def call(factory: Callable[..., Any], what: str, parameters: dict[str, Any]) -> Any:
-    """Calls a registered factory; a parameter it does not have is an error that lists those it has."""
-    allowed = [p.name for p in inspect.signature(factory).parameters.values() if p.name not in ("shape", "state")]
-    unknown = [name for name in parameters if name not in allowed]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], allowed, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{what} has no parameter {unknown[0]!r}.{hint} It has: {', '.join(allowed) or 'none'}.")
+    """Calls a registered factory; a parameter it does not have, or a text for a number, is an error that says what it takes."""
+    takes = {n: p for n, p in inspect.signature(factory).parameters.items() if n not in ("shape", "state")}
+    check_names(what, parameters, list(takes))
+    for name, value in parameters.items():
+        if isinstance(takes[name].default, int | float) and isinstance(value, str):
+            raise ValueError(f"{name} of {what} is a number (default {takes[name].default}), got {value!r}")
     return factory(**parameters)
+
+
+def check_names(what: str, given: Iterable[str], allowed: Sequence[str]) -> None:
+    """Refuses the first unknown parameter, with the nearest and all that exist."""
+    for name in given:
+        if name not in allowed:
+            near = difflib.get_close_matches(name, allowed, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{what} has no parameter {name!r}.{hint} It has: {', '.join(allowed) or 'none'}.")
 
 
 def make_operator(operator: str | Any, **parameters: Any) -> Operator:
@@ -130,11 +138,14 @@ def load_model(model: str, **options: Any) -> Denoiser:
     """
     from pathlib import Path
 
+    from invdiff.denoiser import Denoiser
     from invdiff.models import load_folder
 
-    if Path(model).is_dir():
-        return load_folder(Path(model), **options)
-    if "/" in model or "\\" in model:
+    allowed = [n for n in inspect.signature(Denoiser).parameters if n not in ("net", "name")]
+    is_folder = Path(model).is_dir()
+    if not is_folder and ("/" in model or "\\" in model):
         raise ValueError(f"no model folder at {model}")
-    factory = load("models", model)
+    factory = partial(load_folder, Path(model)) if is_folder else load("models", model)
+    own = [n for n, p in inspect.signature(factory).parameters.items() if p.kind is not p.VAR_KEYWORD]
+    check_names(f"model {model!r}", options, own + allowed)
     return factory(**options)

@@ -261,7 +261,7 @@ class _Run:
         for name, value in cond.items():
             if isinstance(value, Tensor) and value.shape[:1] != shape[:1]:
                 raise ValueError(f"{name} must have one entry for each of the {shape[0]} images, got shape {tuple(value.shape)}")
-        method = make_method(method).override(transition, itinerary)
+        method = make_method(method).completed(transition, itinerary)
         method.check(measurement)
         schedule = schedule or denoiser.schedule
         levels = method.itinerary(schedule, steps)
@@ -327,8 +327,8 @@ class _Run:
 
         def watch(p: Progress) -> None:
             if trajectory and p.x0 is not None:
-                path.append(_from_range(self.denoiser, p.x0).cpu())
-            callback(p)
+                path.append(from_range(self.denoiser, p.x0).cpu())
+            callback(replace(p, chains=tuple((sample_index, self.ids[k]) for sample_index, k in part)))
 
         assert self.method.transition is not None
         measurement = self.measurement
@@ -346,7 +346,7 @@ class _Run:
             callback=watch,
             cond={k: v.to(self.device)[images] if isinstance(v, Tensor) else v for k, v in self.cond.items()},
         )
-        return _from_range(self.denoiser, x), torch.stack(path) if path else None
+        return from_range(self.denoiser, x), torch.stack(path) if path else None
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -388,7 +388,8 @@ def _to_range(denoiser: Denoiser, x: Tensor) -> Tensor:
     return low + (high - low) * x
 
 
-def _from_range(denoiser: Denoiser, x: Tensor) -> Tensor:
+def from_range(denoiser: Denoiser, x: Tensor) -> Tensor:
+    """Images in the network's range as the user's, clipped to [0, 1] where the network clips."""
     if denoiser.data_range is None:
         return x
     low, high = denoiser.data_range

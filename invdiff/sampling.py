@@ -157,6 +157,7 @@ class Progress:
         x: the state at ``level``, in the network's range.
         x0: the (guided) estimate the step was made from; None in a climb.
         level: the level of ``x``.
+        chains: (sample, image id) of each row of the batch, from :func:`invdiff.solve`.
     """
 
     index: int
@@ -164,6 +165,7 @@ class Progress:
     x: Tensor
     x0: Tensor | None
     level: Level
+    chains: tuple[tuple[int, int], ...] = ()
 
 
 Callback = Callable[[Progress], None]

@@ -72,16 +72,19 @@ class Schedule(ABC):
         """The times a sampler visits, noisiest first, the clean end not included.
 
         Args:
-            steps: how many; of a discrete schedule at most T, except for ``"karras"``.
+            steps: how many; of a discrete schedule at most T, except for ``"karras"``. Not used with a list of times.
             spacing: ``"uniform"`` from t_max to t_min, both included; ``"leading"`` and ``"trailing"`` (Lin et al.
                 2024, table 2); ``"quadratic"`` (Song et al. 2021, DDIM, appendix D.2); ``"karras"`` (Karras et al.
-                2022, eq. 5, rho = 7); or the list of times itself.
+                2022, eq. 5, rho = 7); or the list of times itself, noisiest first.
         """
         spacing = self.spacing if spacing is None else spacing
         if not isinstance(spacing, str):
             times = torch.as_tensor(spacing, dtype=torch.float64)
             if times.ndim != 1 or len(times) == 0:
                 raise ValueError(f"a custom spacing is a non-empty list of times, got shape {tuple(times.shape)}")
+            ratio = self(times).ratio
+            if bool((ratio <= 0).any()) or bool((ratio[1:] >= ratio[:-1]).any()):
+                raise ValueError(f"a custom spacing goes from noisy to clean, each time once and none of them clean; got {times.tolist()}")
             return times
         if spacing not in SPACINGS:
             raise ValueError(f"unknown spacing {spacing!r}; known: {', '.join(SPACINGS)}, or a list of times")

@@ -267,7 +267,7 @@ def langevin_correction(x: Tensor, eps: Tensor, level: Level, step: Step, snr: f
 class PredictorCorrector(Transition):
     """Song et al. 2021, algorithm 1: a predictor step to s, then ``steps`` Langevin corrections at s.
 
-    The corrector reads eps only: a guidance that moves x0 alone acts in the predictor.
+    The corrector reads eps only: a guidance that moves x0 alone, such as DPS, acts in the predictor, though it is paid for in each.
     """
 
     predictor: Transition = field(default_factory=EulerMaruyama)
@@ -284,7 +284,7 @@ class PredictorCorrector(Transition):
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
         x = self.predictor.down(predict, x_t, step, measurement)
-        if step.s.sigma > 0:
+        if step.s.sigma > 0 and step.t.alpha > 0:  # from pure noise the step size would be zero
             for _ in range(self.steps):
                 x = langevin_correction(x, predict(x, step.s).eps, step.s, step, self.snr)
         return x

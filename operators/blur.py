@@ -53,7 +53,7 @@ class Blur(LinearOperator):
 
     kernel: str | Path | Tensor = "gaussian"
     _: KW_ONLY
-    sigma: float = 3.0
+    sigma: float = 2.0
     kernel_size: int | None = None
     intensity: float = 0.5
     seed: int = 0

@@ -181,8 +181,8 @@ class Inpaint(SpectralOperator):
     def _adjoint(self, y: Tensor) -> Tensor:
         return self._forward(y)
 
-    def _observed(self, noise: Tensor) -> Tensor:
-        return torch.where(self.state["mask"] > 0, noise, 0.0)
+    def _observed(self, y: Tensor) -> Tensor:
+        return torch.where(self.state["mask"] > 0, y, 0.0)
 
     def _pinv(self, y: Tensor) -> Tensor:
         mask = self.state["mask"]

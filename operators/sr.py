@@ -73,4 +73,6 @@ class SuperResolution(SeparableOperator):
 
     def fit(self, shape: Shape) -> Shape:
         c, h, w = shape
+        if min(h, w) < self.factor:
+            raise ValueError(f"an image of {h}x{w} is smaller than the factor {self.factor}; give a larger image")
         return (c, h // self.factor * self.factor, w // self.factor * self.factor)

@@ -163,6 +163,14 @@ def test_mask_keep_black(photo: Path, tmp_path: Path) -> None:
         (["stepz=3"], "stepz"),
         (["nonsense"], "key=value"),
         (["operator._target_=os.system"], "_target_"),
+        (["operator=sr"], "--operator"),
+        (["guidance.name=repaint"], "--method"),
+        (["model.name=x"], "--model"),
+        (["model.bogus=1"], "bogus"),
+        (["guidance.zeta=abc"], "is a number"),
+        (["operator.fraction=abc"], "is a number"),
+        (["itinerary.name=straight", "itinerary.spacing=[100,500,900]"], "noisy to clean"),
+        (["transition.name=predictor_corrector", "transition.predictor=hein"], "unknown transition"),
         (["--steps", "0"], "steps"),
         (["--steps", "2000"], "1000"),
         (["--sigma", "-1"], "sigma"),
@@ -211,3 +219,67 @@ def test_interrupted_run_keeps_what_it_finished(photo: Path, tmp_path: Path) -> 
     assert process.returncode == 130 and "interrupted" in stderr and "Traceback" not in stderr
     assert json.loads((out / "a" / "result.json").read_text())["nfe"] == 30
     assert not (out / "b").exists() or not list((out / "b").iterdir())
+
+
+def test_values_under_the_mask_do_not_matter(photo: Path, tmp_path: Path) -> None:
+    """A scratch may have any colour: DPS restores the same photograph."""
+    mask = np.full((40, 48), 255, np.uint8)
+    mask[10:25, 10:30] = 0
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    restored = []
+    for value in (0, 255):
+        damaged = np.array(Image.open(photo))
+        damaged[mask == 0] = value
+        Image.fromarray(damaged).save(tmp_path / f"{value}.png")
+        given = ["--measurement", str(tmp_path / f"{value}.png"), "--mask", str(tmp_path / "mask.png"), "--sigma", "0.01"]
+        assert main(["solve", *given, "--output", str(tmp_path / f"out{value}"), *FAST]) == 0
+        restored.append(read_image(tmp_path / f"out{value}" / "restored.png"))
+    assert torch.equal(*restored)
+
+
+def test_a_saved_measurement_brings_its_operator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = torch.rand(2, 3, 40, 48, generator=torch.Generator().manual_seed(0))
+    make_operator("blur", sigma=1.5).measure(x, sigma=0.07).save(tmp_path / "m.safetensors")
+    out = tmp_path / "out"
+    assert main(["solve", "--measurement", str(tmp_path / "m.safetensors"), "--output", str(out), *FAST]) == 0
+    for k in range(2):  # each image of the batch
+        config = json.loads((out / f"m_{k}" / "result.json").read_text())["config"]
+        assert config["operator"]["name"] == "blur" and config["operator"]["sigma"] == 1.5
+        assert config["sigma"] == 0.07 and config["preset"] == "photo64_dps_blur"
+    for contradiction in (["--operator", "sr"], ["--sigma", "0.1"], ["operator.sigma=2"]):
+        assert "leave out" in error_of(capsys, "solve", "--measurement", str(tmp_path / "m.safetensors"), *contradiction, "--quiet")
+
+
+def test_files_of_one_name_keep_apart(photo: Path, tmp_path: Path) -> None:
+    for folder in ("d1", "d2"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "p.png").write_bytes(photo.read_bytes())
+    out = tmp_path / "out"
+    assert main(["solve", "--method", "none", "--input", str(tmp_path / "d*" / "p.png"), "--output", str(out), *FAST]) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["000_p.png", "001_p.png", "summary.json"]
+
+
+def test_one_failing_image_does_not_stop_the_others(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.new("RGB", (2, 2)).save(folder / "a.png")
+    (folder / "b.png").write_bytes(photo.read_bytes())
+    out = tmp_path / "out"
+    assert main(["solve", "--operator", "sr", "--input", str(folder), "--output", str(out), *FAST]) == 2
+    assert "1 of 2 images failed: a" in capsys.readouterr().err
+    assert [("error" in r) for r in json.loads((out / "summary.json").read_text())["results"]] == [True, False]
+
+
+def test_the_trajectory_is_that_of_one_sample(photo: Path, tmp_path: Path) -> None:
+    args = ["--num-samples", "3", "--batch-size", "1", "--gif", "--method", "none", "--steps", "5", "--quiet"]
+    assert main(["solve", "--input", str(photo), "--output", str(tmp_path / "out"), *args]) == 0
+    assert Image.open(tmp_path / "out" / "trajectory.gif").n_frames == 5 + 1  # each step's estimate, and the result
+
+
+def test_a_chain_records_every_method(photo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    args = ["--method", "dps", "--method", "replace", "guidance.zeta=0.7", "guidance.variance=large", "transition.name=predictor_corrector"]
+    assert main(["solve", "--input", str(photo), "--output", str(out), *args, "transition.predictor=euler", *FAST]) == 0
+    record = json.loads((out / "result.json").read_text())
+    assert record["config"]["guidance"] == [{"name": "dps", "zeta": 0.7}, {"name": "replace", "variance": "large"}]
+    assert record["run"]["method"]["transition"]["predictor"]["name"] == "Euler"

@@ -459,3 +459,23 @@ def test_gaussian_oracle_against_monte_carlo() -> None:
     alpha, sigma, x_t = 0.6, 0.8, torch.tensor([[0.4, -0.7]], dtype=D)
     weights = torch.softmax(-((x_t - alpha * x0) ** 2).sum(1) / (2 * sigma**2), 0)
     torch.testing.assert_close(weights @ x0, prior.posterior_mean(x_t, alpha, sigma)[0], atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_float64_state_with_a_low_precision_network(dtype: torch.dtype) -> None:
+    net = torch.nn.Conv2d(3, 3, 3, padding=1)
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p = Denoiser(_Timeless(net), schedule=schedules.linear(), dtype=dtype)
+    level = schedules.linear()(500)
+    assert p(x, level).x0.dtype == torch.float64
+    exact = Denoiser(_Timeless(net), schedule=schedules.linear())(x, level).eps
+    torch.testing.assert_close(p(x, level).eps, exact, atol=0.03, rtol=0)
+
+
+class _Timeless(torch.nn.Module):
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.net(x)

@@ -373,7 +373,7 @@ def test_poisson_noise() -> None:
 
 def test_a_tampered_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
-    Inpaint().measure(rand(1, 3, 8, 8).float(), sigma=0.1).save(path)
+    Inpaint(fraction=0.0).measure(rand(1, 3, 8, 8).float(), sigma=0.1).save(path)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -421,7 +421,7 @@ def test_a_measurement_knows_its_range() -> None:
         (lambda: Blur("motion", intensity=2.0), "intensity"),
         (lambda: Blur(torch.zeros(3, 3)), "not all zeros"),
         (lambda: Blur(torch.ones(2, 3, 3)), "two dimensions"),
-        (lambda: Blur(border="reflect")(torch.zeros(1, 3, 8, 40)), "25x25 pixels reaches beyond an image of 8x40"),
+        (lambda: Blur(border="reflect", sigma=3.0)(torch.zeros(1, 3, 8, 40)), "25x25 pixels reaches beyond an image of 8x40"),
         (lambda: SuperResolution(1), "factor must be a whole number"),
         (lambda: SuperResolution(2.5), "factor must be a whole number"),  # type: ignore[arg-type]
         (lambda: SuperResolution(4, "lanczos"), "kernel must be one of bicubic, box, nearest, got 'lanczos'"),
@@ -569,3 +569,24 @@ def test_an_operator_of_ones_own_is_ten_lines() -> None:
     assert close(Scale(3.0).pinv(Scale(3.0)(x)), x, 1e-6)
     with pytest.raises(ValueError, match="not registered"):
         Scale().measure(x).save("unused.safetensors")
+
+
+def test_log_likelihood_is_the_density() -> None:
+    x, std = rand(3, 3, 8, 6), rand(3, 3, 8, 6).abs() + 0.1
+    for operator, sigma in ((Denoise(), 0.3), (Denoise(), [0.1, 0.2, 0.3]), (Denoise(), std)):
+        m = operator.measure(x, sigma=sigma, seed=1)
+        scale = torch.as_tensor(m.sigma, dtype=torch.float64).expand(x.shape)
+        expected = torch.distributions.Normal(x, scale).log_prob(m.y).flatten(1).sum(1)
+        assert close(m.log_likelihood(x), expected, 1e-9)
+    mask = (rand(8, 6) > 0).double()
+    m = Inpaint(mask=mask).measure(x, sigma=0.3)
+    density = torch.distributions.Normal(mask * x, 0.3).log_prob(m.y)
+    assert close(m.log_likelihood(x), (mask * density).flatten(1).sum(1), 1e-9)  # over what was measured only
+
+
+def test_nothing_is_measured_under_the_mask() -> None:
+    """Neither noise nor what stood there: y is zero, and the residual of the truth is that of the known pixels."""
+    mask = (rand(8, 6) > 0).double()
+    x = rand(2, 3, 8, 6)
+    assert bool((Inpaint(mask=mask).measure(x, sigma=0.5).y[..., mask == 0] == 0).all())
+    assert close(Measurement(x, Inpaint(mask=mask), 0.1).norm(x), torch.zeros(2, dtype=torch.float64), 1e-12)
