@@ -6,18 +6,17 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from invdiff.denoiser import Denoiser, Prediction, count_evaluations
+from invdiff.denoiser import Denoiser, count_evaluations
 from invdiff.itineraries import Straight
 from invdiff.measurement import Measurement
 from invdiff.method import Method, describe, make_method
 from invdiff.noise import NoiseSource, seed_of
-from invdiff.sampling import Callback, Itinerary, Progress, Step, Transition, sample
+from invdiff.sampling import Callback, Denoise, Itinerary, Progress, Step, Transition, sample
 from invdiff.schedules import Level, Schedule
 from invdiff.transitions import DDIM
 
@@ -201,19 +200,21 @@ def invert(
     schedule = schedule or denoiser.schedule
     levels = Straight()(schedule, steps)[-2::-1]  # least noisy first, the clean end left out
     state = _to_range(denoiser, x.to(denoiser.device or x.device, dtype)) * levels[0].alpha
-    noise, last = NoiseSource([0] * len(x), state.device), None
-    own: dict[str, Any] = {}
-    with torch.no_grad():
-        for index, (t, s) in enumerate(pairwise(levels)):
-            made: list[Prediction] = []
+    cond = {k: v.to(state.device) if isinstance(v, Tensor) else v for k, v in cond.items()}
+    noise = NoiseSource([0] * len(x), state.device)  # asked for nothing
+    return sample(denoiser, state, levels, schedule=schedule, noise=noise, transition=_Upwards(transition), cond=cond)
 
-            def predict(x_t: Tensor, level: Level, made: list[Prediction] = made) -> Prediction:
-                made.append(denoiser(x_t, level, **cond))
-                return made[-1]
 
-            state = transition.down(predict, state, Step(index, t, s, schedule, noise, len(levels) - 1, last, own), None)
-            last = made[0]
-    return state
+@dataclass(frozen=True)
+class _Upwards(Transition):
+    """A deterministic transition on its way up: its own formula instead of the forward process."""
+
+    inner: Transition
+
+    def __call__(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
+        return self.inner.down(predict, x_t, step, measurement)
+
+    down = __call__
 
 
 @dataclass(frozen=True)
