@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -109,3 +110,11 @@ def test_wheel_content(tmp_path: Path) -> None:
     for module in modules():
         path = module.replace(".", "/")
         assert f"{path}.py" in names or f"{path}/__init__.py" in names
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in ROOT.rglob("*.md") if not {"node_modules", ".venv"} & set(p.parts)], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_links_of_the_documentation_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), target
