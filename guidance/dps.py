@@ -14,6 +14,7 @@ norm is over what was measured.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -30,11 +31,17 @@ class DPS(Guidance):
 
     zeta: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.zeta < math.inf:
+            raise ValueError(f"zeta must be a finite number, at least 0, got {self.zeta}")
+
     def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
         assert measurement is not None
         with torch.enable_grad():
             x_t = x_t.detach().requires_grad_()
             p = denoise(x_t, step.t)
+            if not p.x0.requires_grad:
+                raise ValueError("DPS needs the gradient through the network, but what it wraps gives none; put it nearest to the network")
             norm = measurement.norm(p.x0).sum()  # one value per image; the sum keeps their gradients apart
         (grad,) = torch.autograd.grad(norm, x_t)
         return p.detach().move_x0(-self.zeta / float(step.s.alpha) * grad)

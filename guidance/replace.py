@@ -5,6 +5,7 @@ After each step the measured part of the state is replaced by the measurement no
     x_s <- (I − A†A) x_s + A†(alpha_s y + sigma_s A z)
 
 which for a mask m is ``m (alpha_s y + sigma_s z) + (1 − m) x_s``. Known pixels stay exactly as they were measured.
+The measurement is taken as free of noise: with an operator whose pseudo-inverse amplifies noise (blur) use another method.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 from invdiff.registry import KINDS, list_plugins
 
@@ -16,8 +17,15 @@ Everything else is set by Hydra overrides, key=value:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="invdiff", description="Any diffusion network, any forward operator, any guidance method.")
+    parser = _Parser(prog="invdiff", description="Any diffusion network, any forward operator, any guidance method.")
     parser.add_argument("--version", action="store_true", help="print the version and stop")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
@@ -47,10 +55,14 @@ def _parser() -> argparse.ArgumentParser:
         "--mask-keep", choices=("white", "black"), help="inpaint: which colour of the mask file marks known pixels (default: white)"
     )
     run = solve.add_argument_group("run")
-    run.add_argument("--steps", type=int)
-    run.add_argument("--sigma", type=float, help="noise of the measurement, in units of [0, 1]")
+    run.add_argument("--steps", type=int, help="levels that are visited (default: the preset's, else 100)")
+    run.add_argument("--sigma", type=float, help="noise of the measurement, in units of [0, 1] (default: 0.025)")
     run.add_argument("--seed", type=int, help="of the measurement noise and of the sampling (default: 0)")
-    run.add_argument("--num-samples", type=int, help="samples per image; more than one adds mean and standard deviation maps")
+    run.add_argument(
+        "--num-samples",
+        type=int,
+        help="samples per image (default: 1); restored.png is the first, more than one adds mean and standard deviation maps",
+    )
     run.add_argument("--batch-size", help="chains at once, or auto: all, halved when memory runs out")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ... (default: auto)")
     run.add_argument(

@@ -9,6 +9,7 @@ import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invdiff.registry import UnknownNameError, call, list_plugins, load, make_operator
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from invdiff.method import Method
     from invdiff.operator import Operator
 
+KEYS = ("sigma", "gain", "steps", "seed", "num_samples", "batch_size")
 FLAGS = {
     **{key: "--operator" for key in ("operator", "operator.name")},
     **{key: "--method" for key in ("guidance", "guidance.name")},
@@ -45,8 +47,11 @@ def compose(operator: str, methods: Sequence[str], model: str, preset: str = "au
     """
     for override in overrides:
         key, equals, _ = override.partition("=")
-        if not equals:
-            raise ValueError(f"{override!r} is not an override; write key=value, e.g. guidance.zeta=0.5")
+        if not equals or not key:
+            hint = "; for an image use --input" if Path(override).exists() else ""
+            raise ValueError(f"{override!r} is not an override; write key=value, e.g. guidance.zeta=0.5{hint}")
+        if key.split(".")[0] not in (*KEYS, *OPEN_GROUPS, *FLAGS):
+            raise ValueError(f"unknown key in {override!r}; known: {', '.join(KEYS)}, and what stands below {', '.join(OPEN_GROUPS)}")
         if key.lstrip("+~") in FLAGS:
             raise ValueError(f"{override!r} cannot be overridden; use {FLAGS[key.lstrip('+~')]}")
     mine = [o for o in overrides if o.startswith("guidance.")]
@@ -83,10 +88,13 @@ def _parameters(node: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in node.items() if k != "name"}
 
 
-def _piece(node: dict[str, Any] | None, known: dict[str, Any], kind: str) -> Any:
+def _piece(node: dict[str, Any] | str | None, known: dict[str, Any], kind: str) -> Any:
     if node is None:
         return None
+    node = {"name": node} if isinstance(node, str) else node
     name = node.get("name")
+    if name is None:
+        raise ValueError(f"say which {kind} is meant: {kind}.name=NAME with one of {', '.join(known)}")
     if name not in known:
         raise UnknownNameError(f"unknown {kind} {name!r}; write {kind}.name=NAME with one of {', '.join(known)}")
     parameters = {k: _piece({"name": v}, known, kind) if k == "predictor" else v for k, v in _parameters(node).items()}

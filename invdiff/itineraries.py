@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,6 +49,8 @@ class Jumps(Itinerary):
             raise ValueError(f"length and resamplings must be at least 1, got {self.length} and {self.resamplings}")
 
     def __call__(self, schedule: Schedule, steps: int) -> list[Level]:
+        if steps <= self.length and self.resamplings > 1:
+            warnings.warn(f"no jump of {self.length} levels fits into {steps} steps: this run goes straight down", stacklevel=2)
         ladder = Straight(self.spacing)(schedule, steps)[::-1]  # ladder[0] is clean, ladder[i + 1] the level of index i
         left = dict.fromkeys(range(0, len(ladder) - 1 - self.length, self.length), self.resamplings - 1)
         index = len(ladder) - 2

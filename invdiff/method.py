@@ -37,6 +37,9 @@ class Method:
 
     def completed(self, transition: Transition | None, itinerary: Itinerary | None) -> Method:
         """The method with every piece filled in: what is given here, else its own, else the default."""
+        for piece, kind in ((transition, Transition), (itinerary, Itinerary)):
+            if piece is not None and not isinstance(piece, kind):
+                raise TypeError(f"a {kind.__name__.lower()} is an object such as invdiff.transitions.DDIM(eta=0.5), got {piece!r}")
         return Method(self.chain, transition or self.transition or DDPM(), itinerary or self.itinerary or Straight())
 
     def check(self, measurement: Measurement | None) -> None:

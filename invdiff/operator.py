@@ -96,6 +96,8 @@ class Operator(ABC):
         """
         from invdiff.measurement import Measurement, per_image
 
+        if not x.is_floating_point():
+            raise TypeError(f"x must be a float tensor, images in [0, 1]; got {x.dtype} (divide 8-bit values by 255)")
         if gain < 0:
             raise ValueError(f"gain must not be negative, got {gain}")
         operator = self.bind(tuple(x.shape[1:]))

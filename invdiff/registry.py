@@ -93,8 +93,11 @@ def call(factory: Callable[..., Any], what: str, parameters: dict[str, Any]) -> 
     takes = {n: p for n, p in inspect.signature(factory).parameters.items() if n not in ("shape", "state")}
     check_names(what, parameters, list(takes))
     for name, value in parameters.items():
-        if isinstance(takes[name].default, int | float) and isinstance(value, str):
-            raise ValueError(f"{name} of {what} is a number (default {takes[name].default}), got {value!r}")
+        default = takes[name].default
+        if isinstance(default, int | float) and (value is None or isinstance(value, str)):
+            raise ValueError(
+                f"{name} of {what} is {'true or false' if isinstance(default, bool) else 'a number'} (default {default}), got {value!r}"
+            )
     return factory(**parameters)
 
 
@@ -144,7 +147,9 @@ def load_model(model: str, **options: Any) -> Denoiser:
     allowed = [n for n in inspect.signature(Denoiser).parameters if n not in ("net", "name")]
     is_folder = Path(model).is_dir()
     if not is_folder and ("/" in model or "\\" in model):
-        raise ValueError(f"no model folder at {model}")
+        raise ValueError(
+            f"no model folder at {model}; give a local folder (nothing is downloaded) or a registered name: {', '.join(_found('models'))}"
+        )
     factory = partial(load_folder, Path(model)) if is_folder else load("models", model)
     own = [n for n, p in inspect.signature(factory).parameters.items() if p.kind is not p.VAR_KEYWORD]
     check_names(f"model {model!r}", options, own + allowed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 import warnings
 from collections.abc import Sequence
@@ -146,7 +147,8 @@ def generate(
 
     Args:
         shape: (B, C, H, W) of the batch.
-        x_T: a state to start from instead of noise, in the network's own frame and range, e.g. from :func:`invert`.
+        x_T: a state to start from instead of noise, in the network's own frame and range, e.g. from :func:`invert`; the transition
+            is then DDIM(eta=0) unless one is given.
     """
     if shape is None:
         if x_T is None:
@@ -156,6 +158,8 @@ def generate(
     if x_T is not None and tuple(x_T.shape) != shape:
         raise ValueError(f"x_T has shape {tuple(x_T.shape)}, but shape={shape} was asked for")
     _check_image(denoiser, shape[1:])
+    if x_T is not None and transition is None and make_method(method).transition is None:
+        transition = DDIM()  # as invert does by default
     run = _Run.prepare(
         denoiser,
         method,
@@ -256,6 +260,9 @@ class _Run:
         cond: dict[str, Any],
     ) -> _Run:
         """Checks and fills in; raises before any network is called."""
+        if not isinstance(steps, int):
+            raise TypeError(f"steps must be a whole number, got {steps!r}")
+        _check_conditions(denoiser, cond)
         ids = list(range(shape[0])) if image_ids is None else list(image_ids)
         if len(ids) != shape[0]:
             raise ValueError(f"image_ids must name each of the {shape[0]} images, got {len(ids)}")
@@ -380,6 +387,22 @@ def _check_image(denoiser: Denoiser, shape: tuple[int, ...]) -> None:
             f"{denoiser.name} was trained on {trained}x{trained} images; {shape[1]}x{shape[2]} is far from that and quality may suffer",
             stacklevel=3,
         )
+
+
+def _check_conditions(denoiser: Denoiser, cond: dict[str, Any]) -> None:
+    """Refuses keyword arguments that neither we nor the network know: most are misspelt, or belong to the method."""
+    net = denoiser.net.forward if isinstance(denoiser.net, torch.nn.Module) else denoiser.net
+    try:
+        known = inspect.signature(net).parameters
+    except (TypeError, ValueError):  # a compiled or built-in callable does not tell
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return
+    for name in cond:
+        if name != "label" and name not in known:
+            raise TypeError(
+                f"unknown argument {name!r}: {denoiser.name} takes no condition of that name. A method's parameters go with the method: make_method('dps', zeta=0.5)"
+            )
 
 
 def _to_range(denoiser: Denoiser, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
 import sys
 import warnings
@@ -50,6 +51,9 @@ def run(args: argparse.Namespace) -> None:
         ValueError: anything about the request that cannot work. Of several images one that fails is recorded and does not stop the
             others.
     """
+    for flag in ("input", "measurement", "output", "mask"):
+        if getattr(args, flag) == "":
+            raise ValueError(f"--{flag} is empty; leave it out or give a path")
     saved = _saved_measurement(args)
     config = _configure(args, saved)
     operator = build_operator(config) if saved is None else saved.operator
@@ -59,8 +63,7 @@ def run(args: argparse.Namespace) -> None:
     denoiser = load_model(args.model, dtype=getattr(torch, args.dtype), **options).to(device)
     jobs = _jobs(args, denoiser, saved)
     output = Path(args.output or f"invdiff-{config['operator']['name']}-{'-'.join(args.method or ['dps'])}")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not args.overwrite:
-        raise ValueError(f"{output} exists and is not empty; choose another --output or add --overwrite")
+    _check_output(output, args.overwrite, [Path(job.source["path"]) for job in jobs if "path" in job.source])
 
     records: list[dict[str, Any]] = []
     for k, job in enumerate(jobs):
@@ -88,9 +91,23 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"{len(failed)} of {len(jobs)} images failed: {', '.join(failed)}")
 
 
+def _check_output(output: Path, overwrite: bool, inputs: Sequence[Path]) -> None:
+    """Refuses, before any work, an output folder that cannot be written or would lose something."""
+    there = next(p for p in (output, *output.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise ValueError(f"{there} is a file, so {output} cannot be the output folder; choose another --output")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{there} is not writable; choose another --output")
+    if output.exists() and any(output.iterdir()) and not overwrite:
+        raise ValueError(f"{output} exists and is not empty; choose another --output or add --overwrite")
+    for path in inputs:
+        if path.resolve().is_relative_to(output.resolve()):
+            raise ValueError(f"{path} lies in the output folder {output} and could be overwritten; choose another --output")
+
+
 def _saved_measurement(args: argparse.Namespace) -> Measurement | None:
     """The measurement that was saved by invdiff, if one is given; flags that would contradict it are refused."""
-    if not (args.measurement and args.measurement.endswith(".safetensors")):
+    if args.measurement is None or not args.measurement.endswith(".safetensors"):
         return None
     given = [f for f, v in (("--sigma", args.sigma), ("--mask", args.mask), ("--mask-keep", args.mask_keep)) if v is not None]
     given += [o for o in args.overrides if o.startswith(("operator.", "sigma=", "gain="))]
@@ -134,6 +151,8 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
+        if name == "meta":
+            raise RuntimeError("it holds no data")
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -142,22 +161,25 @@ def _device(name: str) -> torch.device:
 
 
 def _jobs(args: argparse.Namespace, denoiser: Denoiser, saved: Measurement | None) -> list[Job]:
-    if args.measurement and args.input:
+    if args.measurement is not None and args.input is not None:
         raise ValueError("--measurement is already degraded and --input is clean: give one of them")
     if saved is not None:
         path = Path(args.measurement)
         names = [path.stem] if len(saved) == 1 else [f"{path.stem}_{k}" for k in range(len(saved))]
-        source = {"file": path.name, "sha256": sha256(path)}
-        return [Job(name, source, partial(saved.select, [k]), degraded=True) for k, name in enumerate(names)]
-    if args.measurement or args.input:
-        paths = images.find_images(args.measurement or args.input)
-        channels = None if args.measurement else denoiser.channels
+        return [Job(name, _source(path), partial(saved.select, [k]), degraded=True) for k, name in enumerate(names)]
+    if args.measurement is not None or args.input is not None:
+        paths = images.find_images(args.input if args.measurement is None else args.measurement)
+        channels = denoiser.channels if args.measurement is None else None
         return [
-            Job(name, {"file": path.name, "sha256": sha256(path)}, partial(images.read_image, path, channels), bool(args.measurement))
+            Job(name, _source(path), partial(images.read_image, path, channels), args.measurement is not None)
             for name, path in zip(_unique_names(paths), paths, strict=True)
         ]
     truth, name = images.sample_photo(128)
     return [Job(name, {"file": f"scikit-image: {name}"}, lambda: truth)]
+
+
+def _source(path: Path) -> dict[str, str]:
+    return {"file": path.name, "path": str(path), "sha256": sha256(path)}
 
 
 def _unique_names(paths: Sequence[Path]) -> list[str]:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from invdiff.operator import LinearOperator, Shape, SpectralOperator
@@ -273,11 +274,9 @@ def _read(path: Path) -> Tensor:
             return _check_kernel(torch.from_numpy(np.load(path, allow_pickle=False)).to(torch.float64), f"the kernel {path}")
         if path.suffix == ".pt":
             return _check_kernel(torch.load(path, map_location="cpu", weights_only=True).to(torch.float64), f"the kernel {path}")
-        from PIL import Image
-
         with Image.open(path) as image:
             grey = np.asarray(image if image.mode.startswith("I") else image.convert("L")).astype(np.float64)
-    except (OSError, AttributeError, EOFError) as error:
+    except (OSError, AttributeError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as a kernel (.npy, .pt or an image): {error}") from error
     kernel = _check_kernel(torch.from_numpy(grey), f"the kernel {path}")
     return kernel / kernel.sum()

@@ -5,6 +5,7 @@ Symbols: x image (C, H, W), y measurement of the same shape. A = diag(m), so U =
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -12,6 +13,7 @@ from typing import Self
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from invdiff.noise import generator_of
@@ -130,6 +132,10 @@ class Inpaint(SpectralOperator):
             case path:
                 mask = _read(Path(path), h, w)
                 mask = mask if self.keep == "white" else 1 - mask
+                if not bool(mask.any()):
+                    raise ValueError(
+                        f"the mask {path} marks no pixel as known; keep={self.keep!r} (--mask-keep) says which colour is known"
+                    )
         return mask
 
     def _pixels(self, h: int, w: int) -> tuple[int, int]:
@@ -239,13 +245,11 @@ def _read(path: Path, h: int, w: int) -> Tensor:
         elif path.suffix == ".pt":
             mask = torch.load(path, map_location="cpu", weights_only=True).to(torch.float64)
         else:
-            from PIL import Image
-
             with Image.open(path) as image:
                 # Convert palettes and colours to grey; 16-bit grey would lose its range on the way.
                 grey = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
             mask = torch.from_numpy(grey.astype(np.float64)) / (255 if grey.dtype == np.uint8 else 65535)
-    except (OSError, ValueError, AttributeError, EOFError) as error:
+    except (OSError, ValueError, AttributeError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as a mask (an image, .npy or .pt): {error}") from error
     _check_values(mask, f"the mask {path}")
     if mask.ndim < 2:
@@ -255,5 +259,6 @@ def _read(path: Path, h: int, w: int) -> Tensor:
         return mask
     if round(height * w / width) != h and round(width * h / height) != w:
         raise ValueError(f"the mask {path} is {height}x{width}, the image {h}x{w}: another aspect ratio; crop the mask to the image's")
+    warnings.warn(f"the mask {path} is resized from {height}x{width} to the image's {h}x{w}", stacklevel=2)
     shape = mask.shape
     return F.interpolate(mask.reshape(1, -1, height, width), size=(h, w), mode="nearest-exact").view(*shape[:-2], h, w)

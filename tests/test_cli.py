@@ -163,6 +163,15 @@ def test_mask_keep_black(photo: Path, tmp_path: Path) -> None:
         (["stepz=3"], "stepz"),
         (["nonsense"], "key=value"),
         (["operator._target_=os.system"], "_target_"),
+        (["foo=1"], "known: sigma"),
+        (["=1"], "key=value"),
+        (["++x.y=1"], "unknown key"),
+        (["transition.eta=1"], "transition.name="),
+        (["operator.fraction=null"], "is a number"),
+        (["guidance.zeta=-1"], "at least 0"),
+        (["--method", "dps", "--method", "dps"], "gradient"),
+        (["--input", ""], "--input is empty"),
+        (["--device", "meta"], "--device cpu"),
         (["operator=sr"], "--operator"),
         (["guidance.name=repaint"], "--method"),
         (["model.name=x"], "--model"),
@@ -283,3 +292,30 @@ def test_a_chain_records_every_method(photo: Path, tmp_path: Path) -> None:
     record = json.loads((out / "result.json").read_text())
     assert record["config"]["guidance"] == [{"name": "dps", "zeta": 0.7}, {"name": "replace", "variance": "large"}]
     assert record["run"]["method"]["transition"]["predictor"]["name"] == "Euler"
+
+
+def test_known_pixels_stay_with_repaint(photo: Path, tmp_path: Path) -> None:
+    mask = np.full((40, 48), 255, np.uint8)
+    mask[12:24, 12:30] = 0
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    given = ["--measurement", str(photo), "--mask", str(tmp_path / "mask.png"), "--method", "repaint", "--output", str(tmp_path / "out")]
+    assert main(["solve", *given, "--steps", "12", "--quiet"]) == 0
+    restored, known = read_image(tmp_path / "out" / "restored.png"), torch.from_numpy(mask > 0)
+    assert torch.equal(restored[..., known], read_image(photo)[..., known])
+
+
+def test_the_output_is_checked_before_any_work(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "afile").write_text("keep me")
+    assert "afile is a file" in error_of(capsys, "solve", "--input", str(photo), "--output", str(tmp_path / "afile" / "sub"), *FAST)
+    assert "afile is a file" in error_of(capsys, "solve", "--input", str(photo), "--output", str(tmp_path / "afile"), "--overwrite", *FAST)
+    inside = error_of(capsys, "solve", "--input", str(photo), "--output", str(tmp_path), "--overwrite", *FAST)
+    assert "lies in the output folder" in inside and photo.exists()
+
+
+def test_masks_that_say_nothing_or_do_not_fit(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("L", (48, 40), 0).save(tmp_path / "black.png")
+    assert "--mask-keep" in error_of(capsys, "solve", "--input", str(photo), "--mask", str(tmp_path / "black.png"), *FAST)
+    Image.new("L", (24, 20), 255).save(tmp_path / "small.png")
+    args = ["solve", "--input", str(photo), "--mask", str(tmp_path / "small.png"), "--output", str(tmp_path / "out"), *FAST]
+    assert main(args) == 0
+    assert "resized from 20x24 to the image's 40x48" in capsys.readouterr().err

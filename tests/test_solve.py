@@ -23,6 +23,7 @@ from invdiff.measurement import Measurement
 from invdiff.method import Method, make_method
 from invdiff.noise import NoiseSource, generator_of, seed_of
 from invdiff.operator import LinearOperator, Operator, SpectralOperator
+from invdiff.registry import make_operator
 from invdiff.restoration import Restoration, generate, invert, solve
 from invdiff.sampling import Denoise, Guidance, NonFiniteError, Progress, Step, guide
 from invdiff.transitions import DDIM, DDPM, Euler, Heun, Langevin, PredictorCorrector, Replace
@@ -615,3 +616,19 @@ def test_progress_bar_on_stderr_counts_chains_times_steps(capsys: pytest.Capture
     assert "24/24" in err
     solve(measured(), conv(), steps=2)
     assert capsys.readouterr().err == ""
+
+
+def test_unknown_arguments_are_refused_with_a_hint() -> None:
+    denoiser = Denoiser(lambda x, t: 0 * x, schedule=schedules.linear())
+    measurement = make_operator("denoise").measure(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(TypeError, match=r"make_method\('dps', zeta=0.5\)"):
+        solve(measurement, denoiser, "dps", zeta=3.0)
+    with pytest.raises(TypeError, match="a transition is an object"):
+        solve(measurement, denoiser, "dps", transition="ddim")  # type: ignore[arg-type]
+
+
+def test_the_way_back_is_deterministic_by_default() -> None:
+    denoiser = Denoiser(lambda x, t: 0.1 * x, schedule=schedules.linear())
+    x_T = torch.ones(2, 4)
+    runs = [generate(denoiser, x_T=x_T, steps=5, seed=seed).x for seed in (0, 1)]
+    assert torch.equal(*runs)
