@@ -155,7 +155,7 @@ def peers(rounds: int) -> dict[str, Any]:
     from azula.guidance.dps import DPSSampler
     from azula.noise import VPSchedule
 
-    steps, batch = 20, 8
+    steps, batch = 10, 8
     denoiser = load_model("photo64", channels_last=True)
     fast = load_model("photo64", channels_last=True, dtype=torch.bfloat16)
     net, ratio = denoiser.net, denoiser.schedule.ratio  # type: ignore[attr-defined]
@@ -181,7 +181,7 @@ def peers(rounds: int) -> dict[str, Any]:
             return DiracPosterior(mean=x0_of(x_t / alpha, sigma / alpha))
 
     physics = deepinv.physics.Inpainting((3, 64, 64), mask=mask.expand(3, 64, 64))
-    theirs = deepinv.sampling.DPS(ForDeepinv(), num_steps=steps, dtype=torch.float32)
+    theirs = deepinv.sampling.DPS(ForDeepinv(), num_steps=steps + 1, dtype=torch.float32)  # time points, one more than steps
     azula = DPSSampler(ForAzula(), measurement.y, lambda x: mask * x, zeta=ZETA, steps=steps, silent=True)
     y01 = (measurement.y + mask) / 2
     contenders: dict[str, Callable[[], Any]] = {

@@ -176,26 +176,27 @@ class NonFiniteError(ValueError):
 
 
 class _Watch:
-    """Collects on the device whether each state was finite, and reads it every so often: a GPU is not made to wait."""
+    """Collects on the device what tells whether each state was finite, and reads it every so often: a GPU is not made to wait."""
 
-    def __init__(self, every: int = 16) -> None:
-        self.every, self.seen = every, list[tuple[Step, Tensor]]()
+    def __init__(self, count: int, every: int = 16) -> None:
+        self.count, self.every = count, every
+        self.seen: list[tuple[int, Level, Level, Tensor]] = []  # not the steps: their predictions would stay alive
 
     def __call__(self, step: Step, x: Tensor) -> None:
         if x.device.type == "meta":
             return
-        self.seen.append((step, x.sum().isfinite()))
+        self.seen.append((step.index, step.t, step.s, x.sum()))
         if len(self.seen) >= self.every:
             self.read()
 
     def read(self) -> None:
         if not self.seen:
             return
-        finite = torch.stack([flag for _, flag in self.seen]).tolist()
-        for (step, _), good in zip(self.seen, finite, strict=True):
+        finite = torch.stack([total for *_, total in self.seen]).isfinite().tolist()
+        for (index, t, s, _), good in zip(self.seen, finite, strict=True):
             if not good:
                 raise NonFiniteError(
-                    f"sampling turned non-finite in step {step.index + 1} of {step.count}, from sigma/alpha = {float(step.t.ratio):.4g} to {float(step.s.ratio):.4g}. "
+                    f"sampling turned non-finite in step {index + 1} of {self.count}, from sigma/alpha = {float(t.ratio):.4g} to {float(s.ratio):.4g}. "
                     "Likely causes: a guidance scale that is too large for this network and number of steps (make zeta smaller), "
                     "a network in float16 that overflows (use bfloat16 or float32), or a wrong `predicts` or schedule"
                 )
@@ -222,7 +223,8 @@ def sample(
     memory: list[dict[str, Any]] = [{} for _ in guidance]
     own: dict[str, Any] = {}
     last: Prediction | None = None
-    watch, count = _Watch(), len(levels) - 1
+    count = len(levels) - 1
+    watch = _Watch(count)
 
     def network(x_t: Tensor, level: Level, **more: Any) -> Prediction:
         return denoiser(x_t, level, **{**(cond or {}), **more})
