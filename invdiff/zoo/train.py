@@ -7,7 +7,7 @@ with the averaged weights in fp16, ready to be used with ``--model RUN/export``.
 from ``state.pt``; ``--init FOLDER`` starts from the weights of a diffusers folder. The learning rate stays constant and
 falls to zero over the last fifth of ``--hours``, so every session ends on good weights and a later one may go on.
 
-What learned most per second on two cores: bf16 autocast with channels_last, and noise levels drawn where denoising is
+Chosen for two cores: bf16 autocast with channels_last, and noise levels drawn where denoising is
 hard instead of uniformly in t (log-normal as in EDM, Karras et al. 2022, table 1, with a fifth of the draws uniform so
 that no level is forgotten), weighted like a v-prediction loss (Salimans & Ho 2022) with a ceiling.
 """
