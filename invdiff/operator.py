@@ -281,6 +281,23 @@ class SpectralOperator(LinearOperator):
         return self._like(z)._u(z)
 
 
+@dataclass(frozen=True, eq=False)
+class DiagonalOperator(SpectralOperator):
+    """``A = diag(s)`` on the pixels themselves, s >= 0: U and V are the identity."""
+
+    def _vt(self, x: Tensor) -> Tensor:
+        return x
+
+    def _v(self, z: Tensor) -> Tensor:
+        return z
+
+    def _ut(self, y: Tensor) -> Tensor:
+        return y
+
+    def _u(self, z: Tensor) -> Tensor:
+        return z
+
+
 def conjugate_gradients(normal: Callable[[Tensor], Tensor], b: Tensor, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
     """Solves ``normal(x) = b`` from zero, per image, ``normal`` being self-adjoint and positive semi-definite.
 

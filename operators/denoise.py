@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invdiff.operator import Shape, SpectralOperator
+from invdiff.operator import DiagonalOperator, Shape
 
 
 @dataclass(frozen=True, eq=False)
-class Denoise(SpectralOperator):
+class Denoise(DiagonalOperator):
     """The identity; it has no parameters."""
 
     def make_state(self, shape: Shape) -> dict[str, Tensor]:
@@ -32,15 +32,3 @@ class Denoise(SpectralOperator):
 
     def _pinv(self, y: Tensor) -> Tensor:
         return y
-
-    def _vt(self, x: Tensor) -> Tensor:
-        return x
-
-    def _v(self, z: Tensor) -> Tensor:
-        return z
-
-    def _ut(self, y: Tensor) -> Tensor:
-        return y
-
-    def _u(self, z: Tensor) -> Tensor:
-        return z

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from invdiff.noise import generator_of
-from invdiff.operator import Shape, SpectralOperator
+from invdiff.operator import DiagonalOperator, Shape
 from invdiff.separable import check_image_shape
 
 MASKS = ("random", "box", "stripes", "half", "outpaint")
@@ -26,7 +26,7 @@ Size = int | float | tuple[int | float, int | float]
 
 
 @dataclass(frozen=True, eq=False)
-class Inpaint(SpectralOperator):
+class Inpaint(DiagonalOperator):
     """Keeps part of the pixels.
 
     Args:
@@ -159,16 +159,6 @@ class Inpaint(SpectralOperator):
         return top, left, height, width
 
     @property
-    def binary(self) -> bool:
-        """Whether every pixel is either known or missing, nothing in between."""
-        if not isinstance(self.mask, Tensor) and str(self.mask) in MASKS:
-            return True
-        if self.shape is None and not isinstance(self.mask, Tensor):
-            raise ValueError("bind this Inpaint to an image shape first: operator.bind((C, H, W))")
-        mask = self.mask if isinstance(self.mask, Tensor) else self.state["mask"]
-        return mask.device.type == "meta" or bool(((mask == 0) | (mask == 1)).all())  # meta has no values to look at
-
-    @property
     def per_image(self) -> frozenset[str]:
         return frozenset({"mask"} if self.state and self.state["mask"].ndim == 4 else ())
 
@@ -199,18 +189,6 @@ class Inpaint(SpectralOperator):
         assert self.shape is not None
         mask = self.state["mask"]
         return mask.expand(*mask.shape[:-3], *self.shape)
-
-    def _vt(self, x: Tensor) -> Tensor:
-        return x
-
-    def _v(self, z: Tensor) -> Tensor:
-        return z
-
-    def _ut(self, y: Tensor) -> Tensor:
-        return y
-
-    def _u(self, z: Tensor) -> Tensor:
-        return z
 
 
 def _is_pixels(n: object) -> bool:
