@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from invdiff.schedules import Discrete, Level, Schedule
+
+if TYPE_CHECKING:
+    from invdiff.classifier import NoisyClassifier
 
 PREDICTS = ("eps", "x0", "v", "score", "edm", "velocity")
 
@@ -29,6 +33,7 @@ class Prediction:
         x0: the posterior mean E[x0 | x_t], possibly moved by guidance.
         eps: the noise, re-derived from x0 or kept, as the guidance decides.
         variance_fraction: learned variance f in [0, 1], log var = f log(beta) + (1 - f) log(beta tilde).
+        clip_range: what the network clips x0 to; None where it does not.
     """
 
     x_t: Tensor
@@ -36,6 +41,7 @@ class Prediction:
     x0: Tensor
     eps: Tensor
     variance_fraction: Tensor | None = None
+    clip_range: tuple[float, float] | None = None
 
     def move_x0(self, dx: Tensor) -> Prediction:
         """x0 + dx with the same eps: the next state shifts by exactly alpha_s * dx (DPS, DDNM, PiGDM)."""
@@ -44,6 +50,20 @@ class Prediction:
     def move(self, dx: Tensor) -> Prediction:
         """x0 + dx, with eps re-derived so that x_t stays alpha * x0 + sigma * eps (clipping, classifier guidance)."""
         return replace(self, x0=self.x0 + dx, eps=self.eps - dx * (self.level.alpha / self.level.sigma))
+
+    def clip(self) -> Prediction:
+        """x0 clipped to the network's range, with eps re-derived from x_t; unchanged where the network does not clip."""
+        if self.clip_range is None:
+            return self
+        x0 = self.x0.clamp(*self.clip_range)
+        return replace(self, x0=x0, eps=(self.x_t - self.level.alpha * x0) / self.level.sigma)
+
+    def chunk(self, n: int) -> tuple[Prediction, ...]:
+        """The predictions of n batches that were stacked for one call."""
+        f = self.variance_fraction
+        fractions = [None] * n if f is None else f.chunk(n)
+        parts = zip(self.x_t.chunk(n), self.x0.chunk(n), self.eps.chunk(n), fractions, strict=True)
+        return tuple(replace(self, x_t=x_t, x0=x0, eps=eps, variance_fraction=v) for x_t, x0, eps, v in parts)
 
     def detach(self) -> Prediction:
         """The same values without their autograd graph."""
@@ -116,7 +136,11 @@ class Denoiser:
         learned_variance: the output carries a second set of channels, v in [-1, 1] (Nichol & Dhariwal 2021, eq. 15).
         num_classes: number of labels of a class-conditional network, given to it as ``label``.
         null_label: index of the unconditional label; by default ``num_classes``. ``False``: the network has none.
-        time: maps the schedule's time to what the network is shown, e.g. ``lambda t: 1000 * t``.
+        cond_channels: channels of the image that the network is shown beside the state, given to it as ``cond`` in the network's
+            range: its input is ``[cond, x_t]`` (SR3, Palette). A network without it is given ``cond`` as a keyword if it takes one.
+        classifier: a :class:`~invdiff.classifier.NoisyClassifier` of the same data, for classifier guidance.
+        time: maps the schedule's time to what the network is shown, e.g. ``lambda t: 1000 * t``, or for a network conditioned on
+            the continuous noise level (SR3) ``lambda t: schedule(t).alpha``.
         quantize: show the network integer times (nearest level), for networks that look their time up in a table.
         sigma_data: standard deviation of the data, of ``"edm"`` networks.
         multiple: the network needs image sides that divide by this; states are padded by reflection and cropped.
@@ -139,6 +163,8 @@ class Denoiser:
         learned_variance: bool = False,
         num_classes: int | None = None,
         null_label: int | bool | None = None,
+        cond_channels: int | None = None,
+        classifier: NoisyClassifier | None = None,
         time: Callable[[Tensor], Tensor] | None = None,
         quantize: bool = False,
         sigma_data: float = 0.5,
@@ -170,6 +196,7 @@ class Denoiser:
         self.clip = data_range is not None if clip is None else clip
         self.learned_variance, self.num_classes = learned_variance, num_classes
         self.null_label = num_classes if null_label is None else None if null_label is False else int(null_label)
+        self.cond_channels, self.classifier = cond_channels, classifier
         self.time, self.quantize, self.sigma_data, self.multiple = time, quantize, sigma_data, multiple
         self.dtype, self.channels_last = dtype, channels_last
         self.channels, self.image_size, self.name = channels, image_size, name
@@ -194,6 +221,8 @@ class Denoiser:
         """Moves the network; returns itself."""
         if isinstance(self.net, torch.nn.Module):
             self.net.to(device)
+        if self.classifier is not None:
+            self.classifier.to(device)
         return self
 
     @property
@@ -217,13 +246,24 @@ class Denoiser:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def __call__(self, x_t: Tensor, level: Level, **cond: Any) -> Prediction:
+    def takes(self, condition: str) -> bool:
+        """Whether the network has a keyword of that name; assumed where its signature does not tell."""
+        net = self.net.forward if isinstance(self.net, torch.nn.Module) else self.net
+        try:
+            known = inspect.signature(net).parameters
+        except (TypeError, ValueError):  # a compiled or built-in callable does not tell
+            return True
+        return condition in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
+
+    def __call__(self, x_t: Tensor, level: Level, *, clip: bool = True, **cond: Any) -> Prediction:
         """Predicts x0 and eps.
 
         Args:
             x_t: (B, ...), in the network's data range, noised as ``level`` of any schedule says.
             level: the noise level, see :class:`~invdiff.schedules.Level`.
-            cond: what the network is conditioned on; ``label``: an int, a (B,) tensor, or None for unconditional.
+            clip: ``False`` leaves x0 as it is, for who combines predictions and then calls :meth:`Prediction.clip`.
+            cond: what the network is conditioned on; ``label``: an int, a (B,) tensor, or None for unconditional; ``cond``: the
+                image of ``cond_channels``, (B, cond_channels, H, W).
         """
         t, alpha, sigma, scale = self._native(float(level.alpha), float(level.sigma))
         x = x_t if scale == 1.0 else x_t * scale
@@ -243,23 +283,12 @@ class Denoiser:
             )
             raise ValueError(f"the network returned shape {tuple(out.shape)} for a state of shape {tuple(x.shape)}{hint}")
         x0, eps = self._parameterisation(x, out, t, alpha, sigma)
-        if self.clip:
-            assert self.data_range is not None
-            x0 = x0.clamp(*self.data_range)
-            eps = (x - alpha * x0) / sigma
-        return Prediction(x_t, level, x0, eps, fraction)
+        prediction = Prediction(x_t, level, x0, eps, fraction, self.data_range if self.clip else None)
+        return prediction.clip() if clip else prediction
 
     def _native_uncached(self, alpha: float, sigma: float) -> tuple[float, float, float, float]:
         """(time shown to the network, its alpha and sigma, factor on x_t) for a level of any schedule."""
-        if sigma <= 0:
-            raise ValueError("a denoiser needs a noisy state: this level has sigma = 0")
-        ratio = torch.tensor(sigma, dtype=torch.float64) / alpha
-        own = self.schedule.at(ratio) if alpha > 0 else self.schedule(self.schedule.t_max)  # pure noise: its noisiest level
-        if float(own.alpha) == alpha and float(own.sigma) == sigma:
-            scale = 1.0
-        else:
-            scale = float(torch.hypot(own.alpha, own.sigma)) / (alpha**2 + sigma**2) ** 0.5
-            scale = 1.0 if abs(scale - 1) < 1e-12 else scale
+        own, scale = self.schedule.frame(alpha, sigma)
         t = own.t.clamp(*sorted((self.schedule.t_min, self.schedule.t_max)))  # outside its training the network knows no time
         if self.predicts == "edm":
             t = (own.sigma / own.alpha).log() / 4  # c_noise
@@ -269,28 +298,32 @@ class Denoiser:
             t = self.time(t)
         return float(t), float(own.alpha), float(own.sigma), scale
 
+    def labels(self, label: int | Sequence[int] | Tensor | None, images: int) -> Tensor:
+        """The labels of a batch, (images,), from one for all, one for each, or None: the null label.
+
+        Raises:
+            ValueError: a network without classes or without a null class, a label it does not know, a wrong number of them.
+        """
+        if self.num_classes is None:
+            raise ValueError(f"{self.name} is not class-conditional (num_classes is not set), but label={label} was given")
+        return check_labels(self.null_label if label is None else label, images, self.num_classes, self.name, self.null_label)
+
     def _conditions(self, cond: dict[str, Any], x: Tensor) -> dict[str, Any]:
         label = cond.get("label")
-        if label is not None and not isinstance(label, int | Tensor):
-            raise TypeError(f"label must be an int, a (B,) tensor or None, got {type(label).__name__}")
         if self.num_classes is None:
             if label is not None:
-                raise ValueError(f"{self.name} is not class-conditional (num_classes is not set), but label={label} was given")
+                self.labels(label, len(x))  # raises
             return {k: v for k, v in cond.items() if k != "label"}
-        if label is None:
-            if self.null_label is None:
-                raise ValueError(f"{self.name} has no null class, so it cannot run without a label; give one of 0..{self.num_classes - 1}")
-            label = self.null_label
-        if isinstance(label, int):
-            if not 0 <= label < self.num_classes and label != self.null_label:
-                raise ValueError(f"label {label} is unknown to {self.name}: its classes are 0..{self.num_classes - 1}")
-            label = torch.full(x.shape[:1], label, dtype=torch.long, device=x.device)
+        if not isinstance(label, Tensor):  # the labels of a run were checked before it began
+            label = self.labels(label, len(x)).to(x.device)
         return {**cond, "label": label}
 
     def _run(self, x: Tensor, t: Tensor, alpha: float, sigma: float, cond: dict[str, Any]) -> Tensor:
         if self.predicts == "edm":
             noise = sigma / alpha
             x = x / alpha / (noise**2 + self.sigma_data**2) ** 0.5  # c_in
+        if self.cond_channels is not None:
+            x = torch.cat([self._image_condition(cond.pop("cond", None), x), x], dim=1)
         dtype, size = x.dtype, x.shape[2:]
         if self.multiple > 1:
             x = _pad_to_multiple(x, self.multiple)
@@ -304,6 +337,16 @@ class Denoiser:
         _count(out, len(x))
         out = out.to(dtype)
         return out[..., : size[0], : size[1]] if padded else out
+
+    def _image_condition(self, cond: Tensor | None, x: Tensor) -> Tensor:
+        if cond is None:
+            raise ValueError(
+                f"{self.name} is shown an image beside the state and cannot run without it; use the method 'sr3', or give cond="
+            )
+        expected = (len(x), self.cond_channels, *x.shape[2:])
+        if tuple(cond.shape) != expected:
+            raise ValueError(f"{self.name} is shown an image of shape {expected} beside the state, got cond of shape {tuple(cond.shape)}")
+        return cond.to(x)
 
     def _autocast(self, device: str) -> contextlib.AbstractContextManager[Any]:
         if self.dtype in (torch.bfloat16, torch.float16) and device != "meta":
@@ -347,6 +390,25 @@ class Denoiser:
 
     def __repr__(self) -> str:
         return f"Denoiser({self.name}, predicts={self.predicts!r}, schedule={type(self.schedule).__name__}, data_range={self.data_range})"
+
+
+def check_labels(label: Any, images: int, classes: int, name: str, null: int | None = None) -> Tensor:
+    """Labels as a (images,) tensor of whole numbers; refuses what is not a class of ``name`` (nor its null label)."""
+    if label is None:
+        raise ValueError(f"{name} has no null class, so it cannot run without a label; give one of 0..{classes - 1}")
+    try:
+        labels = torch.as_tensor(label)
+    except (TypeError, ValueError, RuntimeError):
+        labels = torch.empty(0)
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.is_complex():
+        raise TypeError(f"label must be a whole number, one for each image, or None, got {label!r}")
+    if labels.ndim > 1 or (labels.ndim == 1 and len(labels) != images):
+        raise ValueError(f"label must be one number or one for each of the {images} images, got shape {tuple(labels.shape)}")
+    if labels.device.type != "meta":
+        for value in labels.unique().tolist():
+            if not 0 <= value < classes and value != null:
+                raise ValueError(f"label {value} is unknown to {name}: its classes are 0..{classes - 1}")
+    return labels.long().expand(images)
 
 
 def _pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

@@ -213,6 +213,10 @@ class Rescaled(Operator):
     low: float
     width: float
 
+    @property
+    def kind(self) -> str:
+        return self.inner.kind
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Rescaled:
         return replace(self, inner=self.inner.to(device, dtype))
 

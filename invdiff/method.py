@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from invdiff.itineraries import Straight
-from invdiff.measurement import Measurement
 from invdiff.registry import call, load
-from invdiff.sampling import Guidance, Itinerary, Transition
+from invdiff.sampling import Guidance, Itinerary, Setting, Transition
 from invdiff.transitions import DDPM
 
 
@@ -42,29 +43,41 @@ class Method:
                 raise TypeError(f"a {kind.__name__.lower()} is an object such as invdiff.transitions.DDIM(eta=0.5), got {piece!r}")
         return Method(self.chain, transition or self.transition or DDPM(), itinerary or self.itinerary or Straight())
 
-    def check(self, measurement: Measurement | None) -> None:
-        """Refuses what cannot work, before any sampling. Call it on a completed method.
+    def bind(self, setting: Setting) -> Method:
+        """The completed method made ready for a run.
 
         Raises:
-            ValueError: names the piece, what it requires and what it was given.
+            ValueError: what cannot work, before any sampling; names the pieces.
         """
         assert self.transition is not None
-        pieces: tuple[Guidance | Transition, ...] = (*self.chain, self.transition)
-        for piece in pieces:
-            if piece.requires is None:
-                continue
-            name = type(piece).__name__
-            if measurement is None:
-                raise ValueError(f"{name} restores a measurement, but there is none: use it with solve, or generate with another method")
-            if not isinstance(measurement.operator, piece.requires):
-                raise ValueError(
-                    f"{name} requires a {piece.requires.__name__}, but {type(measurement.operator).__name__} is not one; choose another method or operator"
-                )
+        _check_order(self.chain)
         for guidance in self.chain:
             if guidance.stateful and self.transition.predictions > 1:
                 raise ValueError(
                     f"{type(guidance).__name__} keeps memory between steps, but {type(self.transition).__name__} predicts more than once a step; "
                     "use a transition that predicts once, e.g. DDIM"
+                )
+        return dataclasses.replace(self, guidance=[g.bind(setting) for g in self.chain], transition=self.transition.bind(setting))
+
+    def select(self, images: Sequence[int]) -> Method:
+        """A bound method for some of the images."""
+        assert self.transition is not None
+        return dataclasses.replace(self, guidance=[g.select(images) for g in self.chain], transition=self.transition.select(images))
+
+
+def _check_order(chain: Sequence[Guidance]) -> None:
+    """What conditions the network stands nearest to it, and each condition is given once."""
+    for position, guidance in enumerate(chain):
+        for nearer in chain[:position] if guidance.sets else ():
+            name, other = type(guidance).__name__, type(nearer).__name__
+            twice = [condition for condition in guidance.sets if condition in nearer.sets]
+            if twice:
+                raise ValueError(
+                    f"{other} and {name} both give the network its {twice[0]}, and only the nearest would be heard; leave one out"
+                )
+            if not nearer.sets:
+                raise ValueError(
+                    f"{name} conditions the network, so it stands nearer to it than {other}, which works on the prediction; put it first"
                 )
 
 
@@ -112,4 +125,6 @@ def describe(piece: Any) -> Any:
         return [describe(p) for p in piece]
     if dataclasses.is_dataclass(piece) and not isinstance(piece, type):
         return {"name": type(piece).__name__} | {f.name: describe(getattr(piece, f.name)) for f in dataclasses.fields(piece)}
+    if isinstance(piece, Tensor):
+        return piece.tolist() if piece.numel() <= 1000 and not piece.is_meta else f"tensor of shape {tuple(piece.shape)}"
     return piece if isinstance(piece, str | int | float | bool | None) else repr(piece)

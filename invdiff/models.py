@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from invdiff import schedules
+from invdiff.classifier import NoisyClassifier
 from invdiff.denoiser import Denoiser
 from invdiff.schedules import Discrete
 
@@ -40,19 +41,45 @@ def load_folder(folder: str | Path, **options: Any) -> Denoiser:
         net = UNet2DModel.from_pretrained(network, torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"the weights in {network} cannot be read: {error}") from error
-    channels = int(config["in_channels"])
+    shown, made = int(config["in_channels"]), int(config["out_channels"])
+    learned_variance = str(noise.get("variance_type", "")).startswith("learned") or made == 2 * shown
+    channels = made // 2 if learned_variance else made
+    if shown < channels:
+        raise ValueError(f"{network} takes {shown} channels and returns {made}: it is not a denoiser")
     sample_size = config.get("sample_size")
+    labels, null = config.get("num_class_embeds"), config.get("_null_label")  # diffusers leaves keys with an underscore alone
     found: dict[str, Any] = {
         "predicts": _prediction_type(noise),
         "schedule": schedule_of(noise),
         "data_range": (-1.0, 1.0),
-        "learned_variance": config["out_channels"] == 2 * channels,
+        "learned_variance": learned_variance,
+        "num_classes": labels - 1 if labels is not None and null == labels - 1 else labels,
+        "null_label": False if null is None else null,
+        "cond_channels": shown - channels or None,
+        "classifier": load_classifier(folder / "classifier") if (folder / "classifier").is_dir() else None,
         "multiple": 2 ** (len(config["block_out_channels"]) - 1),
         "channels": channels,
         "image_size": sample_size if isinstance(sample_size, int) else None,
         "name": folder.name,
     }
     return Denoiser(_Diffusers(net), **(found | options))
+
+
+def load_classifier(folder: str | Path) -> NoisyClassifier:
+    """The noise-aware classifier of a folder: a ``TimeClassifier`` of this package with its ``scheduler_config.json``."""
+    from invdiff.zoo.classifier import TimeClassifier
+
+    folder = Path(folder)
+    config, noise = _read(folder / "config.json"), _read(folder / "scheduler_config.json")
+    if config.get("_class_name") != TimeClassifier.__name__:
+        raise ValueError(
+            f"{folder} holds a {config.get('_class_name')}, not a {TimeClassifier.__name__}; pass your own as a callable, classifier=net"
+        )
+    try:
+        net = TimeClassifier.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"the weights in {folder} cannot be read: {error}") from error
+    return NoisyClassifier(net, schedule=schedule_of(noise), channels=config["in_channels"], name=folder.name)
 
 
 class _Diffusers(torch.nn.Module):

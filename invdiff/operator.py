@@ -70,6 +70,11 @@ class Operator(ABC):
         """The largest image shape within ``shape`` that this operator takes."""
         return shape
 
+    @property
+    def kind(self) -> str:
+        """What it is called in messages."""
+        return type(self).__name__
+
     # What users call -------------------------------------------------------------------------------------------------
 
     def __call__(self, x: Tensor) -> Tensor:

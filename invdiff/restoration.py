@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 import warnings
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from invdiff.itineraries import Straight
 from invdiff.measurement import Measurement
 from invdiff.method import Method, describe, make_method
 from invdiff.noise import NoiseSource, seed_of
-from invdiff.sampling import Callback, Denoise, Itinerary, Progress, Step, Transition, sample
+from invdiff.sampling import Callback, Denoise, Itinerary, Progress, Setting, Step, Transition, out_of_memory, sample
 from invdiff.schedules import Level, Schedule
 from invdiff.transitions import DDIM
 
@@ -226,7 +225,8 @@ class _Run:
     """A run that is known to work: every piece filled in and checked, tensors on the device in the network's range."""
 
     denoiser: Denoiser
-    method: Method
+    method: Method  # as given, for the record
+    bound: Method
     schedule: Schedule
     levels: list[Level]
     shape: tuple[int, ...]
@@ -270,7 +270,6 @@ class _Run:
             if isinstance(value, Tensor) and value.shape[:1] != shape[:1]:
                 raise ValueError(f"{name} must have one entry for each of the {shape[0]} images, got shape {tuple(value.shape)}")
         method = make_method(method).completed(transition, itinerary)
-        method.check(measurement)
         schedule = schedule or denoiser.schedule
         levels = method.itinerary(schedule, steps)
         device = denoiser.device or (measurement.y.device if measurement is not None else torch.device("cpu"))
@@ -283,8 +282,18 @@ class _Run:
                 first = levels[0].alpha * _to_range(denoiser, start.to(device, dtype))
         if measurement is not None:
             measurement = measurement.to(device, dtype).to_range(*(denoiser.data_range or (0.0, 1.0)))
+        given = {name for guidance in method.chain for name in guidance.sets}
+        if denoiser.num_classes is not None and ("label" in cond or "label" not in given):
+            labels = denoiser.labels(cond.get("label"), shape[0])  # raises what is not a label
+            cond = {k: labels if k == "label" and isinstance(v, Sequence) else v for k, v in cond.items()}
+        if denoiser.cond_channels is not None and "cond" not in given | set(cond):
+            raise ValueError(
+                f"{denoiser.name} is shown an image beside the state; use the method 'sr3', which makes it from the measurement"
+            )
+        cond = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in cond.items()}
+        bound = method.bind(Setting(denoiser, shape, measurement, cond, device, dtype))
         noise_std = 0.0 if x_T is not None else float(levels[0].sigma)
-        return cls(denoiser, method, schedule, levels, shape, measurement, first, noise_std, ids, seed, steps, dtype, device, cond)
+        return cls(denoiser, method, bound, schedule, levels, shape, measurement, first, noise_std, ids, seed, steps, dtype, device, cond)
 
     def __call__(
         self, num_samples: int, batch_size: int | None, callback: Callback | None, trajectory: bool, progress: bool
@@ -305,7 +314,7 @@ class _Run:
                 try:
                     kept.append(self._sample(part, bar.watch(callback, len(part)), trajectory))
                 except RuntimeError as error:  # torch.OutOfMemoryError is one
-                    if batch_size is not None or size == 1 or not _out_of_memory(error):
+                    if batch_size is not None or size == 1 or not out_of_memory(error):
                         raise
                     evaluations.forward, evaluations.backward = before.forward, before.backward
                     size = max(1, size // 2)
@@ -338,7 +347,8 @@ class _Run:
                 path.append(from_range(self.denoiser, p.x0).cpu())
             callback(replace(p, chains=tuple((sample_index, self.ids[k]) for sample_index, k in part)))
 
-        assert self.method.transition is not None
+        method = self.bound.select(images)
+        assert method.transition is not None
         measurement = self.measurement
         if measurement is not None and images != list(range(len(measurement))):
             measurement = measurement.select(images)
@@ -348,11 +358,11 @@ class _Run:
             self.levels,
             schedule=self.schedule,
             noise=noise,
-            transition=self.method.transition,
-            guidance=self.method.chain,
+            transition=method.transition,
+            guidance=method.chain,
             measurement=measurement,
             callback=watch,
-            cond={k: v.to(self.device)[images] if isinstance(v, Tensor) else v for k, v in self.cond.items()},
+            cond={k: v[images] if isinstance(v, Tensor) else v for k, v in self.cond.items()},
         )
         return from_range(self.denoiser, x), torch.stack(path) if path else None
 
@@ -364,13 +374,8 @@ class _Run:
             "steps": self.steps,
             "seed": self.seed,
             "dtype": str(self.denoiser.dtype).removeprefix("torch."),
-            "cond": {k: v if isinstance(v, int | float | str | None) else repr(v) for k, v in self.cond.items()},
+            "cond": {k: describe(v) for k, v in self.cond.items()},
         }
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """CUDA has an exception of its own; the CPU's allocator raises a RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def _check_image(denoiser: Denoiser, shape: tuple[int, ...]) -> None:
@@ -391,15 +396,9 @@ def _check_image(denoiser: Denoiser, shape: tuple[int, ...]) -> None:
 
 def _check_conditions(denoiser: Denoiser, cond: dict[str, Any]) -> None:
     """Refuses keyword arguments that neither we nor the network know: most are misspelt, or belong to the method."""
-    net = denoiser.net.forward if isinstance(denoiser.net, torch.nn.Module) else denoiser.net
-    try:
-        known = inspect.signature(net).parameters
-    except (TypeError, ValueError):  # a compiled or built-in callable does not tell
-        return
-    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
-        return
+    known = ("label",) if denoiser.cond_channels is None else ("label", "cond")
     for name in cond:
-        if name != "label" and name not in known:
+        if name not in known and not denoiser.takes(name):
             raise TypeError(
                 f"unknown argument {name!r}: {denoiser.name} takes no condition of that name. A method's parameters go with the method: make_method('dps', zeta=0.5)"
             )

@@ -9,10 +9,10 @@ Nothing in it knows a method's name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -59,32 +59,103 @@ class Step:
         return float(self.s.sigma) * float(self.t.alpha) > float(self.t.sigma) * float(self.s.alpha)
 
 
-class Guidance(ABC):
-    """Changes the prediction at t by what is known. Subclasses are frozen dataclasses of the paper's symbols.
+@dataclass(frozen=True)
+class Setting:
+    """What a run is made of, as its pieces see it once, before sampling starts.
+
+    Attributes:
+        denoiser: the network.
+        shape: (B, C, H, W) of the images, all of them.
+        measurement: of these images, in the network's range; None when generating.
+        cond: what the run gives to the network.
+        device, dtype: of the state.
+    """
+
+    denoiser: Denoiser
+    shape: tuple[int, ...]
+    measurement: Measurement | None
+    cond: Mapping[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+
+
+class Piece:
+    """Base of guidance and transitions.
 
     Attributes:
         requires: the kind of operator it needs, checked before sampling; None where it needs no measurement.
+        per_image: fields that hold, once bound, a tensor of one entry per image (or a mapping of such tensors).
+    """
+
+    requires: ClassVar[type[Operator] | None] = None
+    per_image: ClassVar[tuple[str, ...]] = ()
+
+    def bind(self, setting: Setting) -> Self:
+        """This piece made ready for a run: its fields checked and on the run's device. Called once, before sampling.
+
+        Raises:
+            ValueError: what cannot work, with both sides named.
+        """
+        if self.requires is None:
+            return self
+        name = type(self).__name__
+        if setting.measurement is None:
+            raise ValueError(f"{name} restores a measurement, but there is none: use it with solve, or generate with another method")
+        operator = setting.measurement.operator
+        if not isinstance(operator, self.requires):
+            raise ValueError(
+                f"{name} requires a {self.requires.__name__}, but {operator.kind} is not one; choose another method or operator"
+            )
+        return self
+
+    def select(self, images: Sequence[int]) -> Self:
+        """A bound piece for some of the images."""
+        if not self.per_image:
+            return self
+        picked = {name: _pick(getattr(self, name), images) for name in self.per_image}
+        return replace(self, **picked)  # type: ignore[type-var]
+
+
+def _pick(value: Any, images: Sequence[int]) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _pick(v, images) for k, v in value.items()}
+    return value[list(images)] if isinstance(value, Tensor) else value
+
+
+def tiled(value: Tensor, x: Tensor) -> Tensor:
+    """One entry per image repeated for a state that stacks several copies of the batch, as one call for two conditions does."""
+    return value if len(value) == len(x) else value.repeat(len(x) // len(value), *(1,) * (value.ndim - 1))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """CUDA has an exception of its own; the CPU's allocator raises a RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)
+
+
+class Guidance(Piece, ABC):
+    """Changes the prediction at t by what is known. Subclasses are frozen dataclasses of the paper's symbols.
+
+    Attributes:
+        requires: as in :class:`Piece`; any operator unless said otherwise.
         stateful: whether it keeps memory between steps, so that a transition may predict only once a step.
+        sets: the conditions it gives to the network. It then stands nearer to the network than what works on the
+            prediction, and no other guidance of the chain sets the same.
     """
 
     requires: ClassVar[type[Operator] | None] = Operator
     stateful: ClassVar[bool] = False
+    sets: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction: ...
 
 
-class Transition(ABC):
+class Transition(Piece, ABC):
     """Given a prediction at t, draws the state at s.
 
     Contract: the network is read through ``p.x0`` and ``p.eps`` only, so that shifting x0 by dx shifts x_s by exactly
     ``alpha_s * dx``.
-
-    Attributes:
-        requires: the kind of operator it needs, if any.
     """
-
-    requires: ClassVar[type[Operator] | None] = None
 
     @property
     def predictions(self) -> int:
@@ -227,7 +298,8 @@ def sample(
     watch = _Watch(count)
 
     def network(x_t: Tensor, level: Level, **more: Any) -> Prediction:
-        return denoiser(x_t, level, **{**(cond or {}), **more})
+        given = {k: tiled(v, x_t) if isinstance(v, Tensor) else v for k, v in (cond or {}).items()}
+        return denoiser(x_t, level, **{**given, **more})
 
     with torch.no_grad():
         for index, (t, s) in enumerate(pairwise(levels)):

@@ -63,6 +63,17 @@ class Schedule(ABC):
         """The level whose noise-to-signal ratio is ``ratio``."""
         return self(self.time(torch.as_tensor(ratio, dtype=torch.float64)))
 
+    def frame(self, alpha: float, sigma: float) -> tuple[Level, float]:
+        """Where a network trained on this schedule finds a state of any other: the level with the same log-SNR, and the
+        factor that brings x_t there. Pure noise (alpha = 0) is its noisiest level."""
+        if sigma <= 0:
+            raise ValueError("a network for noisy states was given a level with sigma = 0")
+        own = self.at(torch.tensor(sigma, dtype=torch.float64) / alpha) if alpha > 0 else self(self.t_max)
+        if float(own.alpha) == alpha and float(own.sigma) == sigma:
+            return own, 1.0
+        scale = float(torch.hypot(own.alpha, own.sigma)) / math.hypot(alpha, sigma)
+        return own, 1.0 if abs(scale - 1) < 1e-12 else scale
+
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(d alpha / dt, d sigma / dt), which a velocity ``v = dx_t/dt`` is made of."""
         t = t.detach().clone()

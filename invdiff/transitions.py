@@ -6,8 +6,8 @@ Each writes ``x_s = alpha_s * x0 + (eps and noise)``, so a shift of x0 by dx shi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from invdiff.denoiser import Prediction
 from invdiff.measurement import Measurement
 from invdiff.operator import LinearOperator, Operator
-from invdiff.sampling import Denoise, Step, Transition, renoise
+from invdiff.sampling import Denoise, Setting, Step, Transition, renoise
 from invdiff.schedules import Level
 
 
@@ -55,9 +55,10 @@ class DDPM(Transition):
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
         p, t, s = predict(x_t, step.t), step.t, step.s
         x_s = mean(p, s, posterior_variance(t, s))
-        return x_s if s.sigma == 0 else x_s + self._std(p, t, s) * step.randn_like(x_t)
+        return x_s if s.sigma == 0 else x_s + self.noise_std(p, t, s) * step.randn_like(x_t)
 
-    def _std(self, p: Prediction, t: Level, s: Level) -> Tensor | float:
+    def noise_std(self, p: Prediction, t: Level, s: Level) -> Tensor | float:
+        """Standard deviation of the noise that a step from t to s draws."""
         small, large = posterior_variance(t, s), forward_variance(t, s)
         if self.variance == "large":
             return math.sqrt(large)
@@ -95,11 +96,16 @@ class DDIM(Transition):
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
         p, t, s = predict(x_t, step.t), step.t, step.s
+        std = self.noise_std(p, t, s)
+        x_s = mean(p, s, std**2)
+        return torch.add(x_s, step.randn_like(x_t), alpha=std) if std > 0 else x_s
+
+    def noise_std(self, p: Prediction, t: Level, s: Level) -> float:
+        """Standard deviation of the noise that a step from t to s draws."""
         std = float(self.std(t, s)) if self.std is not None else self.eta and self.eta * math.sqrt(posterior_variance(t, s))
         if std > float(s.sigma) * (1 + 1e-9):
             raise ValueError(f"the explicit std {std:.4g} exceeds sigma_s = {float(s.sigma):.4g}")
-        x_s = mean(p, s, std**2)
-        return torch.add(x_s, step.randn_like(x_t), alpha=std) if std > 0 else x_s
+        return std
 
 
 @dataclass(frozen=True)
@@ -282,6 +288,12 @@ class PredictorCorrector(Transition):
     def predictions(self) -> int:
         return self.predictor.predictions + self.steps
 
+    def bind(self, setting: Setting) -> PredictorCorrector:
+        return replace(self, predictor=self.predictor.bind(setting))
+
+    def select(self, images: Sequence[int]) -> PredictorCorrector:
+        return replace(self, predictor=self.predictor.select(images))
+
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
         x = self.predictor.down(predict, x_t, step, measurement)
         if step.s.sigma > 0 and step.t.alpha > 0:  # from pure noise the step size would be zero
@@ -307,6 +319,12 @@ class Replace(Transition):
     @property
     def predictions(self) -> int:
         return self.inner.predictions
+
+    def bind(self, setting: Setting) -> Replace:
+        return replace(super().bind(setting), inner=self.inner.bind(setting))
+
+    def select(self, images: Sequence[int]) -> Replace:
+        return replace(self, inner=self.inner.select(images))
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
         assert measurement is not None

@@ -3,6 +3,7 @@ data or a data-dependent branch fails."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import pytest
@@ -11,11 +12,12 @@ from torch import Tensor
 
 import invdiff
 from invdiff import itineraries, schedules, transitions
+from invdiff.classifier import NoisyClassifier
 from invdiff.denoiser import Denoiser
 from invdiff.measurement import Measurement
 from invdiff.method import Method, make_method
 from invdiff.noise import NoiseSource
-from invdiff.registry import make_operator
+from invdiff.registry import load, make_operator
 from invdiff.restoration import generate, solve
 from invdiff.sampling import Transition, sample
 from invdiff.transitions import DDIM, DPMSolver, Euler, Heun, PredictorCorrector, Replace
@@ -33,17 +35,44 @@ TRANSITIONS: dict[str, Callable[[], Transition]] = {
 class Net(torch.nn.Module):
     """A convolution with learned variance and labels, parameters on meta."""
 
-    def __init__(self) -> None:
+    def __init__(self, cond_channels: int = 0) -> None:
         super().__init__()
-        self.layer = torch.nn.Conv2d(3, 6, 3, padding=1, device="meta")
+        self.layer = torch.nn.Conv2d(3 + cond_channels, 6, 3, padding=1, device="meta")
         self.embed = torch.nn.Embedding(11, 3, device="meta")
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        return self.layer(x + self.embed(label)[..., None, None] + t.view(-1, 1, 1, 1))
+        return self.layer(x) + self.embed(label).repeat(1, 2)[..., None, None] + t.view(-1, 1, 1, 1)
 
 
-def network(schedule: schedules.Schedule | None = None) -> Denoiser:
-    return Denoiser(Net(), schedule=schedule or schedules.linear(), data_range=(-1, 1), learned_variance=True, num_classes=10, multiple=5)
+class Classifier(torch.nn.Module):
+    """Logits of ten classes, parameters on meta."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 10, 3, device="meta")
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.layer(x).mean(dim=(2, 3)) * t[:, None]
+
+
+def registered(name: str) -> Method:
+    """A method as a user would make it: with a label where it has one."""
+    takes = inspect.signature(load("guidance", name)).parameters
+    return make_method(name, **({"label": [3, 5]} if "label" in takes else {}))
+
+
+def network(schedule: schedules.Schedule | None = None, cond_channels: int | None = None) -> Denoiser:
+    schedule = schedule or schedules.linear()
+    return Denoiser(
+        Net(cond_channels or 0),
+        schedule=schedule,
+        cond_channels=cond_channels,
+        data_range=(-1, 1),
+        learned_variance=True,
+        num_classes=10,
+        multiple=5,
+        classifier=NoisyClassifier(Classifier(), schedule=schedule),
+    )
 
 
 def refusal(method: Method, measurement: Measurement) -> str | None:
@@ -63,7 +92,8 @@ def check(measurement: Measurement, method: Method) -> None:
         with pytest.raises(ValueError, match=says):
             solve(measurement, network(), method, steps=3)
         return
-    result = solve(measurement, network(), method, steps=3, num_samples=2, batch_size=3)
+    shown = measurement.y.shape[1] if any("cond" in g.sets for g in method.chain) else None
+    result = solve(measurement, network(cond_channels=shown), method, steps=3, num_samples=2, batch_size=3)
     assert result.samples.device.type == "meta"
     assert result.samples.shape == (2, *SHAPE)
 
@@ -79,14 +109,18 @@ def measurements() -> dict[str, Measurement]:
 @pytest.mark.parametrize("operator", invdiff.list_plugins("operators"))
 @pytest.mark.parametrize("method", invdiff.list_plugins("guidance"))
 def test_every_combination(method: str, operator: str, transition: str, measurements: dict[str, Measurement]) -> None:
-    made = make_method(method)
+    made = registered(method)
     check(measurements[operator], Method(made.chain, TRANSITIONS[transition](), made.itinerary))
 
 
 @pytest.mark.parametrize("operator", invdiff.list_plugins("operators"))
 @pytest.mark.parametrize("method", invdiff.list_plugins("guidance"))
 def test_every_method_as_it_is(method: str, operator: str, measurements: dict[str, Measurement]) -> None:
-    check(measurements[operator], make_method(method))
+    check(measurements[operator], registered(method))
+
+
+def test_a_classifier_as_a_shift_of_the_mean(measurements: dict[str, Measurement]) -> None:
+    check(measurements["inpaint"], make_method("classifier", label=3, mean_shift=True))
 
 
 @pytest.mark.parametrize("itinerary", itineraries.BY_NAME)

@@ -1,6 +1,9 @@
-"""The recipe of the shipped networks: resumable training of a small diffusers ``UNet2DModel``.
+"""The recipes of the shipped networks: resumable training of small diffusers networks.
 
     python -m invdiff.zoo.train photo64 --data PHOTOS --holdout OTHER_PHOTOS --run RUN --hours 2
+    python -m invdiff.zoo.train sr3x4 --data PHOTOS --holdout OTHER_PHOTOS --run RUN --hours 2 --init invdiff/zoo/photo64
+    python -m invdiff.zoo.train digits32 --data mnist.npz --run RUN --hours 1
+    python -m invdiff.zoo.train digits32-classifier --data mnist.npz --run RUN --hours 0.3
 
 A run folder holds ``state.pt`` (network, average, optimiser, step), ``log.jsonl`` and ``export/``: a diffusers folder
 with the averaged weights in fp16, ready to be used with ``--model RUN/export``. Starting the same command again goes on
@@ -8,8 +11,9 @@ from ``state.pt``; ``--init FOLDER`` starts from the weights of a diffusers fold
 falls to zero over the last fifth of ``--hours``, so every session ends on good weights and a later one may go on.
 
 Chosen for two cores: bf16 autocast with channels_last, and noise levels drawn where denoising is
-hard instead of uniformly in t (log-normal as in EDM, Karras et al. 2022, table 1, with a fifth of the draws uniform so
-that no level is forgotten), weighted like a v-prediction loss (Salimans & Ho 2022) with a ceiling.
+hard instead of uniformly in t (log-normal as in EDM, Karras et al. 2022, table 1, with a share of the draws uniform so
+that no level is forgotten), weighted like a v-prediction loss (Salimans & Ho 2022) with a ceiling. A classifier sees
+every level alike.
 """
 
 from __future__ import annotations
@@ -20,24 +24,37 @@ import json
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from torch import Tensor
+
+from invdiff.zoo.data import Batch, Crops, Digits, Source, degraded, label_dropout
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, and how."""
+    """What is trained, and how. Networks are unconditional unless ``num_classes`` or ``factor`` is set.
+
+    Attributes:
+        num_classes: class-conditional; label ``num_classes`` is the null class, shown instead of ``label_dropout`` of the labels.
+        factor: conditioned on the bicubic upsampling of the ``factor`` times smaller image (SR3, Saharia et al. 2021).
+        classifier: the network returns the logits of the label of x_t (Dhariwal & Nichol 2021, section 4).
+    """
 
     channels: tuple[int, ...]
-    crop: int
-    in_channels: int = 3
+    size: int
+    image_channels: int = 3
+    num_classes: int | None = None
+    label_dropout: float = 0.1
+    factor: int | None = None
+    max_noise: float = 0.05
+    classifier: bool = False
     layers_per_block: int = 1
+    attention: bool = False
     scales: tuple[float, ...] = (0.5, 0.6, 0.7, 0.85, 1.0)
     batch_size: int = 16
     learning_rate: float = 6e-4
@@ -50,7 +67,13 @@ class Recipe:
     sigma_data: float = 0.5
 
 
-RECIPES = {"photo64": Recipe(channels=(32, 64, 128, 128), crop=64)}
+DIGITS = Recipe(channels=(32, 64, 128), size=32, image_channels=1, num_classes=10, batch_size=64, learning_rate=1e-3)
+RECIPES = {
+    "photo64": Recipe(channels=(32, 64, 128, 128), size=64),
+    "sr3x4": Recipe(channels=(32, 64, 128, 128), size=64, factor=4, uniform_share=0.4),
+    "digits32": replace(DIGITS, attention=True, uniform_share=0.4),
+    "digits32-classifier": replace(DIGITS, channels=(32, 64, 64), classifier=True, label_dropout=0.0, uniform_share=1.0, weight_decay=0.05),
+}
 SCHEDULER = {
     "_class_name": "DDPMScheduler",
     "beta_start": 1e-4,
@@ -65,34 +88,19 @@ SCHEDULER = {
 }
 
 
-class Crops:
-    """Random square crops of photographs held in memory at several scales, as float in [-1, 1]."""
-
-    def __init__(self, folder: Path, recipe: Recipe, seed: int) -> None:
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png", ".tif"})
-        if not files:
-            raise ValueError(f"no photographs found below {folder}")
-        self.crop = recipe.crop
-        self.photos: list[list[np.ndarray]] = []
-        for file in files:
-            with Image.open(file) as opened:
-                photo = opened.convert("RGB")
-            sizes = [(round(photo.width * s), round(photo.height * s)) for s in recipe.scales]
-            fit = [size for size in sizes if min(size) >= recipe.crop]
-            if fit:
-                self.photos.append([np.asarray(photo.resize(s, Image.Resampling.LANCZOS)) for s in fit])
-        self.rng = np.random.default_rng(seed)
-
-    def __call__(self, n: int) -> Tensor:
-        batch = np.empty((n, self.crop, self.crop, 3), np.uint8)
-        for k in range(n):
-            scales = self.photos[self.rng.integers(len(self.photos))]
-            photo = scales[self.rng.integers(len(scales))]
-            top = self.rng.integers(photo.shape[0] - self.crop + 1)
-            left = self.rng.integers(photo.shape[1] - self.crop + 1)
-            patch = photo[top : top + self.crop, left : left + self.crop]
-            batch[k] = patch[:, ::-1] if self.rng.random() < 0.5 else patch
-        return torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1
+def draw_from(recipe: Recipe, path: Path, seed: int, *, train: bool) -> Source:
+    """Batches of a recipe's data, from a folder of photographs or an npz file of digits."""
+    generator = torch.Generator().manual_seed(seed)
+    source: Source
+    if path.is_dir():
+        source = Crops(path, recipe.size, recipe.scales, seed)
+    else:
+        source = Digits(path, recipe.size, "train" if train else "test", seed)
+    if recipe.factor is not None:
+        source = degraded(source, recipe.factor, recipe.max_noise, generator)
+    if recipe.num_classes is not None and train and recipe.label_dropout:
+        source = label_dropout(source, recipe.label_dropout, recipe.num_classes, generator)
+    return source
 
 
 class Noise:
@@ -115,20 +123,31 @@ class Noise:
 
 
 def build(recipe: Recipe) -> Any:
-    """The network of a recipe; without attention, so it takes any size that divides by 2^(levels - 1)."""
+    """The network of a recipe; it takes any size that divides by 2^(levels - 1)."""
+    if recipe.classifier:
+        from invdiff.zoo.classifier import TimeClassifier
+
+        return TimeClassifier(recipe.image_channels, recipe.num_classes, recipe.channels, recipe.layers_per_block)
     from diffusers import UNet2DModel
 
     return UNet2DModel(
-        sample_size=recipe.crop,
-        in_channels=recipe.in_channels,
-        out_channels=recipe.in_channels,
+        sample_size=recipe.size,
+        in_channels=recipe.image_channels * (1 if recipe.factor is None else 2),
+        out_channels=recipe.image_channels,
         layers_per_block=recipe.layers_per_block,
         block_out_channels=recipe.channels,
         down_block_types=("DownBlock2D",) * len(recipe.channels),
         up_block_types=("UpBlock2D",) * len(recipe.channels),
-        add_attention=False,
+        add_attention=recipe.attention,
+        num_class_embeds=None if recipe.num_classes is None else recipe.num_classes + 1,
         norm_num_groups=8,
     )
+
+
+def predict(net: Any, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
+    """The network's eps, shown the conditions before the state: [cond, x_t]."""
+    x = x_t if batch.cond is None else torch.cat([batch.cond, x_t], dim=1)
+    return net(x.contiguous(memory_format=torch.channels_last), t, class_labels=batch.label).sample.float()
 
 
 def write_atomically(path: Path, write: Any) -> None:
@@ -137,7 +156,7 @@ def write_atomically(path: Path, write: Any) -> None:
     os.replace(temporary, path)
 
 
-def export(ema: torch.nn.Module, folder: Path) -> None:
+def export(ema: torch.nn.Module, recipe: Recipe, folder: Path) -> None:
     """Writes the averaged network as a diffusers folder (fp16 storage) with its scheduler's configuration."""
     from safetensors.torch import save_file
 
@@ -145,6 +164,8 @@ def export(ema: torch.nn.Module, folder: Path) -> None:
     weights = {k: v.half().contiguous() for k, v in ema.state_dict().items()}
     config = json.loads(ema.to_json_string())  # type: ignore[operator]
     config.pop("_name_or_path", None)
+    if recipe.num_classes is not None and not recipe.classifier:
+        config["_null_label"] = recipe.num_classes  # diffusers ignores keys that begin so, load_folder reads this one
     texts = {"config.json": config, "scheduler_config.json": SCHEDULER}
     for name, content in texts.items():
         text = json.dumps(content, indent=2) + "\n"
@@ -152,17 +173,32 @@ def export(ema: torch.nn.Module, folder: Path) -> None:
     write_atomically(folder / "diffusion_pytorch_model.safetensors", lambda p: save_file(weights, p))
 
 
+def initialise(net: torch.nn.Module, folder: Path) -> None:
+    """Starts from the weights of a diffusers folder; input channels it does not know come first and start at zero."""
+    from safetensors.torch import load_file
+
+    weights = {k: v.float() for k, v in load_file(folder / "diffusion_pytorch_model.safetensors").items()}
+    first = weights["conv_in.weight"]
+    missing = net.get_parameter("conv_in.weight").shape[1] - first.shape[1]
+    weights["conv_in.weight"] = F.pad(first, (0, 0, 0, 0, missing, 0))
+    net.load_state_dict(weights)
+
+
 @torch.no_grad()
-def held_out(net: torch.nn.Module, photos: Tensor, noise: Noise) -> dict[str, float]:
-    """PSNR (dB) of one-step denoising at three noise levels, sigma in units of [0, 1] pixels."""
+def held_out(net: torch.nn.Module, batch: Batch, noise: Noise, recipe: Recipe) -> dict[str, float]:
+    """PSNR (dB) of one-step denoising, or a classifier's accuracy, at three noise levels, sigma in units of [0, 1] pixels."""
     result = {}
-    for sigma in (0.05, 0.17, 0.5):
+    x0, n = batch.x0, len(batch.x0)
+    for sigma in (0.05, 0.17, 0.5) if not recipe.classifier else (0.05, 0.5, 2.0):
         t = int(torch.searchsorted(noise.ratio, torch.tensor(2 * sigma)))
-        eps = torch.randn(photos.shape, generator=torch.Generator().manual_seed(0))
-        x_t = noise.alpha[t] * photos + noise.sigma[t] * eps
-        predicted = torch.cat([net(x, torch.tensor(t)).sample for x in x_t.split(16)])
-        x0 = ((x_t - noise.sigma[t] * predicted) / noise.alpha[t]).clamp(-1, 1)
-        mse = ((x0 - photos) / 2).square().mean(dim=(1, 2, 3))
+        eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+        x_t = noise.alpha[t] * x0 + noise.sigma[t] * eps
+        times = torch.full((n,), t)
+        if recipe.classifier:
+            result[f"accuracy_at_{sigma}"] = round((net(x_t, times).argmax(1) == batch.label).float().mean().item(), 4)
+            continue
+        estimate = ((x_t - noise.sigma[t] * predict(net, x_t, times, batch)) / noise.alpha[t]).clamp(-1, 1)
+        mse = ((estimate - x0) / 2).square().mean(dim=(1, 2, 3))
         result[f"psnr_at_{sigma}"] = round((-10 * mse.log10()).mean().item(), 3)
     return result
 
@@ -174,9 +210,7 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
     state_file = args.run / "state.pt"
     step, before = 0, 0.0
     if args.init is not None and not state_file.exists():
-        from safetensors.torch import load_file
-
-        net.load_state_dict({k: v.float() for k, v in load_file(args.init / "diffusion_pytorch_model.safetensors").items()})
+        initialise(net, args.init)
     net = net.to(memory_format=torch.channels_last).train()
     ema = copy.deepcopy(net).eval().requires_grad_(False)
     optimiser = torch.optim.AdamW(
@@ -189,8 +223,8 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
         optimiser.load_state_dict(state["optimiser"])
         step, before = state["step"], state["seconds"]
     generator = torch.Generator().manual_seed(step)
-    crops, noise = Crops(args.data, recipe, seed=step), Noise(recipe, generator)
-    validation = Crops(args.holdout, recipe, seed=0)(64)
+    batches, noise = draw_from(recipe, args.data, step, train=True), Noise(recipe, generator)
+    validation = draw_from(recipe, args.holdout or args.data, 0, train=False)(64 if not recipe.classifier else 1000)
 
     start = last_save = time.monotonic()
     seconds = args.hours * 3600
@@ -200,14 +234,18 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
         cool = min(1.0, (seconds - elapsed) / (args.cooldown * seconds))
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * warm * cool
-        x0 = crops(recipe.batch_size).contiguous(memory_format=torch.channels_last)
-        t = noise.times(len(x0))
-        eps = torch.randn(x0.shape, generator=generator)
+        batch = batches(recipe.batch_size)
+        t = noise.times(len(batch.x0))
+        eps = torch.randn(batch.x0.shape, generator=generator)
         alpha, sigma = (v[t].view(-1, 1, 1, 1) for v in (noise.alpha, noise.sigma))
+        x_t = alpha * batch.x0 + sigma * eps
         with torch.autocast("cpu", torch.bfloat16):
-            predicted = net(alpha * x0 + sigma * eps, t).sample
-        per_image = (predicted.float() - eps).square().mean(dim=(1, 2, 3))
-        loss = (noise.weight[t] * per_image).mean()
+            if recipe.classifier:
+                assert batch.label is not None
+                loss = F.cross_entropy(net(x_t.contiguous(memory_format=torch.channels_last), t).float(), batch.label)
+            else:
+                per_image = (predict(net, x_t, t, batch) - eps).square().mean(dim=(1, 2, 3))
+                loss = (noise.weight[t] * per_image).mean()
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -222,14 +260,14 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
             last_save = time.monotonic()
             with torch.autocast("cpu", torch.bfloat16):
                 record = {"step": step, "seconds": round(before + last_save - start), "loss": round(loss_sum / count, 5)}
-                record |= held_out(ema, validation, noise) | {"lr": optimiser.param_groups[0]["lr"]}
+                record |= held_out(ema, validation, noise, recipe) | {"lr": optimiser.param_groups[0]["lr"]}
             loss_sum, count = 0.0, 0
             if not math.isfinite(record["loss"]):
                 raise RuntimeError(f"training diverged at step {step}; {state_file} holds the last good state")
             state = {"net": net.state_dict(), "ema": ema.state_dict(), "optimiser": optimiser.state_dict()}
             state |= {"step": step, "seconds": before + last_save - start}
             write_atomically(state_file, lambda p, state=state: torch.save(state, p))
-            export(ema, args.run / "export")
+            export(ema, recipe, args.run / "export")
             with (args.run / "log.jsonl").open("a") as log:
                 log.write(json.dumps(record) + "\n")
             print(json.dumps(record), flush=True)
@@ -240,8 +278,8 @@ def main() -> None:
         prog="python -m invdiff.zoo.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", choices=sorted(RECIPES))
-    parser.add_argument("--data", type=Path, required=True, help="folder of training photographs")
-    parser.add_argument("--holdout", type=Path, required=True, help="folder of photographs for the held-out figures")
+    parser.add_argument("--data", type=Path, required=True, help="folder of training photographs, or mnist.npz")
+    parser.add_argument("--holdout", type=Path, help="folder of photographs for the held-out figures (digits: the test part)")
     parser.add_argument("--run", type=Path, required=True, help="folder of this run; an existing one is resumed")
     parser.add_argument("--init", type=Path, help="diffusers folder to start a new run from")
     parser.add_argument("--hours", type=float, required=True, help="how long this session trains")

@@ -1,0 +1,170 @@
+"""Classifier guidance (Dhariwal & Nichol, NeurIPS 2021, arXiv:2105.05233, algorithms 1 and 2).
+
+    eps_hat = eps − s sigma_t grad_{x_t} log p(y | x_t, t)                          (algorithm 2, any transition)
+    mu_hat  = mu  + s Sigma   grad_{x_t} log p(y | x_t, t),   x_s ~ N(mu_hat, Sigma)   (algorithm 1, :class:`MeanShift`)
+
+with a classifier that was trained on noisy images. sigma_t and the gradient belong to the frame in which x_t is sampled; their
+product is the same in the classifier's own. With the exact p(y | x_t) and s = 1 the first is the exact conditional.
+
+Any differentiable log-probability takes the classifier's place: of x_t, or of the estimate x0(x_t), whose gradient passes through
+the network (universal guidance, Bansal et al. 2023, eq. 6).
+
+Symbols: s, the gradient scale; y, the label; Sigma, the variance of the ancestral step, learned where the network has it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from invdiff.classifier import NoisyClassifier
+from invdiff.denoiser import Prediction, check_labels
+from invdiff.measurement import Measurement
+from invdiff.method import Method
+from invdiff.operator import Operator
+from invdiff.sampling import Denoise, Guidance, Setting, Step, Transition, tiled
+from invdiff.transitions import DDIM, DDPM
+
+
+@dataclass(frozen=True)
+class ClassifierGuidance(Guidance):
+    """Algorithm 2: shifts eps, and x0 with it.
+
+    Args:
+        label: the class y for all images, or one for each.
+        s: the gradient scale.
+        classifier: a :class:`~invdiff.classifier.NoisyClassifier`, a callable ``classifier(x_t, t) -> logits`` on the network's
+            schedule, or the folder of one; by default the classifier that comes with the model.
+        log_prob: in its place, ``log_prob(x_t, level)`` or ``log_prob(x0)``: differentiable, one value per image. x_t is in the
+            network's range, x0 in the user's ([0, 1] for image networks).
+        of: what ``log_prob`` is a function of, ``"x_t"`` or ``"x0"``.
+    """
+
+    label: int | Sequence[int] | Tensor | None = None
+    s: float = 1.0
+    classifier: NoisyClassifier | Callable[[Tensor, Tensor], Tensor] | str | None = None
+    log_prob: Callable[..., Tensor] | None = None
+    of: str = "x_t"
+    data_range: tuple[float, float] = field(default=(0.0, 1.0), init=False, repr=False)
+
+    requires: ClassVar[type[Operator] | None] = None
+    per_image: ClassVar[tuple[str, ...]] = ("label",)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.s):
+            raise ValueError(f"s must be a finite number, got {self.s}")
+        if self.of not in ("x_t", "x0"):
+            raise ValueError(f"of must be 'x_t' or 'x0', got {self.of!r}")
+        if self.of == "x0" and self.log_prob is None:
+            raise ValueError("of='x0' needs log_prob=, a differentiable function of the estimate; a noise-aware classifier is of x_t")
+        if self.log_prob is not None and (self.label is not None or self.classifier is not None):
+            raise ValueError("log_prob= stands in the place of a classifier and its label; give one or the other")
+
+    def bind(self, setting: Setting) -> ClassifierGuidance:
+        bound = replace(super().bind(setting))
+        object.__setattr__(bound, "data_range", setting.denoiser.data_range or (0.0, 1.0))
+        if self.log_prob is not None:
+            return bound
+        classifier = self.classifier or setting.denoiser.classifier
+        if classifier is None:
+            raise ValueError(
+                f"{setting.denoiser.name} comes without a noise-aware classifier; give classifier=, or log_prob= for any differentiable function"
+            )
+        if isinstance(classifier, str):
+            from invdiff.models import load_classifier
+
+            classifier = load_classifier(classifier).to(setting.device)
+        if not isinstance(classifier, NoisyClassifier):
+            name = type(classifier).__name__ if isinstance(classifier, torch.nn.Module) else getattr(classifier, "__name__", "classifier")
+            classifier = NoisyClassifier(classifier, schedule=setting.denoiser.schedule, name=name)
+        classes = classifier.classes(setting.shape[1:], device=setting.device, dtype=setting.dtype)
+        if self.label is None:
+            raise ValueError(f"classifier guidance needs to know which class: give label=, one of 0..{classes - 1}")
+        label = check_labels(self.label, setting.shape[0], classes, classifier.name).to(setting.device)
+        return replace(bound, label=label, classifier=classifier)
+
+    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+        if step.t.alpha == 0 or self.s == 0:  # pure noise says nothing about the class
+            return denoise(x_t, step.t)
+        p, grad = self.gradient(denoise, x_t, step)
+        return p.move(self.s * step.t.sigma**2 / step.t.alpha * grad)
+
+    def gradient(self, denoise: Denoise, x_t: Tensor, step: Step) -> tuple[Prediction, Tensor]:
+        """The prediction at x_t, and grad_{x_t} log p(y | x_t, t)."""
+        outer = torch.is_grad_enabled() and x_t.requires_grad  # another guidance differentiates through this one
+        with torch.enable_grad():
+            x = x_t if outer else x_t.detach().requires_grad_()
+            if self.of == "x0":
+                p = denoise(x, step.t)
+                log_p = self._of_x0(p)
+            else:
+                with torch.set_grad_enabled(outer):
+                    p = denoise(x_t, step.t)
+                log_p = self._of_x_t(x, step)
+            if log_p.shape != x.shape[:1]:
+                raise ValueError(f"log_prob must return one value per image, ({len(x)},), got shape {tuple(log_p.shape)}")
+            (grad,) = torch.autograd.grad(log_p.sum(), x, create_graph=outer)  # the sum keeps the images' gradients apart
+        return p if outer else p.detach(), grad
+
+    def _of_x_t(self, x: Tensor, step: Step) -> Tensor:
+        if self.log_prob is not None:
+            return self.log_prob(x, step.t)
+        assert isinstance(self.classifier, NoisyClassifier) and isinstance(self.label, Tensor)
+        return self.classifier(x, step.t).gather(1, tiled(self.label, x)[:, None])[:, 0]
+
+    def _of_x0(self, p: Prediction) -> Tensor:
+        assert self.log_prob is not None
+        if not p.x0.requires_grad:
+            raise ValueError("log_prob of x0 needs the gradient through the network, but the network gives none; use one of x_t")
+        low, high = self.data_range
+        return self.log_prob((p.x0 - low) / (high - low))
+
+
+@dataclass(frozen=True)
+class MeanShift(Transition):
+    """Algorithm 1: the ancestral step of ``inner`` with its mean shifted by s Sigma grad log p(y | x_t, t).
+
+    Args:
+        inner: DDPM, whose variance may be learned, or DDIM(eta).
+        guidance: whose gradient and scale s are taken.
+    """
+
+    inner: DDPM | DDIM = field(default_factory=DDPM)
+    guidance: ClassifierGuidance = field(default_factory=ClassifierGuidance)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner, DDPM | DDIM):
+            raise ValueError(f"MeanShift needs a transition whose variance it knows, DDPM or DDIM(eta), got {self.inner}")
+
+    def bind(self, setting: Setting) -> MeanShift:
+        return replace(self, inner=self.inner.bind(setting), guidance=self.guidance.bind(setting))
+
+    def select(self, images: Sequence[int]) -> MeanShift:
+        return replace(self, guidance=self.guidance.select(images))
+
+    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
+        p, grad = self.guidance.gradient(predict, x_t, step)
+        x_s = self.inner.down(lambda *_, **__: p, x_t, step, measurement)
+        std: Any = self.inner.noise_std(p, step.t, step.s)
+        return x_s + self.guidance.s * std**2 * grad
+
+
+def classifier(
+    label: int | Sequence[int] | Tensor | None = None,
+    s: float = 1.0,
+    classifier: NoisyClassifier | Callable[[Tensor, Tensor], Tensor] | str | None = None,
+    mean_shift: bool = False,
+) -> Method:
+    """Classifier guidance by name.
+
+    Args:
+        label, s, classifier: of :class:`ClassifierGuidance`.
+        mean_shift: algorithm 1, a shift of the ancestral step's mean, instead of algorithm 2.
+    """
+    guidance = ClassifierGuidance(label, s, classifier)
+    return Method(transition=MeanShift(guidance=guidance)) if mean_shift else Method(guidance)

@@ -1,0 +1,82 @@
+"""SR3 and Palette (Saharia et al. 2021, arXiv:2104.07636; 2022, arXiv:2111.05826): a network that sees the measurement.
+
+    eps = eps([cond, x_t], t)      cond before x_t, along the channels
+
+The network was trained on pairs, so the posterior is learnt and nothing is computed from the operator while sampling. cond is an
+image made from the measurement once:
+
+    upsampled   y resized to the image, bicubic with a = −1/2 (SR3); y itself where it has the image's size (Palette:
+                colourisation from grey, inpainting from the masked image, whose missing pixels are mid-grey)
+    pinv        A†y, for any linear operator;  adjoint: A*y
+
+Networks take t, or the continuous noise level sqrt(alpha_bar) as in SR3: ``Denoiser(..., time=lambda t: schedule(t).alpha)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from invdiff.denoiser import Prediction
+from invdiff.measurement import Measurement
+from invdiff.operator import LinearOperator
+from invdiff.sampling import Denoise, Guidance, Setting, Step, tiled
+
+IMAGES = ("upsampled", "pinv", "adjoint")
+
+
+@dataclass(frozen=True)
+class SR3(Guidance):
+    """See the module's docstring.
+
+    Args:
+        cond: ``"upsampled"``, ``"pinv"``, ``"adjoint"``, or a function of the measurement (y in the network's range) that
+            returns (B, cond_channels, H, W).
+    """
+
+    cond: str | Callable[[Measurement], Tensor] | Tensor = "upsampled"
+
+    sets: ClassVar[tuple[str, ...]] = ("cond",)
+    per_image: ClassVar[tuple[str, ...]] = ("cond",)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cond, str) and self.cond not in IMAGES:
+            raise ValueError(f"cond must be one of {', '.join(IMAGES)}, or a function of the measurement, got {self.cond!r}")
+
+    def bind(self, setting: Setting) -> SR3:
+        super().bind(setting)
+        assert setting.measurement is not None
+        denoiser, (images, channels, *size) = setting.denoiser, setting.shape
+        cond = self._image(setting.measurement, tuple(size))
+        takes = denoiser.cond_channels
+        if takes is None and not denoiser.takes("cond"):
+            raise ValueError(
+                f"{denoiser.name} is not shown an image beside the state; SR3 needs a network trained on [cond, x_t], such as sr3x4, "
+                "which cond_channels= describes"
+            )
+        if cond.shape[0] != images or tuple(cond.shape[2:]) != tuple(size) or (takes is not None and cond.shape[1] != takes):
+            raise ValueError(
+                f"the channels do not add up: {denoiser.name} takes [cond, x_t] with {takes} + {channels} channels of size {tuple(size)}, "
+                f"but cond has shape {tuple(cond.shape)}"
+            )
+        return replace(self, cond=cond)
+
+    def _image(self, measurement: Measurement, size: tuple[int, ...]) -> Tensor:
+        y, operator = measurement.y, measurement.operator
+        if callable(self.cond):
+            return self.cond(measurement)
+        if self.cond == "upsampled":
+            if y.ndim != 4 or y.is_complex():
+                raise ValueError(f"cond='upsampled' needs a measurement that is an image, got shape {tuple(y.shape)}; use cond='pinv'")
+            return y if tuple(y.shape[2:]) == size else F.interpolate(y, size=size, mode="bicubic", antialias=True)
+        if not isinstance(operator, LinearOperator):
+            raise ValueError(f"cond={self.cond!r} needs a linear operator, and {type(operator).__name__} is not one; use cond='upsampled'")
+        return operator.pinv(y) if self.cond == "pinv" else operator.adjoint(y)
+
+    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+        assert isinstance(self.cond, Tensor), "bind the guidance to its run first"
+        return denoise(x_t, step.t, cond=tiled(self.cond, x_t))

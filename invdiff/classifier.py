@@ -1,0 +1,79 @@
+"""A classifier of noisy images as one function ``(x_t, level) -> log p(label | x_t)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invdiff.schedules import Level, Schedule
+
+
+class NoisyClassifier:
+    """Wraps ``classifier(x_t, t) -> logits``, trained on the noisy states of a schedule (Dhariwal & Nichol 2021, section 4).
+
+    As with a :class:`~invdiff.denoiser.Denoiser`, states of any schedule are accepted: x_t is rescaled to the classifier's own
+    frame and the time it is shown has the same log-SNR. A module is switched to ``eval()``, its parameters need no gradients.
+
+    Args:
+        net: ``net(x_t, t) -> logits``, x_t (B, C, H, W) in the range of the network it guides, t (B,), logits (B, classes).
+        schedule: the schedule it was trained on.
+        time: maps the schedule's time to what it is shown.
+        channels: of its images, for messages.
+        name: how it is called in messages.
+    """
+
+    def __init__(
+        self,
+        net: Callable[[Tensor, Tensor], Tensor],
+        *,
+        schedule: Schedule,
+        time: Callable[[Tensor], Tensor] | None = None,
+        channels: int | None = None,
+        name: str = "classifier",
+    ) -> None:
+        if not callable(net):
+            raise TypeError(f"a classifier is a callable net(x_t, t) -> logits, got {type(net).__name__}")
+        self.net, self.schedule, self.time, self.channels, self.name = net, schedule, time, channels, name
+        self._frame = lru_cache(maxsize=4096)(schedule.frame)
+        if isinstance(net, torch.nn.Module):
+            net.eval().requires_grad_(False)
+
+    def to(self, device: torch.device | str) -> NoisyClassifier:
+        """Moves the classifier; returns itself."""
+        if isinstance(self.net, torch.nn.Module):
+            self.net.to(device)
+        return self
+
+    def __call__(self, x_t: Tensor, level: Level) -> Tensor:
+        """log p(label | x_t) of every label, (B, classes), with gradients with respect to x_t."""
+        own, scale = self._frame(float(level.alpha), float(level.sigma))
+        t = own.t.clamp(*sorted((self.schedule.t_min, self.schedule.t_max)))
+        shown = torch.full(x_t.shape[:1], float(t if self.time is None else self.time(t)), dtype=x_t.dtype, device=x_t.device)
+        return self.net(x_t * scale, shown).log_softmax(dim=1)
+
+    def classes(self, shape: tuple[int, ...], **like: Any) -> int:
+        """How many labels it tells apart, found by trying it on one empty image of ``shape`` (C, H, W).
+
+        Raises:
+            ValueError: it takes no time, takes other channels, or returns something else than (B, classes).
+        """
+        if self.channels is not None and self.channels != shape[0]:
+            raise ValueError(f"{self.name} classifies images with {self.channels} channels, but the network makes {shape[0]}")
+        x, level = torch.zeros(1, *shape, **like), self.schedule(self.schedule.t_max)
+        try:
+            with torch.no_grad():
+                log_p = self(x, level)
+        except TypeError as error:
+            raise ValueError(
+                f"{self.name} cannot be called as classifier(x_t, t): {error}. Classifier guidance needs a classifier that was trained on "
+                "noisy images and is told the noise level; one of clean images works on the estimate: ClassifierGuidance(log_prob=..., of='x0')"
+            ) from error
+        except (RuntimeError, ValueError, IndexError, AttributeError) as error:
+            raise ValueError(f"{self.name} cannot be applied to a state of shape {tuple(x.shape)}: {error}") from error
+        if log_p.ndim != 2 or len(log_p) != 1:
+            raise ValueError(f"{self.name} must return logits (B, classes), got shape {tuple(log_p.shape)} for one image")
+        return log_p.shape[1]

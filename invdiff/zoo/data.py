@@ -1,0 +1,100 @@
+"""Training data of the shipped networks: crops of photographs and handwritten digits, held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images x0 (B, C, H, W) in [-1, 1], their labels (B,), and the images that a network is shown beside x_t."""
+
+    x0: Tensor
+    label: Tensor | None = None
+    cond: Tensor | None = None
+
+
+Source = Callable[[int], Batch]
+
+
+class Crops:
+    """Random square crops of photographs at several scales, half of them mirrored."""
+
+    def __init__(self, folder: Path, size: int, scales: tuple[float, ...], seed: int) -> None:
+        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png", ".tif"})
+        if not files:
+            raise ValueError(f"no photographs found below {folder}")
+        self.size = size
+        self.photos: list[list[np.ndarray]] = []
+        for file in files:
+            with Image.open(file) as opened:
+                photo = opened.convert("RGB")
+            sizes = [(round(photo.width * s), round(photo.height * s)) for s in scales]
+            fit = [wh for wh in sizes if min(wh) >= size]
+            if fit:
+                self.photos.append([np.asarray(photo.resize(wh, Image.Resampling.LANCZOS)) for wh in fit])
+        self.rng = np.random.default_rng(seed)
+
+    def __call__(self, n: int) -> Batch:
+        batch = np.empty((n, self.size, self.size, 3), np.uint8)
+        for k in range(n):
+            scales = self.photos[self.rng.integers(len(self.photos))]
+            photo = scales[self.rng.integers(len(scales))]
+            top = self.rng.integers(photo.shape[0] - self.size + 1)
+            left = self.rng.integers(photo.shape[1] - self.size + 1)
+            patch = photo[top : top + self.size, left : left + self.size]
+            batch[k] = patch[:, ::-1] if self.rng.random() < 0.5 else patch
+        return Batch(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1)
+
+
+class Digits:
+    """MNIST's digits, padded from 28x28 to ``size`` with their black background: {x,y}_{train,test} of an npz file."""
+
+    def __init__(self, file: Path, size: int, part: str, seed: int) -> None:
+        with np.load(file) as arrays:
+            x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        border = (size - x.shape[-1]) // 2
+        self.x = F.pad(torch.from_numpy(x), (border,) * 4)[:, None]
+        self.y = torch.from_numpy(y).long()
+        self.rng = np.random.default_rng(seed)
+
+    def __call__(self, n: int) -> Batch:
+        drawn = torch.from_numpy(self.rng.integers(len(self.x), size=n))
+        return Batch(self.x[drawn].float() / 127.5 - 1, self.y[drawn])
+
+
+def degraded(source: Source, factor: int, max_noise: float, generator: torch.Generator) -> Source:
+    """Adds what an upscaling network is shown: the bicubic upsampling of the ``factor`` times smaller, noisy image.
+
+    Half of the small images stay clean; the others get noise of a standard deviation drawn up to ``max_noise`` (in [0, 1]
+    pixels), so that the network takes measurements as they are (conditioning augmentation, Ho et al. 2022, section 4).
+    """
+
+    def draw(n: int) -> Batch:
+        batch = source(n)
+        small = F.interpolate(batch.x0, scale_factor=1 / factor, mode="bicubic", antialias=True)
+        std = 2 * max_noise * (2 * torch.rand(n, 1, 1, 1, generator=generator) - 1).clamp(min=0)
+        small = small + std * torch.randn(small.shape, generator=generator)
+        return replace(batch, cond=F.interpolate(small, size=batch.x0.shape[2:], mode="bicubic", antialias=True))
+
+    return draw
+
+
+def label_dropout(source: Source, share: float, null: int, generator: torch.Generator) -> Source:
+    """Replaces a share of the labels by the null label (Ho & Salimans 2022, algorithm 1)."""
+
+    def draw(n: int) -> Batch:
+        batch = source(n)
+        assert batch.label is not None
+        dropped = torch.rand(n, generator=generator) < share
+        return replace(batch, label=batch.label.where(~dropped, null))
+
+    return draw
