@@ -36,7 +36,7 @@ class ClassifierGuidance(Guidance):
     """Algorithm 2: shifts eps, and x0 with it.
 
     Args:
-        label: the class y for all images, or one for each.
+        label: the class y for all images, or one for each; by default what the run itself gives the network.
         s: the gradient scale.
         classifier: a :class:`~invdiff.classifier.NoisyClassifier`, a callable ``classifier(x_t, t) -> logits`` on the network's
             schedule, or the folder of one; by default the classifier that comes with the model.
@@ -50,7 +50,6 @@ class ClassifierGuidance(Guidance):
     classifier: NoisyClassifier | Callable[[Tensor, Tensor], Tensor] | str | None = None
     log_prob: Callable[..., Tensor] | None = None
     of: str = "x_t"
-    data_range: tuple[float, float] = field(default=(0.0, 1.0), init=False, repr=False)
 
     requires: ClassVar[type[Operator] | None] = None
     per_image: ClassVar[tuple[str, ...]] = ("label",)
@@ -66,10 +65,10 @@ class ClassifierGuidance(Guidance):
             raise ValueError("log_prob= stands in the place of a classifier and its label; give one or the other")
 
     def bind(self, setting: Setting) -> ClassifierGuidance:
-        bound = replace(super().bind(setting))
-        object.__setattr__(bound, "data_range", setting.denoiser.data_range or (0.0, 1.0))
         if self.log_prob is not None:
-            return bound
+            low, high = setting.denoiser.data_range or (0.0, 1.0)
+            own = self.log_prob
+            return replace(self, log_prob=lambda x0: own((x0 - low) / (high - low))) if self.of == "x0" else self
         classifier = self.classifier or setting.denoiser.classifier
         if classifier is None:
             raise ValueError(
@@ -83,10 +82,11 @@ class ClassifierGuidance(Guidance):
             name = type(classifier).__name__ if isinstance(classifier, torch.nn.Module) else getattr(classifier, "__name__", "classifier")
             classifier = NoisyClassifier(classifier, schedule=setting.denoiser.schedule, name=name)
         classes = classifier.classes(setting.shape[1:], device=setting.device, dtype=setting.dtype)
-        if self.label is None:
+        label = setting.cond.get("label") if self.label is None else self.label
+        if label is None:
             raise ValueError(f"classifier guidance needs to know which class: give label=, one of 0..{classes - 1}")
-        label = check_labels(self.label, setting.shape[0], classes, classifier.name).to(setting.device)
-        return replace(bound, label=label, classifier=classifier)
+        label = check_labels(label, setting.shape[0], classes, classifier.name).to(setting.device)
+        return replace(self, label=label, classifier=classifier)
 
     def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
         if step.t.alpha == 0 or self.s == 0:  # pure noise says nothing about the class
@@ -121,8 +121,7 @@ class ClassifierGuidance(Guidance):
         assert self.log_prob is not None
         if not p.x0.requires_grad:
             raise ValueError("log_prob of x0 needs the gradient through the network, but the network gives none; use one of x_t")
-        low, high = self.data_range
-        return self.log_prob((p.x0 - low) / (high - low))
+        return self.log_prob(p.x0)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,9 @@ class NoisyClassifier:
         if isinstance(net, torch.nn.Module):
             net.eval().requires_grad_(False)
 
+    def __repr__(self) -> str:
+        return f"NoisyClassifier({self.name})"
+
     def to(self, device: torch.device | str) -> NoisyClassifier:
         """Moves the classifier; returns itself."""
         if isinstance(self.net, torch.nn.Module):

@@ -28,6 +28,9 @@ def describe_model(denoiser: Denoiser) -> dict[str, Any]:
         "trained at": denoiser.image_size,
         "sides are padded to multiples of": denoiser.multiple,
         "classes": denoiser.num_classes,
+        "null label": denoiser.null_label,
+        "classifier": None if denoiser.classifier is None else "noise-aware, for classifier guidance",
+        "image condition": None if denoiser.cond_channels is None else f"{denoiser.cond_channels} channels before the state's",
         "parameters": parameters,
     }
 

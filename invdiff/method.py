@@ -127,4 +127,6 @@ def describe(piece: Any) -> Any:
         return {"name": type(piece).__name__} | {f.name: describe(getattr(piece, f.name)) for f in dataclasses.fields(piece)}
     if isinstance(piece, Tensor):
         return piece.tolist() if piece.numel() <= 1000 and not piece.is_meta else f"tensor of shape {tuple(piece.shape)}"
+    if callable(piece) and hasattr(piece, "__qualname__"):
+        return f"{piece.__module__}.{piece.__qualname__}"
     return piece if isinstance(piece, str | int | float | bool | None) else repr(piece)

@@ -1,4 +1,4 @@
-"""Checkpoints as Denoisers: diffusers folders with their scheduler's configuration."""
+"""diffusers folders with their scheduler's configuration."""
 
 from __future__ import annotations
 
