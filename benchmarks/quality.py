@@ -1,16 +1,21 @@
 """How good restorations with a model are: fixed crops of Kodak24, several operators, beside classical baselines.
 
     python -m invdiff.benchmarks.quality --photos KODAK24 --output FOLDER [--operator inpaint sr blur] [--method dps] [key=value ...]
+    python -m invdiff.benchmarks.quality ... --operator sr --method sr3 --model sr3x4 sigma=0,0.025 steps=25,50 transition.name=ddpm,ddim
 
 Protocol: the centre 128x128 of twelve Kodak photographs (01, 03, ..., 23), sigma 0.025, metrics over all pixels, averaged over the
-images. Overrides and presets are those of ``invdiff solve``. One JSON record per operator is written when it is done.
+images. Overrides and presets are those of ``invdiff solve``; as in Hydra, values with commas between them are a sweep, run in every
+combination. One JSON record per run, named by operator, method and overrides, is written when it is done, and the same command goes
+on from there. At the end all records of the folder are printed as a table: several methods may share one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,7 @@ import torch
 from torch import Tensor
 
 from invdiff.benchmarks.metrics import lpips, psnr, ssim
+from invdiff.benchmarks.tables import markdown
 from invdiff.config import build_method, build_operator, compose
 from invdiff.files import write_atomically
 from invdiff.images import grid, read_image, write_image
@@ -60,10 +66,9 @@ def scores(x: Tensor, truth: Tensor) -> dict[str, float]:
 
 
 def evaluate(
-    photos: Tensor, operator: str, config: dict[str, Any], denoiser: Any, progress: bool = True
+    photos: Tensor, measurement: Measurement, config: dict[str, Any], denoiser: Any, progress: bool = True
 ) -> tuple[dict[str, Any], list[Tensor]]:
-    """Measures, restores and scores; returns the record and the pictures (truth, measurement, baseline, restored[, mean])."""
-    measurement = build_operator(config).measure(photos, sigma=config["sigma"], seed=config["seed"], gain=config["gain"])
+    """Restores and scores; returns the record and the pictures (truth, measurement, baseline, restored[, mean])."""
     result = solve(
         measurement,
         denoiser,
@@ -74,16 +79,56 @@ def evaluate(
         batch_size=None if config["batch_size"] == "auto" else config["batch_size"],
         progress=progress,
     )
-    name, base = baseline(operator, measurement)
-    record: dict[str, Any] = {"config": config, "measurement": measurement.hash, "weights": denoiser.hash}
-    record |= {"baseline": {"name": name} | scores(base, photos), "sample": scores(result.x, photos)}
+    begun = time.perf_counter()
+    name, base = baseline(config["operator"]["name"], measurement)
+    base_seconds = time.perf_counter() - begun
+    record: dict[str, Any] = {"baseline": {"name": name} | scores(base, photos), "sample": scores(result.x, photos)}
     pictures = [photos, measurement.y, base, result.x]
     if config["num_samples"] > 1:
         record["mean"] = scores(result.mean, photos)
         pictures.append(result.mean)
     record |= {"lpips_ratio": round(record["sample"]["lpips"] / record["baseline"]["lpips"], 4)}
     record |= {"nfe": result.nfe, "nbe": result.nbe, "seconds_per_sample": round(result.seconds / (len(photos) * config["num_samples"]), 3)}
-    return record, pictures
+    record["baseline"]["seconds"] = round(base_seconds / len(photos), 5)
+    return record | {"method": result.config["method"]}, pictures
+
+
+def combinations(overrides: Sequence[str]) -> list[tuple[str, ...]]:
+    """Hydra's sweeps, ``key=a,b``, as one list of overrides for each combination."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    choices = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] if o.is_sweep_override() else [text]
+        for text, o in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True)
+    ]
+    return list(product(*choices))
+
+
+def rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records as lines of a table, each measurement's baseline before what was made of it."""
+    lines: list[dict[str, Any]] = []
+    for measured in dict.fromkeys(r["measurement"] for r in records):
+        of = [r for r in records if r["measurement"] == measured]
+        config, base = of[0]["config"], of[0]["baseline"]
+        shown = {"operator": config["operator"]["name"], "sigma": config["sigma"]}
+        lines.append(
+            shown
+            | {"method": base["name"], "transition": "", "steps": "", "itinerary": ""}
+            | _figures(base, base["seconds"])
+            | {"LPIPS ratio": 1}
+        )
+        for r in sorted(of, key=lambda r: r["lpips_ratio"]):
+            name = f"{'+'.join(g['name'] for g in r['config']['guidance'])}, {r['config']['model']['name']}"
+            run = {"method": name, "transition": r["method"]["transition"]["name"], "steps": r["config"]["steps"]}
+            run["itinerary"] = " ".join(str(v) for v in r["method"]["itinerary"].values() if v is not None)
+            run |= _figures(r["sample"], r["seconds_per_sample"]) | {"LPIPS ratio": r["lpips_ratio"], "NFE": f"{r['nfe']:g}"}
+            lines.append(shown | run | ({"mean's PSNR": f"{r['mean']['psnr']:.2f}"} if "mean" in r else {}))
+    return lines
+
+
+def _figures(found: dict[str, Any], seconds: float) -> dict[str, str]:
+    figures = {"PSNR": f"{found['psnr']:.2f}", "SSIM": f"{found['ssim']:.3f}", "LPIPS": f"{found['lpips']:.3f}"}
+    return figures | {"s per image": f"{seconds:.2g}"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -104,18 +149,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     photos = crops(args.photos)[: args.images]
     denoiser = load_model(args.model, dtype=getattr(torch, args.dtype), channels_last=True)
+    weights = denoiser.hash
     args.output.mkdir(parents=True, exist_ok=True)
     overrides = [o for o in args.overrides + rest]
     operators = [o for o in args.operator if "=" not in o]
     overrides += [o for o in args.operator if "=" in o]  # argparse gives trailing key=value to the last open list
-    for operator in operators:
-        config = compose(operator, [args.method], args.model, args.preset, overrides)
-        record, pictures = evaluate(photos, operator, config, denoiser)
-        name = f"{operator}-{args.method}"
-        write_atomically(args.output / f"{name}.json", json.dumps(record, indent=2) + "\n")
-        rows = [grid([p[k] for p in pictures], columns=len(pictures)) for k in range(min(4, len(photos)))]
-        write_image(args.output / f"{name}.png", torch.cat(rows, dim=-2))
-        print(json.dumps({k: v for k, v in record.items() if k not in ("config", "weights", "measurement")}), flush=True)
+    for operator, chosen in product(operators, combinations(overrides)):
+        config = compose(operator, [args.method], args.model, args.preset, chosen)
+        measurement = build_operator(config).measure(photos, sigma=config["sigma"], seed=config["seed"], gain=config["gain"])
+        run = {"config": config, "measurement": measurement.hash, "weights": weights}
+        run |= {"spacing": denoiser.schedule.spacing, "dtype": args.dtype}
+        name = "-".join([operator, args.method, *chosen]).replace("/", "_")
+        file = args.output / f"{name}.json"
+        record = json.loads(file.read_text()) if file.exists() else {}
+        if {k: record.get(k) for k in run} != run:
+            record, pictures = evaluate(photos, measurement, config, denoiser)
+            record = run | record
+            panels = [grid([p[k] for p in pictures], columns=len(pictures)) for k in range(min(4, len(photos)))]
+            write_image(args.output / f"{name}.png", torch.cat(panels, dim=-2))
+            write_atomically(file, json.dumps(record, indent=2) + "\n")
+        print(json.dumps({"run": name} | {k: v for k, v in record.items() if k not in (*run, "method")}), flush=True)
+    print(markdown(rows([json.loads(file.read_text()) for file in sorted(args.output.glob("*.json"))])))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """What the framework costs: every figure is a ratio of things measured side by side, in turn, in this one run.
 
-    python -m invdiff.benchmarks.speed [--output FOLDER] [--only overhead free peers operators]
+    python -m invdiff.benchmarks.speed [--output FOLDER] [--only overhead conditional free peers operators tiled]
 
-overhead   DPS and DDIM loops beside the bare network evaluations they need (64x64, B = 8; and B = 1 beside 8).
-free       a DPS step with a network that costs nothing, beside the same update written by hand in six lines of torch.
-peers      whole DPS runs beside deepinv's and azula's, same network, steps, images and threads; time and peak memory.
-operators  pseudo-inverses of 4x3x256x256.
+overhead     DPS and DDIM loops beside the bare network evaluations they need (64x64, B = 8; and B = 1 beside 8).
+conditional  likewise CFG, its branches in two calls or in one, and classifier guidance (digits, 32x32, B = 16), and SR3 (64x64, B = 8).
+free         DPS and CFG steps with a network that costs nothing, beside the same updates written by hand in a few lines of torch.
+tiled        what a step on a large image in windows allocates, beside one on an image of a single window; windows against whole.
+peers        whole DPS runs beside deepinv's and azula's, same network, steps, images and threads; time and peak memory.
+operators    pseudo-inverses of 4x3x256x256.
 
 Close other programs first: two busy cores make the ratios noisy. Medians over the rounds, contenders taking turns.
 """
@@ -17,6 +19,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,18 +28,23 @@ import torch
 from torch import Tensor
 
 from invdiff import schedules
+from invdiff.benchmarks.tables import markdown
+from invdiff.classifier import NoisyClassifier
 from invdiff.denoiser import Denoiser
 from invdiff.files import write_atomically
+from invdiff.guidance.cfg import CFG
+from invdiff.guidance.classifier import ClassifierGuidance
 from invdiff.guidance.dps import DPS
+from invdiff.guidance.sr3 import SR3
 from invdiff.itineraries import Straight
 from invdiff.measurement import Measurement
 from invdiff.noise import NoiseSource
 from invdiff.operator import LinearOperator
 from invdiff.registry import load_model, make_operator
-from invdiff.sampling import sample
+from invdiff.sampling import Guidance, Setting, sample
 from invdiff.transitions import DDIM, DDPM
 
-ZETA = 1.0
+ZETA, W = 1.0, 2.0
 
 
 def in_turn(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -65,34 +73,43 @@ def peak_memory_mb(run: Callable[[], Any]) -> float:
     return round(status("VmHWM") - before, 1)
 
 
-def state(batch: int, size: int = 64) -> Tensor:
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+def state(batch: int, size: int = 64, channels: int = 3) -> Tensor:
+    return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def inpainting(batch: int, size: int = 64) -> Measurement:
-    """70 % of the pixels missing, in the network's range."""
+def measured(operator: str, batch: int, size: int = 64, **parameters: Any) -> Measurement:
+    """By default 70 % of the pixels missing or four times smaller, in the network's range."""
     photo = state(batch, size).sigmoid()
-    return make_operator("inpaint").measure(photo, sigma=0.025).to_range(-1, 1)
+    return make_operator(operator, **parameters).measure(photo, sigma=0.025).to_range(-1, 1)
 
 
-def ours(denoiser: Denoiser, measurement: Measurement | None, x: Tensor, steps: int, guided: bool) -> Tensor:
+def ready(guidance: Guidance, denoiser: Denoiser, x: Tensor, measurement: Measurement | None = None) -> Guidance:
+    """Made ready for a run from x, as ``solve`` does once before it samples."""
+    return guidance.bind(Setting(denoiser, tuple(x.shape), measurement, {}, x.device, x.dtype))
+
+
+def ours(denoiser: Denoiser, x: Tensor, steps: int, guidance: Guidance | None = None, measurement: Measurement | None = None) -> Tensor:
+    """Ancestral under guidance, DDIM without."""
     levels = Straight()(denoiser.schedule, steps)
     noise = NoiseSource(range(len(x)))
-    guidance, transition = ([DPS(ZETA)], DDPM()) if guided else ([], DDIM())
+    chain, transition = ([guidance], DDPM()) if guidance else ([], DDIM())
     return sample(
-        denoiser, x, levels, schedule=denoiser.schedule, noise=noise, transition=transition, guidance=guidance, measurement=measurement
+        denoiser, x, levels, schedule=denoiser.schedule, noise=noise, transition=transition, guidance=chain, measurement=measurement
     )
 
 
-def bare(denoiser: Denoiser, x: Tensor, steps: int, backward: bool) -> None:
+def bare(denoiser: Denoiser | NoisyClassifier, x: Tensor, steps: int, backward: bool, **cond: Tensor) -> None:
     """Nothing but the network's evaluations."""
-    times = Straight()(denoiser.schedule, steps)[:-1]
-    for level in times:
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    channels_last = False
+    if isinstance(denoiser, Denoiser):
+        autocast, channels_last = partial(denoiser._autocast, "cpu"), denoiser.channels_last
+    for level in Straight()(denoiser.schedule, steps)[:-1]:
         t = torch.full((len(x),), float(level.t))
-        with torch.set_grad_enabled(backward), denoiser._autocast("cpu"):
+        with torch.set_grad_enabled(backward), autocast():
             x_t = x.detach().requires_grad_(backward)
-            x_in = x_t.contiguous(memory_format=torch.channels_last) if denoiser.channels_last else x_t
-            out = denoiser.net(x_in, t)
+            x_in = x_t.contiguous(memory_format=torch.channels_last) if channels_last else x_t
+            out = denoiser.net(x_in, t, **cond)
         if backward:
             torch.autograd.grad(out, x_t, torch.ones_like(out))
 
@@ -103,13 +120,13 @@ def overhead(rounds: int) -> dict[str, Any]:
         denoiser = load_model("photo64", dtype=dtype, channels_last=True)
         steps = 10
         for batch in (8, 1):
-            x, measurement = state(batch), inpainting(batch)
+            x, measurement = state(batch), measured("inpaint", batch)
             seconds = in_turn(
                 {
                     "forward": partial(bare, denoiser, x, steps, False),
-                    "DDIM": partial(ours, denoiser, None, x, steps, False),
+                    "DDIM": partial(ours, denoiser, x, steps),
                     "forward + backward": partial(bare, denoiser, x, steps, True),
-                    "DPS": partial(ours, denoiser, measurement, x, steps, True),
+                    "DPS": partial(ours, denoiser, x, steps, DPS(ZETA), measurement),
                 },
                 rounds,
             )
@@ -121,30 +138,95 @@ def overhead(rounds: int) -> dict[str, Any]:
     return found
 
 
+def conditional(rounds: int) -> dict[str, Any]:
+    found = {}
+    steps, digits, photos = 5, state(16, 32, channels=1), state(8)
+    for dtype in (torch.float32, torch.bfloat16):
+        digits32, sr3x4 = load_model("digits32", dtype=dtype), load_model("sr3x4", dtype=dtype)
+        assert digits32.classifier is not None
+        label, measurement = torch.arange(16) % 10, measured("sr", 8, factor=4)
+        null = digits32.labels(None, 16)
+        sr3 = ready(SR3(), sr3x4, photos, measurement)
+        assert isinstance(sr3, SR3) and isinstance(sr3.cond, Tensor)
+        guided = {
+            "CFG, two calls": ready(CFG(label, W, batched=False), digits32, digits),
+            "CFG, one call": ready(CFG(label, W), digits32, digits),
+            "classifier": ready(ClassifierGuidance(label), digits32, digits),
+        }
+        contenders: dict[str, Callable[[], Any]] = {
+            "label": partial(bare, digits32, digits, steps, False, label=label),
+            "null": partial(bare, digits32, digits, steps, False, label=null),
+            "both": partial(bare, digits32, torch.cat([digits, digits]), steps, False, label=torch.cat([label, null])),
+            "gradient": partial(bare, digits32.classifier, digits, steps, True),
+            "image": partial(bare, sr3x4, torch.cat([sr3.cond, photos], dim=1), steps, False),
+            "SR3": partial(ours, sr3x4, photos, steps, sr3, measurement),
+        }
+        contenders.update({name: partial(ours, digits32, digits, steps, guidance) for name, guidance in guided.items()})
+        seconds = in_turn(contenders, rounds)
+        two = seconds["label"] + seconds["null"]
+        compared = [
+            ("CFG, two calls", "two evaluations", two, len(digits)),
+            ("CFG, one call", "two evaluations", two, len(digits)),
+            ("CFG, one call", "one evaluation of 2 B", seconds["both"], len(digits)),
+            ("classifier", "an evaluation and a gradient of the classifier", seconds["null"] + seconds["gradient"], len(digits)),
+            ("SR3", "one evaluation", seconds["image"], len(photos)),
+        ]
+        for name, beside, bare_seconds, batch in compared:
+            found[f"{name} / {beside}, {str(dtype).removeprefix('torch.')}"] = {
+                "ratio": round(seconds[name] / bare_seconds, 3),
+                "ms per image and step": round(1000 * seconds[name] / steps / batch, 2),
+                "bare ms": round(1000 * bare_seconds / steps / batch, 2),
+            }
+    return found
+
+
 def free(rounds: int) -> dict[str, Any]:
     """The network is one multiplication, so everything else is what is measured."""
     steps, batch = 100, 8
     denoiser = Denoiser(lambda x, t: 0.5 * x, predicts="eps", schedule=schedules.linear(1000))
-    measurement, x = inpainting(batch), state(batch)
+    classes = Denoiser(lambda x, t, label: 0.5 * x, predicts="eps", schedule=denoiser.schedule, num_classes=10)
+    measurement, x = measured("inpaint", batch), state(batch)
     levels = Straight()(denoiser.schedule, steps)
     y, mask = measurement.y, measurement.operator.state["mask"].float()
     pairs = [(float(t.alpha), float(t.sigma), float(s.alpha), float(s.sigma)) for t, s in zip(levels[:-1], levels[1:], strict=True)]
 
-    def by_hand() -> Tensor:
-        x_t = x
+    def by_hand(predict: Callable[[Tensor, float, float], tuple[Tensor, Tensor, Tensor | float]]) -> Tensor:
+        x_t = x.clone()
         for a_t, s_t, a_s, s_s in pairs:
-            x_t = x_t.detach().requires_grad_()
-            eps = 0.5 * x_t
-            x0 = (x_t - s_t * eps) / a_t
-            grad = torch.autograd.grad((y - mask * x0).flatten(1).norm(dim=1).sum(), x_t)[0]
+            x0, eps, shift = predict(x_t, a_t, s_t)
             std = s_s / s_t * max(s_t**2 - (a_t / a_s * s_s) ** 2, 0) ** 0.5
-            x_t = (a_s * x0 + max(s_s**2 - std**2, 0) ** 0.5 * eps + std * torch.randn_like(x_t) - ZETA * grad).detach()
+            x_t = (a_s * x0 + max(s_s**2 - std**2, 0) ** 0.5 * eps + std * torch.randn_like(x_t) - shift).detach()
         return x_t
 
-    seconds = in_turn({"ours": lambda: ours(denoiser, measurement, x, steps, True), "by hand": by_hand}, rounds)
+    def dps(x_t: Tensor, a_t: float, s_t: float) -> tuple[Tensor, Tensor, Tensor]:
+        x_t = x_t.requires_grad_()
+        eps = 0.5 * x_t
+        x0 = (x_t - s_t * eps) / a_t
+        return x0, eps, ZETA * torch.autograd.grad((y - mask * x0).flatten(1).norm(dim=1).sum(), x_t)[0]
+
+    def cfg(x_t: Tensor, a_t: float, s_t: float) -> tuple[Tensor, Tensor, float]:
+        cond, uncond = 0.5 * x_t, 0.5 * x_t
+        eps = uncond + W * (cond - uncond)
+        return (x_t - s_t * eps) / a_t, eps, 0.0
+
+    separate, batched = (ready(CFG(7, W, batched=b), classes, x) for b in (False, True))
+    seconds = in_turn(
+        {
+            "DPS": partial(ours, denoiser, x, steps, DPS(ZETA), measurement),
+            "DPS by hand": partial(by_hand, dps),
+            "CFG, two calls": partial(ours, classes, x, steps, separate),
+            "CFG, one call": partial(ours, classes, x, steps, batched),
+            "CFG by hand": partial(by_hand, cfg),
+        },
+        rounds,
+    )
     return {
-        "DPS step / by hand": round(seconds["ours"] / seconds["by hand"], 3),
-        "ms per step": {k: round(1000 * v / steps, 3) for k, v in seconds.items()},
+        f"{name} / by hand": {
+            "ratio": round(seconds[name] / seconds[hand], 3),
+            "ms per step": round(1000 * seconds[name] / steps, 3),
+            "by hand, ms": round(1000 * seconds[hand] / steps, 3),
+        }
+        for name, hand in (("DPS", "DPS by hand"), ("CFG, two calls", "CFG by hand"), ("CFG, one call", "CFG by hand"))
     }
 
 
@@ -159,7 +241,7 @@ def peers(rounds: int) -> dict[str, Any]:
     denoiser = load_model("photo64", channels_last=True)
     fast = load_model("photo64", channels_last=True, dtype=torch.bfloat16)
     net, ratio = denoiser.net, denoiser.schedule.ratio  # type: ignore[attr-defined]
-    measurement, x = inpainting(batch), state(batch)
+    measurement, x = measured("inpaint", batch), state(batch)
     mask = measurement.operator.state["mask"].float()
 
     def x0_of(x_ve: Tensor, noise: Tensor) -> Tensor:
@@ -185,8 +267,8 @@ def peers(rounds: int) -> dict[str, Any]:
     azula = DPSSampler(ForAzula(), measurement.y, lambda x: mask * x, zeta=ZETA, steps=steps, silent=True)
     y01 = (measurement.y + mask) / 2
     contenders: dict[str, Callable[[], Any]] = {
-        "invdiff, float32": lambda: ours(denoiser, measurement, x, steps, True),
-        "invdiff, bfloat16": lambda: ours(fast, measurement, x, steps, True),
+        "invdiff, float32": lambda: ours(denoiser, x, steps, DPS(ZETA), measurement),
+        "invdiff, bfloat16": lambda: ours(fast, x, steps, DPS(ZETA), measurement),
         "azula 0.11, float32": lambda: azula(x),
         "deepinv 0.5, float32": lambda: theirs(y01, physics),
     }
@@ -209,7 +291,23 @@ def operators(rounds: int) -> dict[str, Any]:
     return found
 
 
-PARTS = {"overhead": overhead, "free": free, "peers": peers, "operators": operators}
+def tiled(rounds: int) -> dict[str, Any]:
+    denoiser = load_model("photo64", channels_last=True, tile=512, tile_overlap=64)
+    found: dict[str, Any] = {}
+    for name, guidance in (("DDIM", None), ("DPS", DPS(ZETA))):
+        small, large = (
+            peak_memory_mb(lambda x=state(1, side), m=measured("inpaint", 1, side): ours(denoiser, x, 1, guidance, m))  # type: ignore[misc]
+            for side in (512, 2048)
+        )
+        found[f"{name} step, 512x512 windows"] = {"MB at 512x512": small, "MB at 2048x2048": large, "ratio": round(large / small, 2)}
+    x_t, level = state(1, 512), denoiser.schedule(200)
+    whole, cut = (load_model("photo64", channels_last=True, tile=tile, tile_overlap=64)(x_t, level).x0 for tile in (None, 256))
+    error = (whole - cut).square().mean().sqrt() / 2
+    found["512x512 in windows of 256x256"] = {"difference to whole, RMS in [0, 1]": round(float(error), 5)}
+    return found
+
+
+PARTS = {"overhead": overhead, "conditional": conditional, "free": free, "peers": peers, "operators": operators, "tiled": tiled}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -225,7 +323,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     found: dict[str, Any] = {"threads": args.threads, "torch": torch.__version__}
     for part in args.only:
         found[part] = PARTS[part](args.rounds)
-        print(json.dumps({part: found[part]}, indent=2), flush=True)
+        rows = [{part: name, **(figures if isinstance(figures, dict) else {"measured": figures})} for name, figures in found[part].items()]
+        print(f"{markdown(rows)}\n", flush=True)
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
         write_atomically(args.output / "speed.json", json.dumps(found, indent=2) + "\n")

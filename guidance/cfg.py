@@ -74,7 +74,7 @@ class CFG(Guidance):
             if absent or self.label is not None:
                 raise ValueError(f"negative={{...}} names conditions that the run itself gives; not given: {', '.join(absent) or 'label'}")
             label = {name: setting.cond[name] for name in self.negative}
-            negative = {name: value.to(setting.device).expand_as(label[name]) for name, value in self.negative.items()}
+            negative = {name: _like(name, value, label[name]) for name, value in self.negative.items()}
         else:
             given = setting.cond.get("label")
             if self.label is not None and given is not None:
@@ -84,19 +84,21 @@ class CFG(Guidance):
                 raise ValueError(f"{denoiser.name} is not class-conditional, so classifier-free guidance has nothing to guide towards")
             if chosen is None:
                 raise ValueError(f"classifier-free guidance needs a label, one of 0..{denoiser.num_classes - 1}")
-            if self.negative is None and denoiser.null_label is None:
+            compares = isinstance(self.w, Tensor) or self.w != 1 or self.plus
+            if compares and self.negative is None and denoiser.null_label is None:
                 raise ValueError(
                     f"{denoiser.name} has no null class, which classifier-free guidance compares with: use a network trained with label "
                     "dropout (null_label= says which label it is), or negative=LABEL"
                 )
             label = {"label": denoiser.labels(chosen, images).to(setting.device)}
-            negative = {"label": denoiser.labels(self.negative, images).to(setting.device)}
+            negative = {"label": denoiser.labels(self.negative, images).to(setting.device)} if compares else label
         return replace(self, label=label, negative=negative, w=_map(self.w, setting))
 
     def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
         label, negative = ({k: tiled(v, x_t) for k, v in branch.items()} for branch in (self.label, self.negative))  # type: ignore[union-attr]
-        outside = self.interval is not None and not self.interval[0] < float(step.t.ratio) <= self.interval[1]
-        w = 1.0 if outside else tiled(self.w, x_t) if isinstance(self.w, Tensor) else self.w
+        if self.interval is not None and not self.interval[0] < float(step.t.ratio) <= self.interval[1]:
+            return denoise(x_t, step.t, **label)
+        w = tiled(self.w, x_t) if isinstance(self.w, Tensor) else self.w
         if isinstance(w, float | int) and w in (0, 1) and not (self.plus and w == 1):
             return denoise(x_t, step.t, **(label if w else negative))
         cond, uncond = self._both(denoise, x_t, step, label, negative)
@@ -121,6 +123,20 @@ class CFG(Guidance):
                 step.memory["separate"] = True
                 warnings.warn("out of memory; going on with the two branches of CFG one after the other", stacklevel=2)
         return denoise(x_t, step.t, clip=False, **label), denoise(x_t, step.t, clip=False, **negative)
+
+
+def _like(name: str, negative: Tensor, given: Any) -> Tensor:
+    """A negative condition in the shape of what the run gives."""
+    if not isinstance(negative, Tensor) or not isinstance(given, Tensor):
+        raise TypeError(
+            f"negative={{{name!r}: ...}} and the run's {name} must be tensors, got {type(negative).__name__} and {type(given).__name__}"
+        )
+    try:
+        return negative.to(given).expand_as(given)
+    except RuntimeError as error:
+        raise ValueError(
+            f"negative {name} has shape {tuple(negative.shape)}, but the run gives {name} of shape {tuple(given.shape)}"
+        ) from error
 
 
 def _map(w: float | Tensor, setting: Setting) -> float | Tensor:

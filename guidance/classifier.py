@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -47,7 +48,7 @@ class ClassifierGuidance(Guidance):
 
     label: int | Sequence[int] | Tensor | None = None
     s: float = 1.0
-    classifier: NoisyClassifier | Callable[[Tensor, Tensor], Tensor] | str | None = None
+    classifier: NoisyClassifier | Callable[[Tensor, Tensor], Tensor] | str | Path | None = None
     log_prob: Callable[..., Tensor] | None = None
     of: str = "x_t"
 
@@ -74,7 +75,7 @@ class ClassifierGuidance(Guidance):
             raise ValueError(
                 f"{setting.denoiser.name} comes without a noise-aware classifier; give classifier=, or log_prob= for any differentiable function"
             )
-        if isinstance(classifier, str):
+        if isinstance(classifier, str | Path):
             from invdiff.models import load_classifier
 
             classifier = load_classifier(classifier).to(setting.device)
@@ -139,6 +140,10 @@ class MeanShift(Transition):
     def __post_init__(self) -> None:
         if not isinstance(self.inner, DDPM | DDIM):
             raise ValueError(f"MeanShift needs a transition whose variance it knows, DDPM or DDIM(eta), got {self.inner}")
+        if self.inner.deterministic:
+            raise ValueError(
+                f"MeanShift shifts by the variance, but {self.inner} draws no noise; use ClassifierGuidance, or DDIM(eta) with eta > 0"
+            )
 
     def bind(self, setting: Setting) -> MeanShift:
         return replace(self, inner=self.inner.bind(setting), guidance=self.guidance.bind(setting))
@@ -156,7 +161,7 @@ class MeanShift(Transition):
 def classifier(
     label: int | Sequence[int] | Tensor | None = None,
     s: float = 1.0,
-    classifier: NoisyClassifier | Callable[[Tensor, Tensor], Tensor] | str | None = None,
+    classifier: NoisyClassifier | Callable[[Tensor, Tensor], Tensor] | str | Path | None = None,
     mean_shift: bool = False,
 ) -> Method:
     """Classifier guidance by name.

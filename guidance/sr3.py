@@ -5,8 +5,9 @@
 The network was trained on pairs, so the posterior is learnt and nothing is computed from the operator while sampling. cond is an
 image made from the measurement once:
 
-    upsampled   y resized to the image, bicubic with a = −1/2 (SR3); y itself where it has the image's size (Palette:
-                colourisation from grey, inpainting from the masked image, whose missing pixels are mid-grey)
+    upsampled   y resized to the image, bicubic with a = −1/2 (SR3), bilinear for guided-diffusion's upsamplers; y itself where it
+                has the image's size (Palette: colourisation from grey, inpainting from the masked image, whose missing pixels are
+                mid-grey)
     pinv        A†y, for any linear operator;  adjoint: A*y
 
 Networks take t, or the continuous noise level sqrt(alpha_bar) as in SR3: ``Denoiser(..., time=lambda t: schedule(t).alpha)``.
@@ -50,8 +51,10 @@ class SR3(Guidance):
     def bind(self, setting: Setting) -> SR3:
         super().bind(setting)
         assert setting.measurement is not None
+        if "cond" in setting.cond:
+            raise ValueError("cond is given twice, to SR3 and to the run; leave one out")
         denoiser, (images, channels, *size) = setting.denoiser, setting.shape
-        cond = self._image(setting.measurement, tuple(size))
+        cond = self._image(setting.measurement, tuple(size), denoiser.upsampling)
         takes = denoiser.cond_channels
         if takes is None and not denoiser.takes("cond"):
             raise ValueError(
@@ -65,14 +68,14 @@ class SR3(Guidance):
             )
         return replace(self, cond=cond)
 
-    def _image(self, measurement: Measurement, size: tuple[int, ...]) -> Tensor:
+    def _image(self, measurement: Measurement, size: tuple[int, ...], mode: str) -> Tensor:
         y, operator = measurement.y, measurement.operator
         if callable(self.cond):
             return self.cond(measurement)
         if self.cond == "upsampled":
             if y.ndim != 4 or y.is_complex():
                 raise ValueError(f"cond='upsampled' needs a measurement that is an image, got shape {tuple(y.shape)}; use cond='pinv'")
-            return y if tuple(y.shape[2:]) == size else F.interpolate(y, size=size, mode="bicubic", antialias=True)
+            return y if tuple(y.shape[2:]) == size else F.interpolate(y, size=size, mode=mode, antialias=True)
         if not isinstance(operator, LinearOperator):
             raise ValueError(f"cond={self.cond!r} needs a linear operator, and {type(operator).__name__} is not one; use cond='upsampled'")
         return operator.pinv(y) if self.cond == "pinv" else operator.adjoint(y)

@@ -27,6 +27,8 @@ _HOME = {
     "solve": "restoration",
     "generate": "restoration",
     "invert": "restoration",
+    "interpolate": "restoration",
+    "upscale": "cascade",
     "list_plugins": "registry",
     "load_model": "registry",
     "make_operator": "registry",
@@ -54,12 +56,13 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from invdiff import benchmarks, guidance, itineraries, operators, sampling, schedules, transitions
+    from invdiff.cascade import upscale
     from invdiff.denoiser import Denoiser, Prediction
     from invdiff.measurement import Measurement
     from invdiff.method import Method, make_method
     from invdiff.operator import LinearOperator, Operator, SpectralOperator
     from invdiff.registry import list_plugins, load_model, make_operator
-    from invdiff.restoration import Restoration, generate, invert, solve
+    from invdiff.restoration import Restoration, generate, interpolate, invert, solve
     from invdiff.sampling import Guidance, Itinerary, Step, Transition
     from invdiff.schedules import Level, Schedule
 

@@ -55,8 +55,10 @@ class NoisyClassifier:
         """log p(label | x_t) of every label, (B, classes), with gradients with respect to x_t."""
         own, scale = self._frame(float(level.alpha), float(level.sigma))
         t = own.t.clamp(*sorted((self.schedule.t_min, self.schedule.t_max)))
-        shown = torch.full(x_t.shape[:1], float(t if self.time is None else self.time(t)), dtype=x_t.dtype, device=x_t.device)
-        return self.net(x_t * scale, shown).log_softmax(dim=1)
+        parameters = self.net.parameters() if isinstance(self.net, torch.nn.Module) else iter(())
+        dtype = next((p.dtype for p in parameters), x_t.dtype)  # its own, whatever the state's
+        shown = torch.full(x_t.shape[:1], float(t if self.time is None else self.time(t)), dtype=dtype, device=x_t.device)
+        return self.net((x_t * scale).to(dtype), shown).to(x_t.dtype).log_softmax(dim=1)
 
     def classes(self, shape: tuple[int, ...], **like: Any) -> int:
         """How many labels it tells apart, found by trying it on one empty image of ``shape`` (C, H, W).

@@ -13,7 +13,7 @@ from invdiff.registry import KINDS, list_plugins
 
 EPILOG = """
 Everything else is set by Hydra overrides, key=value:
-  guidance.zeta=0.5  operator.mask=box  transition.name=heun  itinerary.name=jumps  model.channels_last=true
+  {}  transition.name=heun  itinerary.name=jumps  model.channels_last=true
 """
 
 
@@ -33,46 +33,59 @@ def _parser() -> argparse.ArgumentParser:
         "solve",
         help="restore images",
         description="Restores photographs: simulates a measurement of each input (or takes --measurement) and samples the posterior.",
-        epilog=EPILOG,
+        epilog=EPILOG.format("guidance.zeta=0.5  operator.mask=box"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = solve.add_argument_group("what")
     what.add_argument("--operator", help="how the image was degraded (default: inpaint); see `invdiff list operators`")
-    what.add_argument(
-        "--method", action="append", help="how it is restored (default: dps); repeat for a chain, the first nearest to the network"
-    )
-    what.add_argument("--model", default="photo64", help="the prior: a registered name or a diffusers folder (default: photo64)")
+    _what(what, "how it is restored (default: dps)", model="photo64")
+    what.add_argument("--label", type=int, help="the class of the images, for networks and methods that have classes")
     what.add_argument("--preset", default="auto", help="auto: the values tuned for this model, if any; paper: as published; none")
     data = solve.add_argument_group("images")
     data.add_argument("--input", help="clean image, folder or glob to degrade and restore; without it, a photograph of scikit-image")
     data.add_argument(
         "--measurement", help="an image that IS degraded, or a measurement saved by invdiff (.safetensors): nothing is simulated"
     )
-    data.add_argument("--output", help="folder of the results (default: invdiff-OPERATOR-METHOD)")
-    data.add_argument("--overwrite", action="store_true", help="write into an output folder that is not empty")
     data.add_argument("--mask", help="inpaint: mask file")
     data.add_argument(
         "--mask-keep", choices=("white", "black"), help="inpaint: which colour of the mask file marks known pixels (default: white)"
     )
+    _output(data, "invdiff-OPERATOR-METHOD")
     run = solve.add_argument_group("run")
-    run.add_argument("--steps", type=int, help="levels that are visited (default: the preset's, else 100)")
     run.add_argument("--sigma", type=float, help="noise of the measurement, in units of [0, 1] (default: 0.025)")
-    run.add_argument("--seed", type=int, help="of the measurement noise and of the sampling (default: 0)")
     run.add_argument(
         "--num-samples",
         type=int,
         help="samples per image (default: 1); restored.png is the first, more than one adds mean and standard deviation maps",
     )
-    run.add_argument("--batch-size", help="chains at once, or auto: all, halved when memory runs out")
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ... (default: auto)")
-    run.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the network; states stay in float32"
+    _run(run, steps="the preset's, else 100", seed="of the measurement noise and of the sampling")
+    _show(solve, gif="also write the estimates of the first sample as trajectory.gif")
+
+    generate = commands.add_parser(
+        "generate",
+        help="sample new images",
+        description="Samples images from a network's prior, of a class if --label names one.",
+        epilog=EPILOG.format("guidance.w=4"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    show = solve.add_argument_group("showing")
-    show.add_argument("--gif", action="store_true", help="also write the estimates of the first sample as trajectory.gif")
-    show.add_argument("--quiet", action="store_true", help="no progress and no summary")
-    show.add_argument("--json", action="store_true", help="print the results as JSON on stdout")
-    solve.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+    what = generate.add_argument_group("what")
+    _what(what, "how samples are guided (default: cfg with --label, else none)", model="digits32")
+    what.add_argument(
+        "--label", help="a class, several (3,5,7) or all: a row of the grid for each, the samples of a column share their noise"
+    )
+    images = generate.add_argument_group("images")
+    images.add_argument("--num-samples", type=int, help="how many, of each label (default: 16)")
+    images.add_argument("--size", help="64, or HEIGHTxWIDTH (default: what the network was trained on)")
+    images.add_argument(
+        "--interpolate",
+        type=int,
+        metavar="SEED",
+        help="walk from the noise of --seed to that of SEED in --num-samples images; deterministic transitions only (default: ddim)",
+    )
+    _output(images, "invdiff-generate-METHOD")
+    _run(generate.add_argument_group("run"), steps="100", seed="of the sampling")
+    show = _show(generate, gif="also write trajectory.gif, of the first sample; with --interpolate, the walk as interpolation.gif")
+    show.add_argument("--trajectory", action="store_true", help="also write trajectory.png: how the first samples came about")
 
     listing = commands.add_parser("list", help="list what is installed", description="Lists registered plug-ins and where they come from.")
     listing.add_argument("kind", nargs="?", choices=KINDS)
@@ -82,6 +95,36 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("model", help="a registered name or a diffusers folder")
     info.add_argument("--json", action="store_true")
     return parser
+
+
+def _what(group: argparse._ArgumentGroup, method: str, model: str) -> None:
+    group.add_argument("--method", action="append", help=f"{method}; repeat for a chain, the first nearest to the network")
+    group.add_argument("--model", default=model, help=f"the prior: a registered name or a diffusers folder (default: {model})")
+
+
+def _output(group: argparse._ArgumentGroup, default: str) -> None:
+    group.add_argument("--upscale", metavar="HOW", help="then enlarge by 4: sr3 (a second network), bicubic or lanczos; upscale.factor=...")
+    group.add_argument("--output", help=f"folder of the results (default: {default})")
+    group.add_argument("--overwrite", action="store_true", help="write into an output folder that is not empty")
+
+
+def _run(group: argparse._ArgumentGroup, steps: str, seed: str) -> None:
+    group.add_argument("--steps", type=int, help=f"levels that are visited (default: {steps})")
+    group.add_argument("--seed", type=int, help=f"{seed} (default: 0)")
+    group.add_argument("--batch-size", help="chains at once, or auto: all, halved when memory runs out")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ... (default: auto)")
+    group.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the network; states stay in float32"
+    )
+
+
+def _show(parser: argparse.ArgumentParser, gif: str) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("showing")
+    group.add_argument("--gif", action="store_true", help=gif)
+    group.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    group.add_argument("--json", action="store_true", help="print the results as JSON on stdout")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+    return group
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -102,20 +145,26 @@ def _solve(args: argparse.Namespace) -> None:
     run(args)
 
 
+def _generate(args: argparse.Namespace) -> None:
+    from invdiff.generate_command import run
+
+    run(args)
+
+
 def _info(args: argparse.Namespace) -> None:
     from invdiff.info_command import run
 
     run(args)
 
 
-COMMANDS = {"solve": _solve, "list": _list, "info": _info}
+COMMANDS = {"solve": _solve, "generate": _generate, "list": _list, "info": _info}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns 0; 2 for what the user can mend, said in one line on stderr; 130 when interrupted."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and args.command == "solve" and not any(r.startswith("-") for r in rest):
+    if rest and hasattr(args, "overrides") and not any(r.startswith("-") for r in rest):
         args.overrides += rest  # argparse stops collecting key=value at the first option
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

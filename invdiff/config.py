@@ -17,41 +17,50 @@ from invdiff.registry import UnknownNameError, call, list_plugins, load, make_op
 if TYPE_CHECKING:
     from invdiff.method import Method
     from invdiff.operator import Operator
+    from invdiff.sampling import Transition
 
 KEYS = ("sigma", "gain", "steps", "seed", "num_samples", "batch_size")
+MEASURING = ("operator", "sigma", "gain")  # what has no meaning where nothing is measured
 FLAGS = {
     **{key: "--operator" for key in ("operator", "operator.name")},
     **{key: "--method" for key in ("guidance", "guidance.name")},
     **{key: "--model" for key in ("model", "model.name")},
+    **{key: "--upscale" for key in ("upscale", "upscale.name")},
     "preset": "--preset",
 }
-OPEN_GROUPS = ("operator", "guidance", "model", "transition", "itinerary")
+OPEN_GROUPS = ("operator", "guidance", "model", "transition", "itinerary", "upscale")
 
 
-def compose(operator: str, methods: Sequence[str], model: str, preset: str = "auto", overrides: Sequence[str] = ()) -> dict[str, Any]:
+def compose(
+    operator: str | None, methods: Sequence[str], model: str, preset: str = "auto", overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """The configuration of a run.
 
     Args:
-        operator: a registered name; its YAML in the config group ``operator`` is optional.
+        operator: a registered name; its YAML in the config group ``operator`` is optional. None where nothing is measured: the
+            configuration then starts from ``generate.yaml`` instead of ``config.yaml``.
         methods: registered names, the first nearest to the network; likewise in the group ``guidance``. The result's
             ``guidance`` has one entry for each; everything else comes from the preset of the last, nearest to the data.
         model: a registered name or a folder.
         preset: ``"auto"`` takes the values tuned for this model, operator and method if there are any; ``"none"`` takes none;
             any other name, such as ``"paper"``, must exist for them.
-        overrides: Hydra's ``key=value``. Keys below ``operator.``, ``guidance.``, ``model.``, ``transition.`` and
-            ``itinerary.`` may be new: the object made from them checks them. In a chain ``guidance.key`` goes to the methods
-            that have it.
+        overrides: Hydra's ``key=value``. Keys below ``operator.``, ``guidance.``, ``model.``, ``transition.``, ``itinerary.`` and
+            ``upscale.`` may be new: the object made from them checks them. In a chain ``guidance.key`` goes to the methods that
+            have it.
 
     Raises:
         ValueError: an override that does not parse or names no key, a preset that does not exist, a ``_target_``.
     """
+    refused = MEASURING if operator is None else ()
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key:
             hint = "; for an image use --input" if Path(override).exists() else ""
             raise ValueError(f"{override!r} is not an override; write key=value, e.g. guidance.zeta=0.5{hint}")
-        if key.split(".")[0] not in (*KEYS, *OPEN_GROUPS, *FLAGS):
-            raise ValueError(f"unknown key in {override!r}; known: {', '.join(KEYS)}, and what stands below {', '.join(OPEN_GROUPS)}")
+        first = key.split(".")[0]
+        if first in refused or first not in (*KEYS, *OPEN_GROUPS, *FLAGS):
+            keys, groups = (", ".join(k for k in known if k not in refused) for known in (KEYS, OPEN_GROUPS))
+            raise ValueError(f"unknown key in {override!r}; known: {keys}, and what stands below {groups}")
         if key.lstrip("+~") in FLAGS:
             raise ValueError(f"{override!r} cannot be overridden; use {FLAGS[key.lstrip('+~')]}")
     mine = [o for o in overrides if o.startswith("guidance.")]
@@ -71,8 +80,8 @@ def build_operator(config: dict[str, Any]) -> Operator:
     return make_operator(config["operator"]["name"], **_parameters(config["operator"]))
 
 
-def build_method(config: dict[str, Any]) -> Method:
-    """The method that a configuration describes, with every piece filled in."""
+def build_method(config: dict[str, Any], default: Transition | None = None) -> Method:
+    """The method that a configuration describes, with every piece filled in; ``default`` where nobody chooses the transition."""
     from invdiff import itineraries, transitions
     from invdiff.method import make_method
 
@@ -81,7 +90,8 @@ def build_method(config: dict[str, Any]) -> Method:
     itinerary = _piece(config["itinerary"], itineraries.BY_NAME, "itinerary")
     if len(chain) > 1 and (transition or itinerary):  # what is chosen here settles what the chain disagrees about
         chain = [replace(m, transition=None if transition else m.transition, itinerary=None if itinerary else m.itinerary) for m in chain]
-    return (make_method(chain) if len(chain) > 1 else chain[0]).completed(transition, itinerary)
+    made = make_method(chain) if len(chain) > 1 else chain[0]
+    return made.completed(transition or made.transition or default, itinerary)
 
 
 def _parameters(node: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +111,7 @@ def _piece(node: dict[str, Any] | str | None, known: dict[str, Any], kind: str) 
     return call(known[name], f"{kind} {name!r}", parameters)
 
 
-def _compose(operator: str, method: str, model: str, preset: str, overrides: Sequence[str]) -> dict[str, Any]:
+def _compose(operator: str | None, method: str, model: str, preset: str, overrides: Sequence[str]) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
@@ -115,6 +125,8 @@ def _compose(operator: str, method: str, model: str, preset: str, overrides: Seq
         loader = GlobalHydra.instance().config_loader()
         chosen: list[str] = []
         for group, name in (("operator", operator), ("guidance", method)):
+            if name is None:
+                continue
             if name in loader.get_group_options(group):
                 chosen.append(f"{group}={name}")
             else:
@@ -123,7 +135,7 @@ def _compose(operator: str, method: str, model: str, preset: str, overrides: Seq
         if found is not None:
             chosen.append(f"+preset={found}")
         try:
-            config = hydra_compose("config", [*chosen, *map(_open, overrides)])
+            config = hydra_compose("config" if operator is not None else "generate", [*chosen, *map(_open, overrides)])
         except (HydraException, OmegaConfBaseException) as error:
             first = str(error.__cause__ or error).strip().splitlines()[0]
             raise ValueError(f"cannot apply the overrides {' '.join(overrides) or '(none)'}: {first}") from error
@@ -135,8 +147,8 @@ def _compose(operator: str, method: str, model: str, preset: str, overrides: Seq
     return plain  # type: ignore[return-value]
 
 
-def _preset(preset: str, operator: str, method: str, model: str, known: Sequence[str]) -> str | None:
-    if preset == "none":
+def _preset(preset: str, operator: str | None, method: str, model: str, known: Sequence[str]) -> str | None:
+    if preset == "none" or operator is None:
         return None
     name = re.sub(r"[^\w.-]", "_", model)
     wanted = f"{name if preset == 'auto' else preset}_{method}_{operator}"

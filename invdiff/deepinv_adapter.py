@@ -41,6 +41,15 @@ def motion_kernel(size: int, intensity: float, seed: int) -> Tensor:
     return kernel / kernel.sum()
 
 
+def edm_network(kind: str, config: dict[str, Any]) -> torch.nn.Module:
+    """deepinv's ``NCSNpp`` (``"ncsn"`` or ``"ddpm"``) or ``ADMUNet`` (``"adm"``), without weights worth having. Nothing is downloaded,
+    and the global random numbers stay as they were."""
+    with torch.random.fork_rng(devices=[]):
+        if kind == "adm":
+            return deepinv.models.ADMUNet(pretrained=None, **config)
+        return deepinv.models.NCSNpp(model_type=kind, pretrained=None, **config)
+
+
 def from_physics(physics: Physics) -> Operator:
     """A ``deepinv.physics.Physics`` as an operator. The object given is copied, never changed."""
     if not isinstance(physics, Physics):

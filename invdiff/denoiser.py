@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invdiff.schedules import Discrete, Level, Schedule
+from invdiff.tiling import Tiled
 
 if TYPE_CHECKING:
     from invdiff.classifier import NoisyClassifier
+    from invdiff.latent import Autoencoder
 
 PREDICTS = ("eps", "x0", "v", "score", "edm", "velocity")
 
@@ -138,6 +140,7 @@ class Denoiser:
         null_label: index of the unconditional label; by default ``num_classes``. ``False``: the network has none.
         cond_channels: channels of the image that the network is shown beside the state, given to it as ``cond`` in the network's
             range: its input is ``[cond, x_t]`` (SR3, Palette). A network without it is given ``cond`` as a keyword if it takes one.
+        factor: of a network trained for super-resolution, how many times larger its images are than what it is shown of them.
         classifier: a :class:`~invdiff.classifier.NoisyClassifier` of the same data, for classifier guidance.
         time: maps the schedule's time to what the network is shown, e.g. ``lambda t: 1000 * t``, or for a network conditioned on
             the continuous noise level (SR3) ``lambda t: schedule(t).alpha``.
@@ -148,6 +151,10 @@ class Denoiser:
             to it; states stay as they are, whatever the network runs in.
         channels_last, compile, gradient_checkpointing: memory layout; ``torch.compile``; the network's own
             checkpointing (diffusers' ``enable_gradient_checkpointing``), which trades time for memory.
+        autoencoder: of a latent diffusion network: its states are latents, while images and measurements stay what they are
+            (:class:`~invdiff.latent.Autoencoder`).
+        tile: side of the windows in which larger images are denoised, see :class:`~invdiff.tiling.Tiled`; None: images are not cut.
+        tile_overlap: what neighbouring windows share, by default a quarter of ``tile``; tile_batch: windows at once.
         channels, image_size: what the network was trained on, for messages and defaults.
         name: how it is called in records.
     """
@@ -164,7 +171,9 @@ class Denoiser:
         num_classes: int | None = None,
         null_label: int | bool | None = None,
         cond_channels: int | None = None,
+        factor: int | None = None,
         classifier: NoisyClassifier | None = None,
+        autoencoder: Autoencoder | None = None,
         time: Callable[[Tensor], Tensor] | None = None,
         quantize: bool = False,
         sigma_data: float = 0.5,
@@ -173,10 +182,14 @@ class Denoiser:
         channels_last: bool = False,
         compile: bool = False,
         gradient_checkpointing: bool = False,
+        tile: int | None = None,
+        tile_overlap: int | None = None,
+        tile_batch: int = 1,
         channels: int | None = None,
         image_size: int | None = None,
         name: str = "network",
     ) -> None:
+        self._options = {k: v for k, v in locals().items() if k not in ("self", "net")}
         if predicts not in PREDICTS:
             raise ValueError(f"unknown predicts={predicts!r}; a network predicts one of {', '.join(PREDICTS)}")
         if not isinstance(schedule, Schedule):
@@ -196,10 +209,12 @@ class Denoiser:
         self.clip = data_range is not None if clip is None else clip
         self.learned_variance, self.num_classes = learned_variance, num_classes
         self.null_label = num_classes if null_label is None else None if null_label is False else int(null_label)
-        self.cond_channels, self.classifier = cond_channels, classifier
+        self.cond_channels, self.factor, self.classifier = cond_channels, factor, classifier
+        self.autoencoder = autoencoder
         self.time, self.quantize, self.sigma_data, self.multiple = time, quantize, sigma_data, multiple
         self.dtype, self.channels_last = dtype, channels_last
         self.channels, self.image_size, self.name = channels, image_size, name
+        self.source: dict[str, Any] = {}  # what a loader knows about the checkpoint, for people: kind, path, licence, ...
         self._native = lru_cache(maxsize=4096)(self._native_uncached)
         self._rates = lru_cache(maxsize=4096)(self._rates_uncached)
         if isinstance(net, torch.nn.Module):
@@ -216,14 +231,33 @@ class Denoiser:
             net.enable_gradient_checkpointing()
         if compile:
             self.net = torch.compile(net)  # type: ignore[assignment]
+        self._call = self.net
+        if tile is not None:
+            if tile % multiple:
+                raise ValueError(f"tile must be a multiple of {multiple}, which the network needs its sides to be, got {tile}")
+            self._call = Tiled(self.net, tile, tile // 4 if tile_overlap is None else tile_overlap, tile_batch)
+
+    def read_as(self, **options: Any) -> Denoiser:
+        """The same network, read with other options: ``denoiser.read_as(predicts="v")``."""
+        return Denoiser(self.net, **(self._options | options))
 
     def to(self, device: torch.device | str) -> Denoiser:
         """Moves the network; returns itself."""
         if isinstance(self.net, torch.nn.Module):
             self.net.to(device)
-        if self.classifier is not None:
-            self.classifier.to(device)
+        for beside in (self.classifier, self.autoencoder):
+            if beside is not None:
+                beside.to(device)
         return self
+
+    @property
+    def image_range(self) -> tuple[float, float] | None:
+        """(low, high) of the images: the network's own, or those of its autoencoder."""
+        return self.data_range if self.autoencoder is None else self.autoencoder.data_range
+
+    def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the states that make images of a shape, both with the batch."""
+        return shape if self.autoencoder is None else self.autoencoder.shape(shape)
 
     @property
     def device(self) -> torch.device | None:
@@ -247,13 +281,25 @@ class Denoiser:
         return digest.hexdigest()
 
     def takes(self, condition: str) -> bool:
-        """Whether the network has a keyword of that name; assumed where its signature does not tell."""
+        """Whether the network has a keyword of that name; assumed where neither its ``conditions`` nor its signature tell."""
+        if (names := getattr(self.net, "conditions", None)) is not None:
+            return condition in names
         net = self.net.forward if isinstance(self.net, torch.nn.Module) else self.net
         try:
             known = inspect.signature(net).parameters
         except (TypeError, ValueError):  # a compiled or built-in callable does not tell
             return True
         return condition in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
+
+    @property
+    def upsampling(self) -> str:
+        """How the image it is shown is brought to the state's size: as the network says it was trained, else bicubic."""
+        return getattr(self.net, "upsampling", "bicubic")
+
+    @property
+    def required(self) -> Sequence[str]:
+        """Conditions that the network cannot run without, besides ``label`` and ``cond``."""
+        return getattr(self.net, "required", ())
 
     def __call__(self, x_t: Tensor, level: Level, *, clip: bool = True, **cond: Any) -> Prediction:
         """Predicts x0 and eps.
@@ -333,10 +379,26 @@ class Denoiser:
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         with self._autocast(x.device.type):
-            out = self.net(x, t, **cond)
+            out = self._evaluate(x, t, cond)
         _count(out, len(x))
         out = out.to(dtype)
         return out[..., : size[0], : size[1]] if padded else out
+
+    def _evaluate(self, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+        """The network's output; refuses to pass off one without gradient where a gradient is asked for."""
+        asked = torch.is_grad_enabled() and x.requires_grad
+        try:
+            out = self._call(x, t, **cond)
+        except RuntimeError as error:
+            if not (asked and "numpy() on Tensor that requires grad" in str(error)):
+                raise
+            out = x.detach()
+        if asked and not out.requires_grad:
+            raise ValueError(
+                f"{self.name} gives no gradient of its output with respect to its input (NumPy, JAX, ONNX, or a detached tensor inside), which "
+                "this method differentiates; use a method that needs none, such as replace or repaint, or a differentiable network"
+            )
+        return out
 
     def _image_condition(self, cond: Tensor | None, x: Tensor) -> Tensor:
         if cond is None:

@@ -319,11 +319,19 @@ def write_gif(path: str | Path, frames: Sequence[Tensor], seconds: float = 3.0) 
 # Pictures ------------------------------------------------------------------------------------------------------------
 
 
-def grid(images: Sequence[Tensor], labels: Sequence[str] | None = None, columns: int | None = None, padding: int = 8) -> Tensor:
+def grid(
+    images: Sequence[Tensor],
+    labels: Sequence[str] | None = None,
+    columns: int | None = None,
+    padding: int = 8,
+    *,
+    rows: Sequence[str] | None = None,
+    height: int = _VISIBLE,
+) -> Tensor:
     """Images side by side on white, labels above them: (3, H, W).
 
     Panels are brought to the height of the largest by nearest-neighbour interpolation, and all are enlarged by one
-    integer so that none is lower than 256 pixels. Grey stays grey. Labels are wrapped; Greek letters are spelt out,
+    integer so that none is lower than ``height``. Grey stays grey. Labels are wrapped; Greek letters are spelt out,
     since Pillow's built-in font has none.
 
     Args:
@@ -331,16 +339,20 @@ def grid(images: Sequence[Tensor], labels: Sequence[str] | None = None, columns:
         labels: one per image.
         columns: panels in a row; None puts all in one.
         padding: pixels around panels.
+        rows: one label per row, at its left.
+        height: pixels that a panel has at least.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     if len(images) == 0 or (labels is not None and len(labels) != len(images)) or (columns is not None and columns < 1):
         raise ValueError(f"a grid needs images, a label for each and at least one column, got {len(images)}, {labels}, {columns}")
     panels = [_one_image(x).detach().to("cpu", torch.float32) for x in images]
-    height = max(p.shape[1] for p in panels)
-    height *= _factor(height)
+    tallest = max(p.shape[1] for p in panels)
+    height = tallest * _factor(tallest, height)
     panels = [_resized(p, height, round(height * p.shape[2] / p.shape[1])) for p in panels]
     columns = min(columns or len(panels), len(panels))
+    if rows is not None and len(rows) != math.ceil(len(panels) / columns):
+        raise ValueError(f"rows needs a label for each of the {math.ceil(len(panels) / columns)} rows, got {len(rows)}")
 
     size = max(18, height // 20)
     font = ImageFont.load_default(size)
@@ -352,15 +364,19 @@ def grid(images: Sequence[Tensor], labels: Sequence[str] | None = None, columns:
     line = round(1.3 * size)
     strips = [line * max(map(len, lines[i : i + columns])) for i in range(0, len(lines), columns)]
 
-    extent = (padding + sum(w + padding for w in widths), padding + sum(s + height + padding for s in strips))
+    beside = [_spelt(row) for row in rows or ()]
+    margin = padding + max((math.ceil(font.getlength(t)) + padding for t in beside), default=0)
+    extent = (margin + sum(w + padding for w in widths), padding + sum(s + height + padding for s in strips))
     picture = Image.new("RGB", extent, "white")
     draw = ImageDraw.Draw(picture)
     for i, (panel, text) in enumerate(zip(panels, lines, strict=True)):
         row, column = divmod(i, columns)
-        left = padding + sum(w + padding for w in widths[:column])
+        left = margin + sum(w + padding for w in widths[:column])
         top = padding + sum(s + height + padding for s in strips[:row]) + strips[row]
         for k, words in enumerate(text):  # the last line stands next to the panel
             draw.text((left, top - (len(text) - k) * line), words, fill="black", font=font)
+        if beside and column == 0:
+            draw.text((padding, top + height // 2), beside[row], fill="black", font=font, anchor="lm")
         picture.paste(Image.fromarray(_pixels(panel, 8)).convert("RGB"), (left, top))
     return torch.from_numpy(_array(picture)).permute(2, 0, 1).float() / 255
 
@@ -371,8 +387,8 @@ def _array(picture: Image.Image) -> np.ndarray:
     return np.array(picture)
 
 
-def _factor(height: int) -> int:
-    return math.ceil(_VISIBLE / height)
+def _factor(height: int, wanted: int = _VISIBLE) -> int:
+    return math.ceil(wanted / height)
 
 
 def _resized(x: Tensor, height: int, width: int) -> Tensor:

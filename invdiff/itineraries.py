@@ -88,7 +88,7 @@ class LateStart(Itinerary):
 
     def start(self, measurement: Measurement | None) -> Tensor | None:
         if measurement is None:
-            return None
+            raise ValueError("a late start needs an image to start from, and without a measurement there is none; pass start=image")
         if isinstance(measurement.operator, LinearOperator):
             return measurement.operator.pinv(measurement.y)
         if measurement.y.shape[1:] == measurement.image_shape:

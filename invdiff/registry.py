@@ -9,8 +9,9 @@ import difflib
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -132,25 +133,29 @@ def as_operator(operator: Any) -> Operator:
     raise TypeError(f"an operator is a registered name, an invdiff Operator or a deepinv Physics, got {type(operator).__name__}")
 
 
-def load_model(model: str, **options: Any) -> Denoiser:
-    """A Denoiser by registered name (``"photo64"``) or from a diffusers folder.
+def check_options(factory: Callable[..., Any], what: str, options: Iterable[str]) -> None:
+    """Refuses options that neither a loader nor a :class:`~invdiff.denoiser.Denoiser` has."""
+    from invdiff.denoiser import Denoiser
+
+    own = [n for n, p in inspect.signature(factory).parameters.items() if p.kind is not p.VAR_KEYWORD]
+    check_names(what, options, own + [n for n in inspect.signature(Denoiser).parameters if n not in ("net", "name")])
+
+
+def load_model(model: str | Path, *, allow_pickle: bool = False, **options: Any) -> Denoiser:
+    """A Denoiser by registered name (``"photo64"``), from a diffusers folder, a checkpoint file, or a model of the Hugging Face hub.
 
     Args:
-        model: registered name, or path of a folder with ``config.json`` and weights.
+        model: registered name; path of a folder or file; or hub id, ``owner/name[@revision][:subfolder]``, the only thing that is
+            ever downloaded.
+        allow_pickle: read checkpoints that are pickles, which can run code when they are read.
         options: passed to :class:`~invdiff.denoiser.Denoiser` on top of what the checkpoint says, e.g. ``dtype``.
     """
-    from pathlib import Path
+    if isinstance(model, Path) or "/" in model or "\\" in model or Path(model).exists():
+        from invdiff.models import open_model
 
-    from invdiff.denoiser import Denoiser
-    from invdiff.models import load_folder
-
-    allowed = [n for n in inspect.signature(Denoiser).parameters if n not in ("net", "name")]
-    is_folder = Path(model).is_dir()
-    if not is_folder and ("/" in model or "\\" in model):
-        raise ValueError(
-            f"no model folder at {model}; give a local folder (nothing is downloaded) or a registered name: {', '.join(_found('models'))}"
-        )
-    factory = partial(load_folder, Path(model)) if is_folder else load("models", model)
-    own = [n for n, p in inspect.signature(factory).parameters.items() if p.kind is not p.VAR_KEYWORD]
-    check_names(f"model {model!r}", options, own + allowed)
-    return factory(**options)
+        return open_model(model, allow_pickle=allow_pickle, **options)
+    factory = load("models", model)
+    check_options(factory, f"model {model!r}", options)
+    denoiser = factory(**options)
+    denoiser.source |= {"kind": f"registered by {list_plugins('models')[model]}"}
+    return denoiser

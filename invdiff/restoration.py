@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from invdiff.denoiser import Denoiser, count_evaluations
 from invdiff.itineraries import Straight
+from invdiff.latent import Decoded
 from invdiff.measurement import Measurement
 from invdiff.method import Method, describe, make_method
 from invdiff.noise import NoiseSource, seed_of
@@ -100,19 +102,14 @@ def solve(
         ValueError: pieces that do not fit each other, named on both sides, before sampling starts; sampling that turns
             non-finite (:class:`~invdiff.sampling.NonFiniteError`).
     """
-    if not isinstance(measurement, Measurement):
-        raise TypeError(f"measurement must be an invdiff.Measurement (operator.measure(x) makes one), got {type(measurement).__name__}")
-    _check_image(denoiser, measurement.image_shape)
-    run = _Run.prepare(
+    run = _solving(
+        measurement,
         denoiser,
         method,
-        (len(measurement), *measurement.image_shape),
-        measurement=measurement,
         transition=transition,
         itinerary=itinerary,
         schedule=schedule,
         start=start,
-        x_T=None,
         image_ids=image_ids,
         seed=seed,
         steps=steps,
@@ -120,6 +117,18 @@ def solve(
         cond=cond,
     )
     return run(num_samples, batch_size, callback, trajectory, progress)
+
+
+def check_solve(measurement: Measurement, denoiser: Denoiser, method: Any = "dps", **options: Any) -> None:
+    """Raises what :func:`solve` would raise before it samples; no network is called."""
+    _solving(measurement, denoiser, method, **options)
+
+
+def _solving(measurement: Measurement, denoiser: Denoiser, method: Any, **options: Any) -> _Run:
+    if not isinstance(measurement, Measurement):
+        raise TypeError(f"measurement must be an invdiff.Measurement (operator.measure(x) makes one), got {type(measurement).__name__}")
+    _check_image(denoiser, measurement.image_shape)
+    return _Run.prepare(denoiser, method, (len(measurement), *measurement.image_shape), measurement=measurement, **options)
 
 
 def generate(
@@ -150,20 +159,19 @@ def generate(
             is then DDIM(eta=0) unless one is given.
     """
     if shape is None:
-        if x_T is None:
+        if x_T is None or denoiser.autoencoder is not None:
             raise ValueError("generate needs the shape of the batch, e.g. shape=(16, 3, 32, 32), or a state x_T")
         shape = x_T.shape
     shape = tuple(int(n) for n in shape)
-    if x_T is not None and tuple(x_T.shape) != shape:
-        raise ValueError(f"x_T has shape {tuple(x_T.shape)}, but shape={shape} was asked for")
     _check_image(denoiser, shape[1:])
+    if x_T is not None and tuple(x_T.shape) != denoiser.state_shape(shape):
+        raise ValueError(f"x_T has shape {tuple(x_T.shape)}, but images of shape={shape} are made from {denoiser.state_shape(shape)}")
     if x_T is not None and transition is None and make_method(method).transition is None:
         transition = DDIM()  # as invert does by default
     run = _Run.prepare(
         denoiser,
         method,
         shape,
-        measurement=None,
         transition=transition,
         itinerary=itinerary,
         schedule=schedule,
@@ -202,10 +210,57 @@ def invert(
         raise ValueError(f"inversion needs a deterministic transition, e.g. DDIM(eta=0) or Heun(); {transition} draws noise")
     schedule = schedule or denoiser.schedule
     levels = Straight()(schedule, steps)[-2::-1]  # least noisy first, the clean end left out
-    state = _to_range(denoiser, x.to(denoiser.device or x.device, dtype)) * levels[0].alpha
+    state = _to_state(denoiser, x.to(denoiser.device or x.device, dtype)) * levels[0].alpha
     cond = {k: v.to(state.device) if isinstance(v, Tensor) else v for k, v in cond.items()}
     noise = NoiseSource([0] * len(x), state.device)  # asked for nothing
     return sample(denoiser, state, levels, schedule=schedule, noise=noise, transition=_Upwards(transition), cond=cond)
+
+
+def interpolate(
+    denoiser: Denoiser,
+    shape: Sequence[int],
+    seeds: tuple[int, int],
+    frames: int = 16,
+    *,
+    steps: int = 100,
+    itinerary: Itinerary | None = None,
+    schedule: Schedule | None = None,
+    image_id: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """States x_T on the way from the noise of one seed to that of another, ``generate(denoiser, x_T=...)`` makes images of them.
+
+    Spherical, since noise in many dimensions lies near a sphere, which a straight line would leave (Shoemake 1985; Song et al. 2021,
+    DDIM, section 5.3). The first and the last state are those of ``generate(denoiser, (1, *shape), seed=...)``.
+
+    Args:
+        shape: of one image, (C, H, W).
+        seeds: where the way begins and where it ends; two different ones.
+        frames: how many states, both ends included; at least 2.
+        steps, itinerary, schedule: as they will be used by ``generate``: they say how noisy x_T is.
+        image_id: the k of the image whose noise is taken.
+
+    Returns:
+        (frames, C, H, W), in the network's own frame and range.
+    """
+    if frames < 2:
+        raise ValueError(f"an interpolation has at least 2 frames, its two ends, got {frames}")
+    if seeds[0] == seeds[1]:
+        raise ValueError(f"an interpolation goes from one seed to another, got {seeds[0]} twice")
+    first = (itinerary or Straight())(schedule or denoiser.schedule, steps)[0]
+    device = denoiser.device or torch.device("cpu")
+    a, b = (
+        _noise_of(seed, [(0, image_id)], device).randn_like(torch.empty(denoiser.state_shape((1, *shape)), dtype=dtype, device=device))
+        for seed in seeds
+    )
+    angle = torch.acos(torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0))
+    way = torch.linspace(0, 1, frames, dtype=dtype, device=device).view(-1, *(1,) * len(shape))
+    return float(first.sigma) * (torch.sin((1 - way) * angle) * a + torch.sin(way * angle) * b) / torch.sin(angle)
+
+
+def _noise_of(seed: int, chains: Sequence[tuple[int, int]], device: torch.device) -> NoiseSource:
+    """The noise of chains, (sample, image id) each."""
+    return NoiseSource([seed_of("sampling", seed, image_id, sample_index) for sample_index, image_id in chains], device)
 
 
 @dataclass(frozen=True)
@@ -247,17 +302,17 @@ class _Run:
         method: Any,
         shape: tuple[int, ...],
         *,
-        measurement: Measurement | None,
-        transition: Transition | None,
-        itinerary: Itinerary | None,
-        schedule: Schedule | None,
-        start: Tensor | None,
-        x_T: Tensor | None,
-        image_ids: Sequence[int] | None,
-        seed: int,
-        steps: int,
-        dtype: torch.dtype,
-        cond: dict[str, Any],
+        measurement: Measurement | None = None,
+        transition: Transition | None = None,
+        itinerary: Itinerary | None = None,
+        schedule: Schedule | None = None,
+        start: Tensor | None = None,
+        x_T: Tensor | None = None,
+        image_ids: Sequence[int] | None = None,
+        seed: int = 0,
+        steps: int = 100,
+        dtype: torch.dtype = torch.float32,
+        cond: Mapping[str, Any] = MappingProxyType({}),
     ) -> _Run:
         """Checks and fills in; raises before any network is called."""
         if not isinstance(steps, int):
@@ -279,9 +334,17 @@ class _Run:
             if start is not None:
                 if tuple(start.shape) != shape:
                     raise ValueError(f"start must have the shape of the images, {shape}, got {tuple(start.shape)}")
-                first = levels[0].alpha * _to_range(denoiser, start.to(device, dtype))
+                first = levels[0].alpha * _to_state(denoiser, start.to(device, dtype))
+            elif not schedule.from_noise:
+                raise ValueError(
+                    f"{denoiser.name} knows no noise that drowns the image (at most sigma = {float(levels[0].sigma):g}), so a run cannot start "
+                    "from noise alone; give an image to start from: start=operator.pinv(measurement.y)"
+                )
         if measurement is not None:
-            measurement = measurement.to(device, dtype).to_range(*(denoiser.data_range or (0.0, 1.0)))
+            measurement = measurement.to(device, dtype).to_range(*(denoiser.image_range or (0.0, 1.0)))
+            if denoiser.autoencoder is not None:
+                operator = Decoded(measurement.operator, denoiser.autoencoder, shape=denoiser.state_shape(shape)[1:])
+                measurement = replace(measurement, operator=operator)
         given = {name for guidance in method.chain for name in guidance.sets}
         if denoiser.num_classes is not None and ("label" in cond or "label" not in given):
             labels = denoiser.labels(cond.get("label"), shape[0])  # raises what is not a label
@@ -291,7 +354,7 @@ class _Run:
                 f"{denoiser.name} is shown an image beside the state; use the method 'sr3', which makes it from the measurement"
             )
         cond = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in cond.items()}
-        bound = method.bind(Setting(denoiser, shape, measurement, cond, device, dtype))
+        bound = method.bind(Setting(denoiser, denoiser.state_shape(shape), measurement, cond, device, dtype))
         noise_std = 0.0 if x_T is not None else float(levels[0].sigma)
         return cls(denoiser, method, bound, schedule, levels, shape, measurement, first, noise_std, ids, seed, steps, dtype, device, cond)
 
@@ -335,9 +398,11 @@ class _Run:
     def _sample(self, part: Sequence[tuple[int, int]], callback: Callback, trajectory: bool) -> tuple[Tensor, Tensor | None]:
         """Some of the chains, (sample, image) each: their final images, and their estimates after each step if asked for."""
         images = [k for _, k in part]
-        noise = NoiseSource([seed_of("sampling", self.seed, self.ids[k], sample_index) for sample_index, k in part], self.device)
+        noise = _noise_of(self.seed, [(sample_index, self.ids[k]) for sample_index, k in part], self.device)
         # Drawn even where it is not needed, so that a run from a given state has the noise of one that is not.
-        x = self.noise_std * noise.randn_like(torch.empty(len(part), *self.shape[1:], dtype=self.dtype, device=self.device))
+        x = self.noise_std * noise.randn_like(
+            torch.empty(len(part), *self.denoiser.state_shape(self.shape)[1:], dtype=self.dtype, device=self.device)
+        )
         if self.first is not None:
             x = self.first[images] + x
         path: list[Tensor] = []
@@ -394,7 +459,7 @@ def _check_image(denoiser: Denoiser, shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_conditions(denoiser: Denoiser, cond: dict[str, Any]) -> None:
+def _check_conditions(denoiser: Denoiser, cond: Mapping[str, Any]) -> None:
     """Refuses keyword arguments that neither we nor the network know: most are misspelt, or belong to the method."""
     known = ("label",) if denoiser.cond_channels is None else ("label", "cond")
     for name in cond:
@@ -402,22 +467,36 @@ def _check_conditions(denoiser: Denoiser, cond: dict[str, Any]) -> None:
             raise TypeError(
                 f"unknown argument {name!r}: {denoiser.name} takes no condition of that name. A method's parameters go with the method: make_method('dps', zeta=0.5)"
             )
+    absent = [name for name in denoiser.required if cond.get(name) is None]
+    if absent:
+        raise ValueError(
+            f"{denoiser.name} cannot run without {', '.join(absent)}; give {'each' if len(absent) > 1 else 'it'} as a keyword argument, "
+            "one entry for each image"
+        )
 
 
-def _to_range(denoiser: Denoiser, x: Tensor) -> Tensor:
-    if denoiser.data_range is None:
+def _to_state(denoiser: Denoiser, x: Tensor) -> Tensor:
+    """Images in the user's range as clean states of the network."""
+    if denoiser.image_range is not None:
+        low, high = denoiser.image_range
+        x = low + (high - low) * x
+    if denoiser.autoencoder is None:
         return x
-    low, high = denoiser.data_range
-    return low + (high - low) * x
+    with torch.no_grad():
+        return denoiser.autoencoder.encode(x)
 
 
 def from_range(denoiser: Denoiser, x: Tensor) -> Tensor:
-    """Images in the network's range as the user's, clipped to [0, 1] where the network clips."""
-    if denoiser.data_range is None:
+    """Clean states of the network as images in the user's range, clipped to [0, 1] where the network clips, and where an
+    autoencoder made them."""
+    if denoiser.autoencoder is not None:
+        with torch.no_grad():
+            x = denoiser.autoencoder.decode(x)
+    if denoiser.image_range is None:
         return x
-    low, high = denoiser.data_range
+    low, high = denoiser.image_range
     x = (x - low) / (high - low)
-    return x.clamp(0, 1) if denoiser.clip else x
+    return x.clamp(0, 1) if denoiser.clip or denoiser.autoencoder is not None else x
 
 
 class _Bar:

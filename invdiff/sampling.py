@@ -127,6 +127,11 @@ def tiled(value: Tensor, x: Tensor) -> Tensor:
     return value if len(value) == len(x) else value.repeat(len(x) // len(value), *(1,) * (value.ndim - 1))
 
 
+def tiled_all(cond: Mapping[str, Any], x: Tensor) -> dict[str, Any]:
+    """Conditions for a state that may stack several copies of the batch."""
+    return {k: tiled(v, x) if isinstance(v, Tensor) and v.ndim else v for k, v in cond.items()}
+
+
 def out_of_memory(error: BaseException) -> bool:
     """CUDA has an exception of its own; the CPU's allocator raises a RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)
@@ -212,7 +217,7 @@ def guide(
 def _wrap(denoise: Denoise, guidance: Guidance, step: Step, measurement: Measurement | None) -> Denoise:
     def guided(x_t: Tensor, level: Level, **cond: Any) -> Prediction:
         def inner(x: Tensor, at: Level, **more: Any) -> Prediction:
-            return denoise(x, at, **{**cond, **more})
+            return denoise(x, at, **{**tiled_all(cond, x), **more})
 
         return guidance(inner, x_t, step if level is step.t else replace(step, t=level), measurement)
 
@@ -298,8 +303,7 @@ def sample(
     watch = _Watch(count)
 
     def network(x_t: Tensor, level: Level, **more: Any) -> Prediction:
-        given = {k: tiled(v, x_t) if isinstance(v, Tensor) else v for k, v in (cond or {}).items()}
-        return denoiser(x_t, level, **{**given, **more})
+        return denoiser(x_t, level, **{**tiled_all(cond or {}, x_t), **more})
 
     with torch.no_grad():
         for index, (t, s) in enumerate(pairwise(levels)):

@@ -40,8 +40,10 @@ class Schedule(ABC):
         clean: the time at which (alpha, sigma) = (1, 0).
         t_max: the noisiest time; t_min: the least noisy time a sampler visits before ``clean``.
         spacing: the spacing used when none is asked for.
+        from_noise: whether its noisiest level drowns the image, so that a run may start from noise alone.
     """
 
+    from_noise: bool = True
     clean: float = 0.0
     t_max: float = 1.0
     t_min: float = 0.0
@@ -132,9 +134,14 @@ class Schedule(ABC):
 
 
 class Discrete(Schedule):
-    """T noise levels given by their ratio sigma / alpha, ascending; variance preserving, or exploding (alpha = 1)."""
+    """T noise levels given by their ratio sigma / alpha, ascending; variance preserving, or exploding (alpha = 1).
+
+    Attributes:
+        spacing, offset: the default spacing, and what ``"leading"`` adds to its times (diffusers' ``steps_offset``); may be set.
+    """
 
     clean, t_min = -1.0, 0.0
+    offset: int = 0
 
     def __init__(self, ratio: Tensor, exploding: bool = False) -> None:
         ratio = torch.as_tensor(ratio, dtype=torch.float64)
@@ -182,7 +189,8 @@ class Discrete(Schedule):
         if spacing == "uniform":
             return torch.linspace(self.T - 1, 0, n, dtype=torch.float64).round()
         if spacing == "leading":
-            return ((n - 1 - k) * (self.T // n)).round()
+            stride = self.T // n
+            return (n - 1 - k) * stride + min(self.offset, self.T - 1 - (n - 1) * stride)
         if spacing == "trailing":
             return (self.T - k * self.T / n).round() - 1
         root = torch.linspace(math.sqrt(0.8 * self.T), 0, n, dtype=torch.float64)
@@ -286,14 +294,20 @@ class Flow(Schedule):
     Args:
         shift: timestep shift of the sampling grid, t' = shift t / (1 + (shift - 1) t) (Esser et al. 2024, eq. 23).
         noise_first: the opposite direction of time, alpha = t, sigma = 1 - t.
+        spacing: the default spacing.
+        sigma_min: of the least noisy time that a ``"uniform"`` grid visits, before the shift.
     """
 
     shift: float = 1.0
     noise_first: bool = False
-    spacing = "trailing"
+    spacing: str = "trailing"
+    sigma_min: float = 1e-3
 
     def __post_init__(self) -> None:
-        t = {"clean": 1.0, "t_max": 0.0, "t_min": 0.999} if self.noise_first else {"clean": 0.0, "t_max": 1.0, "t_min": 1e-3}
+        if self.noise_first:
+            t = {"clean": 1.0, "t_max": 0.0, "t_min": 1 - self.sigma_min}
+        else:
+            t = {"clean": 0.0, "t_max": 1.0, "t_min": self.sigma_min}
         for name, value in t.items():
             object.__setattr__(self, name, value)
 

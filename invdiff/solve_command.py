@@ -5,33 +5,40 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from invdiff import images
-from invdiff.config import build_method, build_operator, compose
+from invdiff.cascade import Upscaler
+from invdiff.commands import (
+    Watch,
+    batch_size,
+    check_numbers,
+    check_output,
+    check_paths,
+    clear,
+    configure,
+    load_models,
+    place_label,
+    record_of,
+)
+from invdiff.config import build_method, build_operator
 from invdiff.denoiser import Denoiser
 from invdiff.files import sha256, write_atomically
 from invdiff.measurement import Measurement
 from invdiff.method import Method
 from invdiff.operator import Operator
-from invdiff.registry import list_plugins, load, load_model, name_of
-from invdiff.restoration import Restoration, from_range, solve
-from invdiff.sampling import Progress
+from invdiff.registry import load, name_of
+from invdiff.restoration import Restoration, solve
 
 METRICS = ("psnr", "ssim", "lpips")
-GIF_FRAMES = 60
 
 
 @dataclass(frozen=True)
@@ -51,19 +58,16 @@ def run(args: argparse.Namespace) -> None:
         ValueError: anything about the request that cannot work. Of several images one that fails is recorded and does not stop the
             others.
     """
-    for flag in ("input", "measurement", "output", "mask"):
-        if getattr(args, flag) == "":
-            raise ValueError(f"--{flag} is empty; leave it out or give a path")
+    check_paths(args, ("input", "measurement", "output", "mask"))
     saved = _saved_measurement(args)
     config = _configure(args, saved)
     operator = build_operator(config) if saved is None else saved.operator
+    denoiser, upscaler = load_models(args, config)
+    config = place_label(config, denoiser, args.label)
     method = build_method(config)
-    device = _device(args.device)
-    options = {k: v for k, v in config["model"].items() if k != "name"}
-    denoiser = load_model(args.model, dtype=getattr(torch, args.dtype), **options).to(device)
     jobs = _jobs(args, denoiser, saved)
     output = Path(args.output or f"invdiff-{config['operator']['name']}-{'-'.join(args.method or ['dps'])}")
-    _check_output(output, args.overwrite, [Path(job.source["path"]) for job in jobs if "path" in job.source])
+    check_output(output, args.overwrite, [Path(job.source["path"]) for job in jobs if "path" in job.source])
 
     records: list[dict[str, Any]] = []
     for k, job in enumerate(jobs):
@@ -71,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         if len(jobs) > 1 and not args.quiet:
             print(f"{k + 1}/{len(jobs)} {job.name}", file=sys.stderr)
         try:
-            record = _restore(args, config, operator, method, denoiser, job, k, folder)
+            record = _restore(args, config, operator, method, denoiser, upscaler, job, k, folder)
         except (ValueError, OSError) as error:
             if len(jobs) == 1:
                 raise
@@ -89,20 +93,6 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(records if len(jobs) > 1 else records[0], indent=2))
     if failed:
         raise ValueError(f"{len(failed)} of {len(jobs)} images failed: {', '.join(failed)}")
-
-
-def _check_output(output: Path, overwrite: bool, inputs: Sequence[Path]) -> None:
-    """Refuses, before any work, an output folder that cannot be written or would lose something."""
-    there = next(p for p in (output, *output.absolute().parents) if p.exists())
-    if not there.is_dir():
-        raise ValueError(f"{there} is a file, so {output} cannot be the output folder; choose another --output")
-    if not os.access(there, os.W_OK):
-        raise ValueError(f"{there} is not writable; choose another --output")
-    if output.exists() and any(output.iterdir()) and not overwrite:
-        raise ValueError(f"{output} exists and is not empty; choose another --output or add --overwrite")
-    for path in inputs:
-        if path.resolve().is_relative_to(output.resolve()):
-            raise ValueError(f"{path} lies in the output folder {output} and could be overwritten; choose another --output")
 
 
 def _saved_measurement(args: argparse.Namespace) -> Measurement | None:
@@ -126,11 +116,7 @@ def _configure(args: argparse.Namespace, saved: Measurement | None) -> dict[str,
     """The composed configuration: presets, flags and overrides."""
     methods = args.method or ["dps"]
     operator = args.operator or "inpaint" if saved is None else name_of("operators", type(saved.operator))
-    for kind, name in [("operators", operator)] + [("guidance", n) for n in methods]:
-        if name not in list_plugins(kind):
-            load(kind, name)  # raises, with the names that are known
-    flags = {"steps": args.steps, "sigma": args.sigma, "seed": args.seed, "num_samples": args.num_samples, "batch_size": args.batch_size}
-    config = compose(operator, methods, args.model, args.preset, args.overrides + [f"{k}={v}" for k, v in flags.items() if v is not None])
+    config = configure(args, operator, methods, args.preset)
     for flag, key in ((args.mask, "mask"), (args.mask_keep, "keep")):
         if flag is not None:
             config["operator"][key] = flag
@@ -139,25 +125,8 @@ def _configure(args: argparse.Namespace, saved: Measurement | None) -> dict[str,
         config |= {"operator": {"name": operator, **described["parameters"]}, "sigma": described["sigma"], "gain": None}
     kinds: dict[str, tuple[type, ...]] = {"steps": (int,), "seed": (int,), "num_samples": (int,)}
     kinds |= {} if saved else {"sigma": (int, float), "gain": (int, float)}
-    for key, types in kinds.items():
-        if not isinstance(config[key], types) or isinstance(config[key], bool):
-            raise ValueError(f"{key} must be a{' whole' if float not in types else ''} number, got {config[key]!r}")
-    if config["batch_size"] != "auto" and not isinstance(config["batch_size"], int):
-        raise ValueError(f"batch_size must be a whole number or auto, got {config['batch_size']!r}")
+    check_numbers(config, kinds)
     return config
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        if name == "meta":
-            raise RuntimeError("it holds no data")
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from error
-    return device
 
 
 def _jobs(args: argparse.Namespace, denoiser: Denoiser, saved: Measurement | None) -> list[Job]:
@@ -213,6 +182,7 @@ def _restore(
     operator: Operator,
     method: Method,
     denoiser: Denoiser,
+    upscaler: Upscaler | None,
     job: Job,
     k: int,
     folder: Path,
@@ -221,13 +191,7 @@ def _restore(
     measurement, truth = _measure(job, operator, config, denoiser, k)
     if k == 0 and not args.quiet:
         print(f"preset: {config['preset'] or 'none for this model, method and operator; these are general values'}", file=sys.stderr)
-    frames: dict[int, Tensor] = {}  # by step, so that a step repeated after running out of memory is there once
-
-    def collect(p: Progress) -> None:
-        if args.gif and p.x0 is not None and (0, k) in p.chains and p.index % max(1, p.count // GIF_FRAMES) == 0:
-            frames[p.index] = from_range(denoiser, p.x0[p.chains.index((0, k))]).clamp(0, 1).cpu()
-
-    size = config["batch_size"]
+    watch = Watch(denoiser, positions=(0,) if args.gif else ())
     result = solve(
         measurement,
         denoiser,
@@ -235,30 +199,28 @@ def _restore(
         steps=config["steps"],
         seed=config["seed"],
         num_samples=config["num_samples"],
-        batch_size=None if size == "auto" else size,
+        batch_size=batch_size(config),
         image_ids=[k],
-        callback=collect,
+        callback=watch,
         progress=not args.quiet,
+        **config["cond"],
     )
-    _clear(folder)
+    clear(folder)
     written = _pictures(folder, truth, measurement, result)
-    if frames:
-        images.write_gif(folder / "trajectory.gif", [*frames.values(), result.x[0].cpu()])
+    if args.gif:
+        images.write_gif(folder / "trajectory.gif", [*watch.estimates[0].values(), result.x[0].cpu()])
         written.append("trajectory.gif")
     measurement.save(folder / "measurement.safetensors")
+    if upscaler is not None:
+        larger = upscaler(result.x, seed=config["seed"], image_ids=[k], progress=not args.quiet)
+        images.write_image(folder / "upscaled.png", larger[0].cpu())
+        written.append("upscaled.png")
     record: dict[str, Any] = {
         "name": job.name,
         "input": job.source,
-        "config": config,
-        "run": result.config,
         "measurement": {"hash": measurement.hash, "sigma": measurement.sigma if isinstance(measurement.sigma, float) else "per pixel"},
-        "nfe": result.nfe,
-        "nbe": result.nbe,
-        "seconds": round(result.seconds, 3),
-        "peak_memory_mb": _peak_memory_mb(denoiser.device),
-        "device": str(denoiser.device),
-        "weights": denoiser.hash,
-        "versions": {p: version(p) for p in ("invdiff", "torch", "diffusers", "deepinv")} | {"python": platform.python_version()},
+        **record_of(result, config, denoiser),
+        **({} if upscaler is None else {"upscale": upscaler.describe()}),
         "files": [*written, "measurement.safetensors", "result.json"],
     }
     if truth is not None:
@@ -267,16 +229,6 @@ def _restore(
             record["metrics_of_mean"] = _metrics(result.mean.cpu(), truth)
     write_atomically(folder / "result.json", json.dumps(record, indent=2) + "\n")
     return record
-
-
-def _clear(folder: Path) -> None:
-    """Makes the folder, and removes what an earlier run recorded that it wrote there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    record = folder / "result.json"
-    if record.is_file():
-        for name in json.loads(record.read_text()).get("files", []):
-            if Path(name).name == name:
-                (folder / name).unlink(missing_ok=True)
 
 
 def _pictures(folder: Path, truth: Tensor | None, measurement: Measurement, result: Restoration) -> list[str]:
@@ -310,18 +262,6 @@ def _metrics(x: Tensor, truth: Tensor) -> dict[str, float | str | None]:
             warnings.warn(f"{name} was not computed: {error}", stacklevel=2)
             values[name] = None
     return values
-
-
-def _peak_memory_mb(device: torch.device | None) -> float | None:
-    """Peak memory so far: of the GPU in use, else of the process (None where the system does not tell)."""
-    if device is not None and device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 
 
 def _summary(name: str, record: dict[str, Any], folder: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,13 +43,28 @@ class Mixture:
 
     def posterior_mean(self, x_t: Tensor, alpha: float, sigma: float) -> Tensor:
         """E[x0 | alpha x0 + sigma eps = x_t]."""
-        precision, log_weights, gain = (a.to(x_t) for a in self._at(alpha, sigma))
-        means = self.means.to(x_t)
+        gain, means = self._at(alpha, sigma)[2].to(x_t), self.means.to(x_t)
         r = x_t.flatten(1)[:, None] - alpha * means  # (B, K, d)
         if len(means) == 1:
             return (means + r[:, 0] @ gain[0].T).view_as(x_t)
-        share = torch.softmax(log_weights - 0.5 * torch.einsum("bkd,kde,bke->bk", r, precision, r), dim=1)
+        share = torch.softmax(self.log_joint(x_t, alpha, sigma), dim=1)
         return torch.einsum("bk,bkd->bd", share, means + torch.einsum("kde,bke->bkd", gain, r)).view_as(x_t)
+
+    def log_joint(self, x_t: Tensor, alpha: float, sigma: float) -> Tensor:
+        """log p(k, x_t) of every component k but for a constant, (B, K)."""
+        precision, log_weights = (a.to(x_t) for a in self._at(alpha, sigma)[:2])
+        r = x_t.flatten(1)[:, None] - alpha * self.means.to(x_t)
+        return log_weights - 0.5 * torch.einsum("bkd,kde,bke->bk", r, precision, r)
+
+    def restored_mean(self, x_t: Tensor, alpha: float, sigma: float, A: Tensor, y: Tensor, noise: float) -> Tensor:
+        """E[x0 | x_t, y] for y = A x0 + noise n, one y (B, m) for each state: state and measurement as one observation of x0."""
+        H = torch.cat([A / noise, alpha / sigma * torch.eye(self.means.shape[1], dtype=D)])
+        r = torch.cat([y / noise, x_t.flatten(1) / sigma], dim=1)[:, None] - self.means @ H.T  # (B, K, m + d)
+        covariance = H @ self.covariances @ H.T + torch.eye(len(H), dtype=D)
+        precision = torch.linalg.inv(covariance)
+        log_w = self.weights.log() - 0.5 * torch.logdet(covariance) - 0.5 * torch.einsum("bkd,kde,bke->bk", r, precision, r)
+        means = self.means + torch.einsum("kde,bke->bkd", self.covariances @ H.T @ precision, r)
+        return torch.einsum("bk,bkd->bd", log_w.softmax(1), means).view_as(x_t)
 
     def posterior(self, A: Tensor, y: Tensor, sigma: float) -> Mixture:
         """The posterior under one y = A x + sigma n: again a mixture."""
@@ -58,6 +74,13 @@ class Mixture:
         gain = self.covariances @ A.T @ torch.linalg.inv(s)
         means = self.means + torch.einsum("kde,ke->kd", gain, r)
         return Mixture(torch.softmax(log_w, 0), means, self.covariances - gain @ A @ self.covariances)
+
+    def draw(self, n: int, seed: int = 0) -> Tensor:
+        """n exact samples, (n, d)."""
+        generator = torch.Generator().manual_seed(seed)
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(n, self.means.shape[1], dtype=D, generator=generator)
+        return self.means[k] + torch.einsum("bde,be->bd", torch.linalg.cholesky(self.covariances)[k], z)
 
     @property
     def mean(self) -> Tensor:
@@ -104,6 +127,58 @@ class Gaussian(Mixture):
         super().__init__(torch.ones(1, dtype=D), mean[None].to(D), covariance[None].to(D))
 
 
+class Labelled(Mixture):
+    """A mixture whose components belong to classes 0, 1, ...: exact conditional networks and the exact p(y | x_t)."""
+
+    def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor, labels: Sequence[int]) -> None:
+        super().__init__(weights, means, covariances)
+        self.labels, self.classes = torch.tensor(labels), max(labels) + 1
+
+    def given(self, label: int) -> Mixture:
+        """p(x0 | y), itself a mixture."""
+        own = self.labels == label
+        return Mixture(self.weights[own] / self.weights[own].sum(), self.means[own], self.covariances[own])
+
+    def log_p(self, x_t: Tensor, alpha: float, sigma: float) -> Tensor:
+        """log p(y | x_t) of every class, (B, classes)."""
+        joint = self.log_joint(x_t, alpha, sigma)
+        of_class = [joint[:, self.labels == label].logsumexp(1) for label in range(self.classes)]
+        return torch.stack(of_class, dim=1).log_softmax(1)
+
+    def classifier(self, schedule: Schedule) -> Network:
+        """``net(x_t, t) -> logits``, exact, as one trained on ``schedule``; logits are not normalised, as a network's."""
+
+        def net(x: Tensor, t: Tensor) -> Tensor:
+            level = schedule(float(t[0]))
+            return self.log_p(x, float(level.alpha), float(level.sigma)) + x.flatten(1).sum(1, keepdim=True)
+
+        return net
+
+    def conditional(self, predicts: str, schedule: Schedule) -> Network:
+        """``net(x_t, t, label)``, exact; label ``classes`` is the null label."""
+        nets = [self.given(label).network(predicts, schedule) for label in range(self.classes)] + [self.network(predicts, schedule)]
+
+        def net(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+            return torch.stack([n(x, t) for n in nets])[label, torch.arange(len(x))]
+
+        return net
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 64) -> float:
+    """First-order Wasserstein distance of two samples (n, ...) of one size, averaged over fixed directions."""
+    a, b = a.flatten(1).double(), b.flatten(1).double()
+    along = torch.nn.functional.normalize(rand(a.shape[1], directions, seed=17), dim=0)
+    return float(((a @ along).sort(0).values - (b @ along).sort(0).values).abs().mean())
+
+
+def in_floors(x: Tensor, exact: Mixture) -> float:
+    """How far a sample is from a distribution, in units of how far exact samples of its size are: about 1 for one that is exact."""
+    pairs = [(exact.draw(len(x), 2 * k), exact.draw(len(x), 2 * k + 1)) for k in range(100, 104)]
+    floor = sum(sliced_wasserstein(a, b) for a, b in pairs) / len(pairs)
+    distance = sum(sliced_wasserstein(x, a) for a, _ in pairs) / len(pairs)
+    return distance / floor
+
+
 def correlated(d: int, seed: int = 0) -> Gaussian:
     """A Gaussian in d dimensions with a full covariance."""
     root = rand(d, d, seed=seed) / d**0.5
@@ -143,6 +218,16 @@ class NoNoise(NoiseSource):
 def step_of(schedule: Schedule, t: Level, s: Level, noise: NoiseSource, last: Prediction | None = None, count: int = 1) -> Step:
     """A lone step, for calling a transition by hand."""
     return Step(0, t, s, schedule, noise, count=count, last=last)
+
+
+def in_double(scheduler: Any) -> Any:
+    """diffusers keeps its tables in float32; their float64 values make comparisons exact."""
+    scheduler.betas = torch.linspace(1e-4, 0.02, scheduler.config.num_train_timesteps, dtype=D)
+    scheduler.alphas = 1 - scheduler.betas
+    scheduler.alphas_cumprod = torch.cumprod(scheduler.alphas, 0)
+    scheduler.one = torch.tensor(1.0, dtype=D)
+    scheduler.final_alpha_cumprod = torch.tensor(1.0, dtype=D)
+    return scheduler
 
 
 @dataclass

@@ -19,7 +19,7 @@ from diffusers import (
     HeunDiscreteScheduler,
     RePaintScheduler,
 )
-from oracles import D, Gaussian, Given, NoNoise, OneStream, correlated, rand, step_of
+from oracles import D, Gaussian, Given, NoNoise, OneStream, correlated, in_double, rand, step_of
 from torch import Tensor
 
 from invdiff import schedules, transitions
@@ -198,16 +198,6 @@ def test_langevin_says_that_it_needs_signal() -> None:
 
 
 # diffusers, same noise ---------------------------------------------------------------------------------------------------
-
-
-def in_double(scheduler: Any) -> Any:
-    """diffusers keeps its tables in float32; their float64 values make comparisons exact."""
-    scheduler.betas = torch.linspace(1e-4, 0.02, scheduler.config.num_train_timesteps, dtype=D)
-    scheduler.alphas = 1 - scheduler.betas
-    scheduler.alphas_cumprod = torch.cumprod(scheduler.alphas, 0)
-    scheduler.one = torch.tensor(1.0, dtype=D)
-    scheduler.final_alpha_cumprod = torch.tensor(1.0, dtype=D)
-    return scheduler
 
 
 def toy_eps(x: Tensor, t: Tensor) -> Tensor:

@@ -1,75 +1,110 @@
-"""diffusers folders with their scheduler's configuration."""
+"""diffusers folders: a network with its scheduler's configuration, alone or as a pipeline, with or without a ControlNet."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from invdiff import schedules
 from invdiff.classifier import NoisyClassifier
 from invdiff.denoiser import Denoiser
-from invdiff.schedules import Discrete
+from invdiff.models.network import NETWORKS, Network
+from invdiff.models.scheduler import check_variance, read_scheduler, schedule_of, settings_of
+from invdiff.registry import check_names
 
-PREDICTION_TYPES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-BETA_SCHEDULES = {"linear": schedules.linear, "scaled_linear": schedules.scaled_linear, "sigmoid": schedules.sigmoid}
+PARTS = ("unet_ema", "unet", "transformer_ema", "transformer")
+"""Where a pipeline keeps its network; training scripts leave averaged weights beside the last ones."""
+
+WEIGHTS = re.compile(r"diffusion_pytorch_model(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.(safetensors|bin)")
 
 
-def load_folder(folder: str | Path, **options: Any) -> Denoiser:
-    """A Denoiser from a diffusers folder: a pipeline (``model_index.json``, ``unet/``, ``scheduler/``) or a lone
-    ``UNet2DModel`` with its ``scheduler_config.json`` beside ``config.json``.
+def load_folder(folder: str | Path, *, controlnet: str | Path | None = None, allow_pickle: bool = False, **options: Any) -> Denoiser:
+    """A Denoiser from a diffusers folder: a pipeline (``unet/`` or ``transformer/``, ``scheduler/``) or a lone network with its
+    ``scheduler_config.json`` beside ``config.json``.
+
+    The network of a latent pipeline is a prior on latents: ``data_range`` is None, as for any network whose states have neither one
+    nor three channels.
 
     Args:
         folder: local path; nothing is downloaded.
-        options: of :class:`~invdiff.denoiser.Denoiser`, on top of what the checkpoint says.
+        controlnet: folder of a ``ControlNetModel`` for it; the conditions ``control`` and ``control_scale`` are then taken, see
+            :class:`~invdiff.models.network.Network`.
+        allow_pickle: read weights that are kept as pickles (``.bin``) where there are no others; pickles can run code.
+        options: of :class:`~invdiff.denoiser.Denoiser`, on top of what the checkpoint says. With ``schedule`` and ``predicts`` no
+            scheduler configuration is needed.
 
     Raises:
-        ValueError: what is missing or not understood, with what is.
+        ValueError: what is missing or not understood, with what is; custom code, which is never run.
     """
-    from diffusers import UNet2DModel
-
     folder = Path(folder)
-    network = folder / "unet" if (folder / "unet").is_dir() else folder
+    network = next((folder / part for part in PARTS if (folder / part).is_dir()), folder)
     scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
-    config, noise = _read(network / "config.json"), _read(scheduler / "scheduler_config.json")
-    if config.get("_class_name") != "UNet2DModel":
-        raise ValueError(f"{network} holds a {config.get('_class_name')}; diffusers' UNet2DModel is what is read from a folder")
-    try:
-        # fp16 storage is for size; the network runs in float32 unless a dtype is asked for.
-        net = UNet2DModel.from_pretrained(network, torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"the weights in {network} cannot be read: {error}") from error
-    shown, made = int(config["in_channels"]), int(config["out_channels"])
-    learned_variance = str(noise.get("variance_type", "")).startswith("learned") or made == 2 * shown
+    _refuse_code(folder, network, scheduler)
+    config = _read(network / "config.json")
+    noise, sampled = _noise(scheduler, options)
+    net, weights = _load(network, config, NETWORKS, allow_pickle)
+    config = {**net.config, **config}  # type: ignore[dict-item]
+    control = None
+    if controlnet is not None:
+        control = _load_controlnet(Path(controlnet), net, allow_pickle)
+
+    shown, made = int(config["in_channels"]), int(config.get("out_channels") or config["in_channels"])
+    learned_variance = check_variance(noise) == "learned_range" or made == 2 * shown
     channels = made // 2 if learned_variance else made
     if shown < channels:
         raise ValueError(f"{network} takes {shown} channels and returns {made}: it is not a denoiser")
-    sample_size = config.get("sample_size")
+    beside = shown - channels
+    # Pipelines, and networks that know text, are shown [state, image]; a lone UNet2DModel is an SR3 network, [image, state].
+    state_first = (folder / "model_index.json").is_file() or config["_class_name"] != "UNet2DModel"
     labels, null = config.get("num_class_embeds"), config.get("_null_label")  # diffusers leaves keys with an underscore alone
+    adapter = Network(net, cond_last=beside if state_first else 0, sign=sampled.pop("sign", 1.0), controlnet=control)
+    if labels is None and "class_labels" in adapter.keywords:
+        labels = null = config.get("num_embeds_ada_norm")  # DiT: one embedding more than classes, for labels that are left out
+    size = config.get("sample_size")
     found: dict[str, Any] = {
-        "predicts": _prediction_type(noise),
-        "schedule": schedule_of(noise),
-        "data_range": (-1.0, 1.0),
+        "data_range": None if channels not in (1, 3) or _has_autoencoder(folder) else (-1.0, 1.0),
         "learned_variance": learned_variance,
         "num_classes": labels - 1 if labels is not None and null == labels - 1 else labels,
         "null_label": False if null is None else null,
-        "cond_channels": shown - channels or None,
+        "cond_channels": beside or None,
         "classifier": load_classifier(folder / "classifier") if (folder / "classifier").is_dir() else None,
-        "multiple": 2 ** (len(config["block_out_channels"]) - 1),
+        "multiple": config.get("patch_size") or 2 ** (len(config["block_out_channels"]) - 1),
         "channels": channels,
-        "image_size": sample_size if isinstance(sample_size, int) else None,
+        "image_size": size if isinstance(size, int) else None,
         "name": folder.name,
     }
-    return Denoiser(_Diffusers(net), **(found | options))
+    options = found | sampled | options
+    if options["data_range"] is not None and not (noise.get("clip_sample", True) and noise.get("clip_sample_range", 1.0) == 1.0):
+        options = {"clip": False} | options
+    denoiser = Denoiser(adapter, **options)
+    denoiser.source = {
+        "kind": "diffusers folder",
+        "path": str(folder),
+        "network": config["_class_name"] + ("" if control is None else " with a ControlNet"),
+        "scheduler": noise.get("_class_name"),
+        "variance": noise.get("variance_type"),
+        "needs": ", ".join(adapter.required) or None,
+        "weights": str((network / weights).relative_to(folder)),
+        "storage": _storage(network, weights),
+        **read_card(folder),
+    }
+    return denoiser
 
 
-def load_classifier(folder: str | Path) -> NoisyClassifier:
-    """The noise-aware classifier of a folder: a ``TimeClassifier`` of this package with its ``scheduler_config.json``."""
+def load_classifier(folder: str | Path, **options: Any) -> NoisyClassifier:
+    """The noise-aware classifier of a folder: a ``TimeClassifier`` of this package with its ``scheduler_config.json``; or of a file,
+    see :func:`~invdiff.models.checkpoint.load_classifier_checkpoint`, which takes ``options``."""
     from invdiff.zoo.classifier import TimeClassifier
 
     folder = Path(folder)
+    if folder.is_file():
+        from invdiff.models.checkpoint import load_classifier_checkpoint
+
+        return load_classifier_checkpoint(folder, **options)
+    check_names(f"the classifier in {folder}", options, [])
     config, noise = _read(folder / "config.json"), _read(folder / "scheduler_config.json")
     if config.get("_class_name") != TimeClassifier.__name__:
         raise ValueError(
@@ -82,38 +117,122 @@ def load_classifier(folder: str | Path) -> NoisyClassifier:
     return NoisyClassifier(net, schedule=schedule_of(noise), channels=config["in_channels"], name=folder.name)
 
 
-class _Diffusers(torch.nn.Module):
-    """diffusers' calling convention as ours."""
+def read_card(folder: Path) -> dict[str, Any]:
+    """Licence and training data as the YAML header of a model card (``README.md``) states them; empty where it does not."""
+    from huggingface_hub import metadata_load
 
-    def __init__(self, net: torch.nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
-        return self.net(x, t, class_labels=label, return_dict=False)[0]
-
-    def enable_gradient_checkpointing(self) -> None:
-        self.net.enable_gradient_checkpointing()  # type: ignore[operator]
-
-
-def schedule_of(config: dict[str, Any]) -> Discrete:
-    """The noise schedule a diffusers scheduler configuration describes."""
-    zero = bool(config.get("rescale_betas_zero_snr", False))
-    if config.get("trained_betas") is not None:
-        return schedules.from_betas(config["trained_betas"], zero)
-    T, kind = int(config.get("num_train_timesteps", 1000)), config.get("beta_schedule", "linear")
-    if kind == "squaredcos_cap_v2":
-        return schedules.cosine(T, zero_terminal_snr=zero)
-    if kind not in BETA_SCHEDULES:
-        raise ValueError(f"unknown beta_schedule {kind!r}; known: {', '.join([*BETA_SCHEDULES, 'squaredcos_cap_v2'])}, or trained_betas")
-    return BETA_SCHEDULES[kind](T, config.get("beta_start", 1e-4), config.get("beta_end", 0.02), zero_terminal_snr=zero)
+    card = folder / "README.md"
+    try:
+        header = (metadata_load(card) if card.is_file() else None) or {}
+    except Exception:  # a card is prose; a broken header must not keep a network from loading
+        return {}
+    stated = {"licence": header.get("license_name") or header.get("license"), "training data": header.get("datasets")}
+    return {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in stated.items() if v}
 
 
-def _prediction_type(config: dict[str, Any]) -> str:
-    kind = config.get("prediction_type", "epsilon")
-    if kind not in PREDICTION_TYPES:
-        raise ValueError(f"unknown prediction_type {kind!r}; known: {', '.join(PREDICTION_TYPES)}")
-    return PREDICTION_TYPES[kind]
+def _noise(scheduler: Path, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the scheduler's settings, the Denoiser's options they imply), of which what is in ``options`` is not asked for."""
+    file = scheduler / "scheduler_config.json"
+    if {"schedule", "predicts"} <= options.keys():
+        return (json.loads(file.read_text()) if file.is_file() else {}), {}
+    noise = settings_of(_read(file))
+    if "schedule" in options and noise.get("use_dynamic_shifting"):
+        noise |= {"use_dynamic_shifting": False}
+    return noise, read_scheduler(noise)
+
+
+def _load(network: Path, config: dict[str, Any], allowed: tuple[str, ...], allow_pickle: bool) -> tuple[torch.nn.Module, str]:
+    """A network of one of the allowed classes, complete, and what its weights are called."""
+    import diffusers
+
+    name = config.get("_class_name")
+    if not hasattr(diffusers, str(name)) or name not in (*allowed, "Transformer2DModel"):
+        raise ValueError(
+            f"{network} holds a {name}; of diffusers' networks these are read from a folder: {', '.join(allowed)}. Load it with its own "
+            "package and wrap it: invdiff.Denoiser(lambda x, t, **cond: ..., predicts=..., schedule=...)"
+        )
+    weights, variant = _weights(network, allow_pickle)
+    try:
+        # fp16 storage is for size; the network runs in float32 unless a dtype is asked for.
+        net, info = getattr(diffusers, str(name)).from_pretrained(
+            network,
+            torch_dtype=torch.float32,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            use_safetensors=weights.endswith(".safetensors"),
+            variant=variant,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        raise ValueError(f"the weights in {network} cannot be read: {error}") from error
+    for kind in ("missing_keys", "unexpected_keys"):
+        if info[kind]:
+            names = sorted(info[kind])
+            raise ValueError(
+                f"{weights} in {network} has {len(names)} {kind.replace('_', ' ')}, nothing was loaded: {', '.join(names[:8])}"
+            )
+    if type(net).__name__ not in allowed:  # older configurations call every transformer a Transformer2DModel
+        raise ValueError(f"{network} holds a {type(net).__name__}, which is not one of {', '.join(allowed)}")
+    return net, weights
+
+
+def _weights(network: Path, allow_pickle: bool) -> tuple[str, str | None]:
+    """(name of the first weight file, its variant such as "fp16"): safetensors before pickles, and files without a
+    variant before those with one, such as the weights that are not averaged ("non_ema")."""
+    found = [m for p in sorted(network.glob("diffusion_pytorch_model*")) if (m := WEIGHTS.fullmatch(p.name))]
+    if not found:
+        raise ValueError(f"no weights in {network}; a network's folder has diffusion_pytorch_model.safetensors beside its config.json")
+    first, *_ = sorted(found, key=lambda m: (m[4] == "bin", bool(m[1] or m[3])))
+    if first[4] == "bin" and not allow_pickle:
+        raise ValueError(
+            f"{network} keeps its weights as a pickle ({first[0]}), which can run code when it is read; convert it to safetensors, or "
+            "allow_pickle=True if you trust whoever made it"
+        )
+    variant = first[1] or first[3]
+    return first[0], variant[1:] if variant else None
+
+
+def _storage(network: Path, weights: str) -> str | None:
+    """The dtype the weights are kept in, e.g. ``"F16"``; None for pickles."""
+    if not weights.endswith(".safetensors"):
+        return None
+    from safetensors import safe_open
+
+    with safe_open(network / weights, "pt") as file:
+        return ", ".join(sorted({file.get_slice(key).get_dtype() for key in file.keys()}))  # noqa: SIM118
+
+
+def _load_controlnet(folder: Path, net: torch.nn.Module, allow_pickle: bool) -> torch.nn.Module:
+    folder = folder / "controlnet" if (folder / "controlnet").is_dir() else folder
+    if type(net).__name__ != "UNet2DConditionModel":
+        raise ValueError(f"a ControlNet guides a UNet2DConditionModel, not a {type(net).__name__}")
+    _refuse_code(folder)
+    control, _ = _load(folder, _read(folder / "config.json"), ("ControlNetModel",), allow_pickle)
+    mine, other = (m.config["block_out_channels"] for m in (net, control))  # type: ignore[index]
+    if tuple(mine) != tuple(other):  # type: ignore[arg-type]
+        raise ValueError(
+            f"this ControlNet belongs to another network: its blocks have {tuple(other)} channels, the network's {tuple(mine)}"
+        )  # type: ignore[arg-type]
+    return control
+
+
+def _has_autoencoder(folder: Path) -> bool:
+    """Whether a pipeline's images pass through an autoencoder, so that its network works on latents."""
+    configs = [json.loads(file.read_text()) for file in folder.glob("*/config.json")]
+    return any(str(config.get("_class_name")).startswith(("Autoencoder", "AsymmetricAutoencoder", "VQModel")) for config in configs)
+
+
+def _refuse_code(*folders: Path) -> None:
+    """Refuses folders that bring code of their own."""
+    for folder in dict.fromkeys(folders):
+        if scripts := sorted(p.name for p in folder.glob("*.py")):
+            raise ValueError(
+                f"{folder} holds custom code ({', '.join(scripts)}), which is never run; if the network does not need it, take it out of the folder"
+            )
+        for name in ("model_index.json", "config.json", "scheduler_config.json"):
+            config = _read(folder / name) if (folder / name).is_file() else {}
+            if "auto_map" in config or isinstance(config.get("_class_name"), list):
+                raise ValueError(f"{folder / name} names custom code (auto_map, or a _class_name that is a list), which is never run")
 
 
 def _read(file: Path) -> dict[str, Any]:

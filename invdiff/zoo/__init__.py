@@ -29,4 +29,4 @@ def sr3x4(**options: Any) -> Denoiser:
     """Colour photographs given their four times smaller version (SR3), trained from 16x16 to 64x64; takes any size."""
     from invdiff.models import load_folder
 
-    return load_folder(FOLDER / "sr3x4", **{"channels_last": True} | options)
+    return load_folder(FOLDER / "sr3x4", **{"channels_last": True, "factor": 4} | options)

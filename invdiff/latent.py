@@ -1,0 +1,82 @@
+"""Latent diffusion: an autoencoder between the images of a measurement and the states of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from invdiff.operator import Operator, Shape
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """Images (B, C, H, W) in ``data_range`` <-> latents (B, channels, H/factor, W/factor).
+
+    Attributes:
+        encode, decode: both differentiable; scaling and shift of the latents are theirs.
+        channels: of the latents.
+        factor: how many pixels a side of a latent stands for.
+        image_channels: of the images.
+        data_range: (low, high) of the images.
+        net: the module behind both, if there is one, moved with the network.
+    """
+
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+    channels: int
+    factor: int
+    image_channels: int = 3
+    data_range: tuple[float, float] = (-1.0, 1.0)
+    net: torch.nn.Module | None = None
+
+    def shape(self, image: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the latents of images of shape (B, C, H, W)."""
+        images, channels, *size = image
+        if channels != self.image_channels:
+            raise ValueError(
+                f"the autoencoder takes images with {self.image_channels} channels, got {channels} (image shape {tuple(image[1:])})"
+            )
+        if any(n % self.factor for n in size):
+            fits = "x".join(str(n // self.factor * self.factor) for n in size)
+            raise ValueError(f"the autoencoder takes sides that divide by {self.factor}, got {size[0]}x{size[1]}; crop to {fits}")
+        return (images, self.channels, *(n // self.factor for n in size))
+
+    def to(self, device: torch.device | str) -> Autoencoder:
+        """Moves the autoencoder; returns itself."""
+        if self.net is not None:
+            self.net.to(device)
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded(Operator):
+    """``A(decode(z))``: a forward operator seen from latent space. Guidance does not notice."""
+
+    inner: Operator
+    autoencoder: Autoencoder
+
+    @property
+    def kind(self) -> str:
+        return f"{self.inner.kind} of a decoded latent"
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Decoded:
+        return replace(self, inner=self.inner.to(device, dtype))
+
+    def select(self, images: Tensor) -> Decoded:
+        return replace(self, inner=self.inner.select(images))
+
+    def image_shape(self, measurement_shape: Shape) -> Shape:
+        return self.autoencoder.shape((1, *self.inner.image_shape(measurement_shape)))[1:]
+
+    @property
+    def measurement_shape(self) -> Shape:
+        return self.inner.measurement_shape  # found without running the decoder
+
+    def _forward(self, z: Tensor) -> Tensor:
+        return self.inner(self.autoencoder.decode(z))
+
+    def _observed(self, y: Tensor) -> Tensor:
+        return self.inner._observed(y)

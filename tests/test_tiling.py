@@ -1,0 +1,94 @@
+"""Tiled denoising: exact where a network looks at one pixel, its gradient exact everywhere, and small seams on a real one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import invdiff
+from invdiff import schedules
+from invdiff.denoiser import Denoiser, count_evaluations
+from invdiff.images import sample_photo
+from invdiff.tiling import Tiled
+
+CONV = torch.nn.Conv2d(3, 6, 5, padding=2, dtype=torch.float64)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def pixelwise(x: Tensor, t: Tensor, control: Tensor, label: Tensor) -> Tensor:
+    return torch.tanh(x * control) + t.view(-1, 1, 1, 1) * label.view(-1, 1, 1, 1)
+
+
+def convolution(x: Tensor, t: Tensor) -> Tensor:
+    return torch.tanh(CONV(x)) * t.view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("size", [(40, 40), (23, 57), (9, 64), (16, 17)])
+@pytest.mark.parametrize("overlap", [0, 3, 15])
+def test_a_network_that_looks_at_one_pixel_is_not_changed(size: tuple[int, int], overlap: int, batch: int) -> None:
+    x, control = noise(2, 3, *size), noise(2, 3, *size, seed=1)
+    t, label = noise(2), noise(2, seed=2)
+    tiled = Tiled(pixelwise, 16, overlap, batch)
+    whole, cut = (net(x, t, control=control, label=label) for net in (pixelwise, tiled))
+    torch.testing.assert_close(cut, whole)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_the_gradient_is_that_of_the_blended_windows(batch: int) -> None:
+    tiled, x, t = Tiled(convolution, 16, 5, batch), noise(2, 3, 30, 41), torch.ones(2, dtype=torch.float64)
+    by_hand = torch.zeros(2, 6, 30, 41, dtype=torch.float64)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    for part in tiled.windows(x):
+        for (row, column), weight in part:
+            piece = torch.zeros_like(by_hand)
+            piece[..., row, column] = weight * convolution(a[..., row, column], t)
+            by_hand = by_hand + piece
+    out = tiled(b, t)
+    torch.testing.assert_close(out, by_hand)
+    outer = noise(*out.shape, seed=3)
+    torch.testing.assert_close(torch.autograd.grad(out, b, outer), torch.autograd.grad(by_hand, a, outer))
+
+
+def test_it_is_a_denoiser_like_any_other() -> None:
+    x, level = noise(2, 3, 40, 44), schedules.linear()(300)
+    one, cut = (
+        Denoiser(lambda x, t: torch.tanh(x), schedule=schedules.linear(), data_range=(-1, 1), multiple=8, tile=tile) for tile in (None, 16)
+    )
+    with count_evaluations() as evaluations:
+        a = x.clone().requires_grad_()
+        p = cut(a, level)
+        p.x0.sum().backward()
+    torch.testing.assert_close(p.x0, one(x, level).x0)
+    assert (evaluations.forward, evaluations.backward) == (2, 2)  # images, not windows
+
+
+def test_what_cannot_be_tiled_is_refused() -> None:
+    with pytest.raises(ValueError, match="overlap < size"):
+        Tiled(convolution, 16, 16)
+    with pytest.raises(ValueError, match="at least one at once"):
+        Tiled(convolution, 16, 4, 0)
+    with pytest.raises(ValueError, match="multiple of 8"):
+        Denoiser(convolution, schedule=schedules.linear(), multiple=8, tile=20)
+    x = noise(1, 3, 24, 24).requires_grad_()
+    (grad,) = torch.autograd.grad(Tiled(convolution, 16, 4)(x, torch.ones(1, dtype=torch.float64)).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_seams_of_the_shipped_network_are_small() -> None:
+    """The network normalises over what it sees, so windows differ a little from the whole; a seam would show in the differences
+    between neighbouring pixels."""
+    x, _ = sample_photo(192)
+    level = schedules.linear()(150)
+    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    x_t = (level.alpha * (2 * x - 1) + level.sigma * z).float()
+    whole = invdiff.load_model("photo64")(x_t, level).x0 / 2
+    cut = invdiff.load_model("photo64", tile=96, tile_overlap=32)(x_t, level).x0 / 2
+    assert (cut - whole).square().mean().sqrt() < 0.01
+    steps = (cut - whole).diff(dim=-1).abs().amax(dim=(0, 1, 2))
+    assert steps.max() < 0.05
