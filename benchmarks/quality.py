@@ -24,6 +24,7 @@ from torch import Tensor
 
 from invdiff.benchmarks.metrics import lpips, psnr, ssim
 from invdiff.benchmarks.tables import markdown
+from invdiff.cascade import RESAMPLING
 from invdiff.config import build_method, build_operator, compose
 from invdiff.files import write_atomically
 from invdiff.images import grid, read_image, write_image
@@ -55,8 +56,7 @@ def baseline(operator: str, measurement: Measurement) -> tuple[str, Tensor]:
         filled = [inpaint_biharmonic(image.permute(1, 2, 0).double().numpy(), missing, channel_axis=-1) for image in y]
         return "biharmonic", torch.stack([torch.from_numpy(f).permute(2, 0, 1) for f in filled]).float().clamp(0, 1)
     if y.shape[1:] != measurement.image_shape:
-        up = torch.nn.functional.interpolate(y.expand(-1, 3, -1, -1), size=measurement.image_shape[1:], mode="bicubic")
-        return "bicubic", up.clamp(0, 1)
+        return "bicubic", RESAMPLING["bicubic"](y.expand(-1, 3, -1, -1), measurement.image_shape[-1] // y.shape[-1]).clamp(0, 1)
     return "measurement", y.clamp(0, 1)
 
 

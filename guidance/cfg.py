@@ -36,7 +36,7 @@ class CFG(Guidance):
 
     Args:
         label: the class c for all images, or one for each; by default what the run itself gives the network.
-        w: the scale, or a map of it, (H, W) or (B, 1, H, W).
+        w: the scale, or a map of it, (H, W) or (B, 1, H, W), or one per image, (B, 1, 1, 1).
         negative: the class in the place of the null class, for all images or one for each; or a mapping of conditions, whose
             counterparts the run gives.
         interval: (low, high] of sigma_t/alpha_t in which to guide, in the network's range.
@@ -54,25 +54,36 @@ class CFG(Guidance):
     batched: bool = True
 
     requires: ClassVar[type[Operator] | None] = None
-    sets: ClassVar[tuple[str, ...]] = ("label",)
     per_image: ClassVar[tuple[str, ...]] = ("label", "w", "negative")
 
     def __post_init__(self) -> None:
-        if not isinstance(self.w, Tensor) and not math.isfinite(self.w):
-            raise ValueError(f"w must be a finite number or a map, got {self.w}")
+        if not isinstance(self.w, Tensor) and not (_is_number(self.w) and math.isfinite(self.w)):
+            raise ValueError(f"w must be a finite number or a map, got {self.w!r}")
+        if not (_is_number(self.rescale) and isinstance(self.plus, bool) and isinstance(self.batched, bool)):
+            raise ValueError(
+                f"rescale is a number, plus and batched are true or false; got {self.rescale!r}, {self.plus!r}, {self.batched!r}"
+            )
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale must be in [0, 1], got {self.rescale}")
         if self.plus and not isinstance(self.w, Tensor) and not 0 <= self.w <= 1:
             raise ValueError(f"CFG++ interpolates: w must be in [0, 1] with plus=True, got {self.w}")
-        if self.interval is not None and not (len(self.interval) == 2 and 0 <= self.interval[0] < self.interval[1]):
+        way = self.interval
+        if way is not None and not (isinstance(way, Sequence) and len(way) == 2 and all(map(_is_number, way)) and 0 <= way[0] < way[1]):
             raise ValueError(f"interval must be (low, high) of sigma/alpha with 0 <= low < high, got {self.interval}")
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        return tuple(self.negative) if isinstance(self.negative, Mapping) else ("label",)
 
     def bind(self, setting: Setting) -> CFG:
         denoiser, images = setting.denoiser, setting.shape[0]
         if isinstance(self.negative, Mapping):
             absent = [name for name in self.negative if name not in setting.cond]
             if absent or self.label is not None:
-                raise ValueError(f"negative={{...}} names conditions that the run itself gives; not given: {', '.join(absent) or 'label'}")
+                raise ValueError(
+                    f"negative={{...}} names conditions that the run itself gives as keyword arguments; "
+                    f"{'not given: ' + ', '.join(absent) if absent else 'leave out label='}"
+                )
             label = {name: setting.cond[name] for name in self.negative}
             negative = {name: _like(name, value, label[name]) for name, value in self.negative.items()}
         else:
@@ -92,15 +103,17 @@ class CFG(Guidance):
                 )
             label = {"label": denoiser.labels(chosen, images).to(setting.device)}
             negative = {"label": denoiser.labels(self.negative, images).to(setting.device)} if compares else label
-        return replace(self, label=label, negative=negative, w=_map(self.w, setting))
+        return replace(self, label=label, negative=negative, w=_map(self.w, setting, self.plus))
 
     def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+        if not isinstance(self.label, Mapping):
+            raise TypeError("CFG is bound to a run before it is called: CFG(...).bind(setting)")
         label, negative = ({k: tiled(v, x_t) for k, v in branch.items()} for branch in (self.label, self.negative))  # type: ignore[union-attr]
         if self.interval is not None and not self.interval[0] < float(step.t.ratio) <= self.interval[1]:
             return denoise(x_t, step.t, **label)
         w = tiled(self.w, x_t) if isinstance(self.w, Tensor) else self.w
-        if isinstance(w, float | int) and w in (0, 1) and not (self.plus and w == 1):
-            return denoise(x_t, step.t, **(label if w else negative))
+        if isinstance(w, float | int) and ((w == 1 and not self.plus) or (w == 0 and not self.rescale)):
+            return denoise(x_t, step.t, **(label if w else negative))  # one branch is all it takes
         cond, uncond = self._both(denoise, x_t, step, label, negative)
         p = cond.move((w - 1) * (cond.x0 - uncond.x0))
         if self.rescale:
@@ -115,14 +128,18 @@ class CFG(Guidance):
         if self.batched and "separate" not in step.memory:
             try:
                 conditions = {k: torch.cat([v, negative[k]]) for k, v in label.items()}
-                cond, uncond = denoise(torch.cat([x_t, x_t]), step.t, clip=False, **conditions).chunk(2)
+                cond, uncond = denoise(torch.cat([x_t, x_t]), step.t, clip_x0=False, **conditions).chunk(2)
                 return cond, uncond
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
                 step.memory["separate"] = True
                 warnings.warn("out of memory; going on with the two branches of CFG one after the other", stacklevel=2)
-        return denoise(x_t, step.t, clip=False, **label), denoise(x_t, step.t, clip=False, **negative)
+        return denoise(x_t, step.t, clip_x0=False, **label), denoise(x_t, step.t, clip_x0=False, **negative)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _like(name: str, negative: Tensor, given: Any) -> Tensor:
@@ -139,15 +156,19 @@ def _like(name: str, negative: Tensor, given: Any) -> Tensor:
         ) from error
 
 
-def _map(w: float | Tensor, setting: Setting) -> float | Tensor:
+def _map(w: float | Tensor, setting: Setting, plus: bool) -> float | Tensor:
     """A number as it is; a map as one per image, (B, 1, H, W)."""
     if not isinstance(w, Tensor):
         return w
-    shape = (setting.shape[0], 1, *setting.shape[2:])
-    try:
-        return w.to(setting.device, setting.dtype).expand(shape)
-    except RuntimeError as error:
-        raise ValueError(f"w must be a number or a map of shape {shape[2:]} or {shape}, got shape {tuple(w.shape)}") from error
+    images, _, *size = setting.shape
+    allowed = [(), tuple(size), (images, 1, *size), (1, 1, *size), (images, *(1,) * (len(size) + 1))]
+    if tuple(w.shape) not in allowed:
+        raise ValueError(
+            f"w must be a number, a map {tuple(size)} or {(images, 1, *size)}, or one number per image {allowed[-1]}, got shape {tuple(w.shape)}"
+        )
+    if not w.is_meta and not bool((((w >= 0) & (w <= 1)) if plus else w.isfinite()).all()):
+        raise ValueError(f"a map of w must be {'in [0, 1] for CFG++' if plus else 'finite everywhere'}")
+    return w.to(setting.device, setting.dtype).expand(images, 1, *size)
 
 
 def _rescaled(p: Prediction, cond: Prediction, phi: float) -> Prediction:

@@ -109,19 +109,27 @@ class ClassifierGuidance(Guidance):
                 log_p = self._of_x_t(x, step)
             if log_p.shape != x.shape[:1]:
                 raise ValueError(f"log_prob must return one value per image, ({len(x)},), got shape {tuple(log_p.shape)}")
+            if not log_p.requires_grad:
+                raise ValueError(
+                    "log_prob does not depend on its argument in a way that can be differentiated; is something detached in it?"
+                )
             (grad,) = torch.autograd.grad(log_p.sum(), x, create_graph=outer)  # the sum keeps the images' gradients apart
         return p if outer else p.detach(), grad
 
     def _of_x_t(self, x: Tensor, step: Step) -> Tensor:
         if self.log_prob is not None:
             return self.log_prob(x, step.t)
-        assert isinstance(self.classifier, NoisyClassifier) and isinstance(self.label, Tensor)
+        if not (isinstance(self.classifier, NoisyClassifier) and isinstance(self.label, Tensor)):
+            raise TypeError("ClassifierGuidance is bound to a run before it is called: ClassifierGuidance(...).bind(setting)")
         return self.classifier(x, step.t).gather(1, tiled(self.label, x)[:, None])[:, 0]
 
     def _of_x0(self, p: Prediction) -> Tensor:
         assert self.log_prob is not None
         if not p.x0.requires_grad:
-            raise ValueError("log_prob of x0 needs the gradient through the network, but the network gives none; use one of x_t")
+            raise ValueError(
+                "log_prob of x0 needs the gradient through the network, but what this guidance wraps gives none; put it nearest to the "
+                "network (DPS may stand outside), or use one of x_t"
+            )
         return self.log_prob(p.x0)
 
 
@@ -145,11 +153,8 @@ class MeanShift(Transition):
                 f"MeanShift shifts by the variance, but {self.inner} draws no noise; use ClassifierGuidance, or DDIM(eta) with eta > 0"
             )
 
-    def bind(self, setting: Setting) -> MeanShift:
-        return replace(self, inner=self.inner.bind(setting), guidance=self.guidance.bind(setting))
-
-    def select(self, images: Sequence[int]) -> MeanShift:
-        return replace(self, guidance=self.guidance.select(images))
+    def around(self, inner: Transition) -> Transition:
+        return inner if isinstance(inner, MeanShift) else replace(self, inner=self.inner.around(inner) or inner)  # type: ignore[arg-type]  # __post_init__ refuses others
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
         p, grad = self.guidance.gradient(predict, x_t, step)
@@ -163,12 +168,14 @@ def classifier(
     s: float = 1.0,
     classifier: NoisyClassifier | Callable[[Tensor, Tensor], Tensor] | str | Path | None = None,
     mean_shift: bool = False,
+    log_prob: Callable[..., Tensor] | None = None,
+    of: str = "x_t",
 ) -> Method:
     """Classifier guidance by name.
 
     Args:
-        label, s, classifier: of :class:`ClassifierGuidance`.
+        label, s, classifier, log_prob, of: of :class:`ClassifierGuidance`.
         mean_shift: algorithm 1, a shift of the ancestral step's mean, instead of algorithm 2.
     """
-    guidance = ClassifierGuidance(label, s, classifier)
+    guidance = ClassifierGuidance(label, s, classifier, log_prob, of)
     return Method(transition=MeanShift(guidance=guidance)) if mean_shift else Method(guidance)

@@ -6,8 +6,8 @@ The network was trained on pairs, so the posterior is learnt and nothing is comp
 image made from the measurement once:
 
     upsampled   y resized to the image, bicubic with a = −1/2 (SR3), bilinear for guided-diffusion's upsamplers; y itself where it
-                has the image's size (Palette: colourisation from grey, inpainting from the masked image, whose missing pixels are
-                mid-grey)
+                has the image's size (Palette: colourisation from grey; inpainting from the masked image, whose missing pixels are
+                mid-grey here, while Palette's own networks see noise there: give them cond= a function)
     pinv        A†y, for any linear operator;  adjoint: A*y
 
 Networks take t, or the continuous noise level sqrt(alpha_bar) as in SR3: ``Denoiser(..., time=lambda t: schedule(t).alpha)``.
@@ -35,18 +35,21 @@ class SR3(Guidance):
     """See the module's docstring.
 
     Args:
-        cond: ``"upsampled"``, ``"pinv"``, ``"adjoint"``, or a function of the measurement (y in the network's range) that
-            returns (B, cond_channels, H, W).
+        cond: ``"upsampled"``, ``"pinv"``, ``"adjoint"``, the image itself, (B, cond_channels, H, W) in the network's range, or a function
+            of the measurement (y in the network's range) that returns it.
     """
 
     cond: str | Callable[[Measurement], Tensor] | Tensor = "upsampled"
 
-    sets: ClassVar[tuple[str, ...]] = ("cond",)
     per_image: ClassVar[tuple[str, ...]] = ("cond",)
 
     def __post_init__(self) -> None:
         if isinstance(self.cond, str) and self.cond not in IMAGES:
             raise ValueError(f"cond must be one of {', '.join(IMAGES)}, or a function of the measurement, got {self.cond!r}")
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        return ("cond",)
 
     def bind(self, setting: Setting) -> SR3:
         super().bind(setting)
@@ -55,6 +58,8 @@ class SR3(Guidance):
             raise ValueError("cond is given twice, to SR3 and to the run; leave one out")
         denoiser, (images, channels, *size) = setting.denoiser, setting.shape
         cond = self._image(setting.measurement, tuple(size), denoiser.upsampling)
+        if not isinstance(cond, Tensor) or cond.ndim != len(setting.shape):
+            raise ValueError(f"cond must be images of shape ({images}, channels, {', '.join(map(str, size))}), got {type(cond).__name__}")
         takes = denoiser.cond_channels
         if takes is None and not denoiser.takes("cond"):
             raise ValueError(
@@ -66,10 +71,12 @@ class SR3(Guidance):
                 f"the channels do not add up: {denoiser.name} takes [cond, x_t] with {takes} + {channels} channels of size {tuple(size)}, "
                 f"but cond has shape {tuple(cond.shape)}"
             )
-        return replace(self, cond=cond)
+        return replace(self, cond=cond.to(setting.device, setting.dtype))
 
     def _image(self, measurement: Measurement, size: tuple[int, ...], mode: str) -> Tensor:
         y, operator = measurement.y, measurement.operator
+        if isinstance(self.cond, Tensor):
+            return self.cond
         if callable(self.cond):
             return self.cond(measurement)
         if self.cond == "upsampled":
@@ -81,5 +88,6 @@ class SR3(Guidance):
         return operator.pinv(y) if self.cond == "pinv" else operator.adjoint(y)
 
     def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
-        assert isinstance(self.cond, Tensor), "bind the guidance to its run first"
+        if not isinstance(self.cond, Tensor):
+            raise TypeError("SR3 is bound to a run before it is called: SR3().bind(setting)")
         return denoise(x_t, step.t, cond=tiled(self.cond, x_t))

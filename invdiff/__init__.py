@@ -32,6 +32,7 @@ _HOME = {
     "list_plugins": "registry",
     "load_model": "registry",
     "make_operator": "registry",
+    "self_check": "selfcheck",
 }
 _MODULES = ("benchmarks", "guidance", "itineraries", "operators", "sampling", "schedules", "transitions")
 
@@ -65,5 +66,6 @@ if TYPE_CHECKING:
     from invdiff.restoration import Restoration, generate, interpolate, invert, solve
     from invdiff.sampling import Guidance, Itinerary, Step, Transition
     from invdiff.schedules import Level, Schedule
+    from invdiff.selfcheck import self_check
 
     __version__: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -22,6 +24,7 @@ class NoisyClassifier:
         net: ``net(x_t, t) -> logits``, x_t (B, C, H, W) in the range of the network it guides, t (B,), logits (B, classes).
         schedule: the schedule it was trained on.
         time: maps the schedule's time to what it is shown.
+        quantize: show it whole numbers (nearest level), for classifiers that look their time up in a table.
         channels: of its images, for messages.
         name: how it is called in messages.
     """
@@ -32,12 +35,13 @@ class NoisyClassifier:
         *,
         schedule: Schedule,
         time: Callable[[Tensor], Tensor] | None = None,
+        quantize: bool = False,
         channels: int | None = None,
         name: str = "classifier",
     ) -> None:
         if not callable(net):
             raise TypeError(f"a classifier is a callable net(x_t, t) -> logits, got {type(net).__name__}")
-        self.net, self.schedule, self.time, self.channels, self.name = net, schedule, time, channels, name
+        self.net, self.schedule, self.time, self.quantize, self.channels, self.name = net, schedule, time, quantize, channels, name
         self._frame = lru_cache(maxsize=4096)(schedule.frame)
         if isinstance(net, torch.nn.Module):
             net.eval().requires_grad_(False)
@@ -57,7 +61,9 @@ class NoisyClassifier:
         t = own.t.clamp(*sorted((self.schedule.t_min, self.schedule.t_max)))
         parameters = self.net.parameters() if isinstance(self.net, torch.nn.Module) else iter(())
         dtype = next((p.dtype for p in parameters), x_t.dtype)  # its own, whatever the state's
-        shown = torch.full(x_t.shape[:1], float(t if self.time is None else self.time(t)), dtype=dtype, device=x_t.device)
+        t = t.round() if self.quantize else t
+        t = t if self.time is None else self.time(t)
+        shown = torch.full(x_t.shape[:1], float(t), dtype=torch.long if self.quantize else dtype, device=x_t.device)
         return self.net((x_t * scale).to(dtype), shown).to(x_t.dtype).log_softmax(dim=1)
 
     def classes(self, shape: tuple[int, ...], **like: Any) -> int:
@@ -69,15 +75,19 @@ class NoisyClassifier:
         if self.channels is not None and self.channels != shape[0]:
             raise ValueError(f"{self.name} classifies images with {self.channels} channels, but the network makes {shape[0]}")
         x, level = torch.zeros(1, *shape, **like), self.schedule(self.schedule.t_max)
+        call = self.net.forward if isinstance(self.net, torch.nn.Module) else self.net
         try:
-            with torch.no_grad():
-                log_p = self(x, level)
+            with contextlib.suppress(ValueError):  # a built-in callable has no signature
+                inspect.signature(call).bind(x, x)
         except TypeError as error:
             raise ValueError(
                 f"{self.name} cannot be called as classifier(x_t, t): {error}. Classifier guidance needs a classifier that was trained on "
                 "noisy images and is told the noise level; one of clean images works on the estimate: ClassifierGuidance(log_prob=..., of='x0')"
             ) from error
-        except (RuntimeError, ValueError, IndexError, AttributeError) as error:
+        try:
+            with torch.no_grad():
+                log_p = self(x, level)
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise ValueError(f"{self.name} cannot be applied to a state of shape {tuple(x.shape)}: {error}") from error
         if log_p.ndim != 2 or len(log_p) != 1:
             raise ValueError(f"{self.name} must return logits (B, classes), got shape {tuple(log_p.shape)} for one image")

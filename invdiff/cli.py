@@ -16,6 +16,8 @@ Everything else is set by Hydra overrides, key=value:
   {}  transition.name=heun  itinerary.name=jumps  model.channels_last=true
 """
 
+MODEL = "a registered name, a diffusers folder, a file (.safetensors, .pt, .onnx, ...) or a model of the hub, owner/name"
+
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
@@ -40,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--operator", help="how the image was degraded (default: inpaint); see `invdiff list operators`")
     _what(what, "how it is restored (default: dps)", model="photo64")
     what.add_argument("--label", type=int, help="the class of the images, for networks and methods that have classes")
+    _prompt(what)
     what.add_argument("--preset", default="auto", help="auto: the values tuned for this model, if any; paper: as published; none")
     data = solve.add_argument_group("images")
     data.add_argument("--input", help="clean image, folder or glob to degrade and restore; without it, a photograph of scikit-image")
@@ -69,10 +72,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = generate.add_argument_group("what")
-    _what(what, "how samples are guided (default: cfg with --label, else none)", model="digits32")
+    _what(what, "how samples are guided (default: cfg with --label or --prompt, else none)", model="digits32")
     what.add_argument(
         "--label", help="a class, several (3,5,7) or all: a row of the grid for each, the samples of a column share their noise"
     )
+    _prompt(what)
     images = generate.add_argument_group("images")
     images.add_argument("--num-samples", type=int, help="how many, of each label (default: 16)")
     images.add_argument("--size", help="64, or HEIGHTxWIDTH (default: what the network was trained on)")
@@ -91,15 +95,38 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("kind", nargs="?", choices=KINDS)
     listing.add_argument("--json", action="store_true")
 
-    info = commands.add_parser("info", help="what is known about a model", description="Prints what was recognised in a model.")
-    info.add_argument("model", help="a registered name or a diffusers folder")
+    info = commands.add_parser(
+        "info",
+        help="what is known about a model",
+        description="Prints what was recognised in a model, and whether it denoises a photograph as if it were read rightly.",
+    )
+    info.add_argument("model", help=MODEL)
+    _trust(info)
     info.add_argument("--json", action="store_true")
+    info.add_argument("overrides", nargs="*", metavar="model.key=value", help="what the model does not say, e.g. model.predicts=v")
     return parser
 
 
 def _what(group: argparse._ArgumentGroup, method: str, model: str) -> None:
     group.add_argument("--method", action="append", help=f"{method}; repeat for a chain, the first nearest to the network")
-    group.add_argument("--model", default=model, help=f"the prior: a registered name or a diffusers folder (default: {model})")
+    group.add_argument("--model", default=model, help=f"the prior: {MODEL} (default: {model})")
+    _trust(group)
+
+
+def _trust(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--allow-pickle", action="store_true", help="read pickles, TorchScript and .pt2 files, which can run code: only from who you trust"
+    )
+    group.add_argument(
+        "--no-check",
+        action="store_true",
+        help="skip the self-check of a model that is not registered: some 70 evaluations of a 64x64 image",
+    )
+
+
+def _prompt(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--prompt", help="what the images show, for networks that come with a text encoder")
+    group.add_argument("--negative-prompt", help="what they do not show, for the method cfg (default: the empty prompt)")
 
 
 def _output(group: argparse._ArgumentGroup, default: str) -> None:

@@ -8,6 +8,8 @@ import json
 import os
 import platform
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,11 +23,15 @@ from torch import Tensor
 from invdiff.cascade import Upscaler, make_upscaler
 from invdiff.config import compose
 from invdiff.denoiser import Denoiser
-from invdiff.registry import call, list_plugins, load, load_model
+from invdiff.registry import call, is_registered, list_plugins, load, load_model
 from invdiff.restoration import Restoration, from_range
 from invdiff.sampling import Progress
+from invdiff.selfcheck import self_check
 
 GIF_FRAMES = 60
+HINT_AFTER = 2.0
+"""Seconds after which a self-check says that it is running."""
+READING = {"predicts", "schedule", "data_range"}
 
 
 def check_paths(args: argparse.Namespace, flags: Sequence[str]) -> None:
@@ -72,6 +78,27 @@ def place_label(config: dict[str, Any], denoiser: Denoiser, label: int | list[in
     return config | {"cond": {"label": label}}
 
 
+def place_prompt(config: dict[str, Any], denoiser: Denoiser, args: argparse.Namespace, images: int = 1) -> dict[str, Any]:
+    """The configuration with what the network is shown of a prompt, under ``cond``, and of the negative prompt (else of ``""``) at the
+    methods that compare with one."""
+    prompt, negative = args.prompt, args.negative_prompt
+    if prompt is None and negative is None:
+        return config
+    if prompt is None:
+        raise ValueError("--negative-prompt says what to move away from, so there must be a --prompt to move to")
+    if args.label is not None:
+        raise ValueError("--prompt and --label both say what the images show; give one of them")
+    takes = ["negative" in inspect.signature(load("guidance", node["name"])).parameters for node in config["guidance"]]
+    if negative is not None and not any(takes):
+        raise ValueError("--negative-prompt is what the method cfg compares with; add --method cfg, before the other methods")
+    if classes := [node["negative"] for node in config["guidance"] if node.get("negative") is not None]:
+        raise ValueError(f"guidance.negative={classes[0]} is a class; with --prompt use --negative-prompt")
+    given = denoiser.conditions_of(prompt, images)
+    other = denoiser.conditions_of(negative or "") if any(takes) else None
+    guidance = [g | {"negative": other} if t else g for g, t in zip(config["guidance"], takes, strict=True)]
+    return config | {"guidance": guidance, "cond": config["cond"] | given}
+
+
 def configure(args: argparse.Namespace, operator: str | None, methods: Sequence[str], preset: str) -> dict[str, Any]:
     """The composed configuration of a command: presets, overrides and, above them, flags.
 
@@ -81,8 +108,6 @@ def configure(args: argparse.Namespace, operator: str | None, methods: Sequence[
     for kind, name in [("operators", n) for n in [operator] if n] + [("guidance", n) for n in methods]:
         if name not in list_plugins(kind):
             load(kind, name)  # raises, with the names that are known
-    if given := [o for o in args.overrides if o.startswith("guidance.label=")]:
-        raise ValueError(f"{given[0]!r} cannot be overridden; use --label")
     flags = {key: getattr(args, key, None) for key in ("steps", "sigma", "seed", "num_samples", "batch_size")}
     config = compose(operator, methods, args.model, preset, args.overrides + [f"{k}={v}" for k, v in flags.items() if v is not None])
     if args.upscale is not None:
@@ -120,11 +145,39 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def model_options(config: dict[str, Any]) -> dict[str, Any]:
+    """What a configuration says about the model; that its code may run is said by a flag alone, never by a file or an override."""
+    options = {k: v for k, v in config["model"].items() if k != "name"}
+    if "allow_pickle" in options:
+        raise ValueError("model.allow_pickle is not taken from a configuration; use --allow-pickle")
+    return options
+
+
+def check_reading(args: argparse.Namespace, config: dict[str, Any], denoiser: Denoiser) -> None:
+    """Warns where a model seems to be read wrongly. Models that are registered are trusted, unless they are read otherwise here."""
+    told = READING & config["model"].keys()
+    if not args.no_check and (told or not is_registered(args.model)):
+        for found in checked(denoiser, quiet=args.quiet):
+            warnings.warn(f"{found} (--no-check skips this check)", stacklevel=2)
+
+
+def checked(denoiser: Denoiser, quiet: bool = False) -> list[str]:
+    """:func:`~invdiff.selfcheck.self_check`, which says on stderr what it does if that takes a while."""
+    text = f"checking how {denoiser.name} is read: about 70 evaluations of a small image (--no-check skips this)"
+    timer = threading.Timer(HINT_AFTER, print, (text,), {"file": sys.stderr})
+    timer.daemon = True
+    if not quiet:
+        timer.start()
+    try:
+        return self_check(denoiser)
+    finally:
+        timer.cancel()
+
+
 def load_models(args: argparse.Namespace, config: dict[str, Any]) -> tuple[Denoiser, Upscaler | None]:
     """The network, and what enlarges its images if that is asked for; whether the two fit is checked."""
     device, dtype = choose_device(args.device), getattr(torch, args.dtype)
-    options = {k: v for k, v in config["model"].items() if k != "name"}
-    denoiser = load_model(args.model, dtype=dtype, **options).to(device)
+    denoiser = load_model(args.model, allow_pickle=args.allow_pickle, dtype=dtype, **model_options(config)).to(device)
     if config["upscale"] is None:
         return denoiser, None
     parameters = {k: v for k, v in config["upscale"].items() if k != "name"}

@@ -27,6 +27,8 @@ FLAGS = {
     **{key: "--model" for key in ("model", "model.name")},
     **{key: "--upscale" for key in ("upscale", "upscale.name")},
     "preset": "--preset",
+    "guidance.label": "--label",
+    "model.allow_pickle": "--allow-pickle",
 }
 OPEN_GROUPS = ("operator", "guidance", "model", "transition", "itinerary", "upscale")
 
@@ -89,7 +91,14 @@ def build_method(config: dict[str, Any], default: Transition | None = None) -> M
     transition = _piece(config["transition"], transitions.BY_NAME, "transition")
     itinerary = _piece(config["itinerary"], itineraries.BY_NAME, "itinerary")
     if len(chain) > 1 and (transition or itinerary):  # what is chosen here settles what the chain disagrees about
-        chain = [replace(m, transition=None if transition else m.transition, itinerary=None if itinerary else m.itinerary) for m in chain]
+        chain = [
+            replace(
+                m,
+                transition=m.transition.around(transition) if transition and m.transition else m.transition,
+                itinerary=None if itinerary else m.itinerary,
+            )
+            for m in chain
+        ]
     made = make_method(chain) if len(chain) > 1 else chain[0]
     return made.completed(transition or made.transition or default, itinerary)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invdiff.schedules import Discrete, Level, Schedule
+from invdiff.schedules import Discrete, Level, Schedule, make_schedule
 from invdiff.tiling import Tiled
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Denoiser:
         predicts: ``"eps"``, ``"x0"`` (the posterior mean), ``"v"`` (Salimans & Ho 2022), ``"score"``, ``"edm"`` (the raw
             network of Karras et al. 2022, table 1: c_in, c_skip, c_out and c_noise are applied here) or ``"velocity"``
             (dx_t/dt of the schedule).
-        schedule: the schedule the network was trained on.
+        schedule: the schedule the network was trained on, or its name (:func:`~invdiff.schedules.make_schedule`).
         data_range: (low, high) of its images; ``None`` where its units are the user's (vectors, latents).
         clip: clip x0 to the data range, within autograd; by default wherever ``data_range`` is given.
         learned_variance: the output carries a second set of channels, v in [-1, 1] (Nichol & Dhariwal 2021, eq. 15).
@@ -153,6 +153,8 @@ class Denoiser:
             checkpointing (diffusers' ``enable_gradient_checkpointing``), which trades time for memory.
         autoencoder: of a latent diffusion network: its states are latents, while images and measurements stay what they are
             (:class:`~invdiff.latent.Autoencoder`).
+        text: ``text(prompts) -> conditions`` of a list of B prompts, tensors with B entries by the names under which the network takes
+            them; see :meth:`conditions_of`.
         tile: side of the windows in which larger images are denoised, see :class:`~invdiff.tiling.Tiled`; None: images are not cut.
         tile_overlap: what neighbouring windows share, by default a quarter of ``tile``; tile_batch: windows at once.
         channels, image_size: what the network was trained on, for messages and defaults.
@@ -164,7 +166,7 @@ class Denoiser:
         net: Callable[..., Tensor],
         *,
         predicts: str = "eps",
-        schedule: Schedule,
+        schedule: Schedule | str | Mapping[str, Any],
         data_range: tuple[float, float] | None = None,
         clip: bool | None = None,
         learned_variance: bool = False,
@@ -174,6 +176,7 @@ class Denoiser:
         factor: int | None = None,
         classifier: NoisyClassifier | None = None,
         autoencoder: Autoencoder | None = None,
+        text: Callable[[list[str]], dict[str, Tensor]] | None = None,
         time: Callable[[Tensor], Tensor] | None = None,
         quantize: bool = False,
         sigma_data: float = 0.5,
@@ -192,8 +195,7 @@ class Denoiser:
         self._options = {k: v for k, v in locals().items() if k not in ("self", "net")}
         if predicts not in PREDICTS:
             raise ValueError(f"unknown predicts={predicts!r}; a network predicts one of {', '.join(PREDICTS)}")
-        if not isinstance(schedule, Schedule):
-            raise TypeError(f"schedule must be one of invdiff.schedules, e.g. schedules.linear(1000), got {type(schedule).__name__}")
+        schedule = make_schedule(schedule)
         if predicts == "velocity" and isinstance(schedule, Discrete):
             raise ValueError(
                 "a velocity is dx_t/dt and needs a schedule in continuous time, e.g. schedules.flow(); give time= if the network counts in steps"
@@ -210,7 +212,7 @@ class Denoiser:
         self.learned_variance, self.num_classes = learned_variance, num_classes
         self.null_label = num_classes if null_label is None else None if null_label is False else int(null_label)
         self.cond_channels, self.factor, self.classifier = cond_channels, factor, classifier
-        self.autoencoder = autoencoder
+        self.autoencoder, self.text = autoencoder, text
         self.time, self.quantize, self.sigma_data, self.multiple = time, quantize, sigma_data, multiple
         self.dtype, self.channels_last = dtype, channels_last
         self.channels, self.image_size, self.name = channels, image_size, name
@@ -221,6 +223,8 @@ class Denoiser:
             net.eval().requires_grad_(False)
             if dtype == torch.float64:
                 net.double()
+                if autoencoder is not None and autoencoder.net is not None:
+                    autoencoder.net.double()
             if channels_last:
                 net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if gradient_checkpointing:
@@ -229,6 +233,8 @@ class Denoiser:
                     "gradient_checkpointing=True needs a network with enable_gradient_checkpointing(), as diffusers' models have"
                 )
             net.enable_gradient_checkpointing()
+            if autoencoder is not None and hasattr(autoencoder.net, "enable_gradient_checkpointing"):
+                autoencoder.net.enable_gradient_checkpointing()  # type: ignore[union-attr, operator]
         if compile:
             self.net = torch.compile(net)  # type: ignore[assignment]
         self._call = self.net
@@ -245,9 +251,9 @@ class Denoiser:
         """Moves the network; returns itself."""
         if isinstance(self.net, torch.nn.Module):
             self.net.to(device)
-        for beside in (self.classifier, self.autoencoder):
-            if beside is not None:
-                beside.to(device)
+        for beside in (self.classifier, self.autoencoder, self.text):
+            if (move := getattr(beside, "to", None)) is not None:
+                move(device)
         return self
 
     @property
@@ -271,7 +277,10 @@ class Denoiser:
 
     @property
     def hash(self) -> str | None:
-        """SHA-256 of the weights, of a module with any; which storage or dtype they are kept in counts."""
+        """SHA-256 of the weights, of a module with any; which storage or dtype they are kept in counts. Of an exported network, of its
+        file."""
+        if (of_file := getattr(self.net, "file_hash", None)) is not None:
+            return of_file
         if not isinstance(self.net, torch.nn.Module):
             return None
         digest = hashlib.sha256()
@@ -301,13 +310,13 @@ class Denoiser:
         """Conditions that the network cannot run without, besides ``label`` and ``cond``."""
         return getattr(self.net, "required", ())
 
-    def __call__(self, x_t: Tensor, level: Level, *, clip: bool = True, **cond: Any) -> Prediction:
+    def __call__(self, x_t: Tensor, level: Level, *, clip_x0: bool = True, **cond: Any) -> Prediction:
         """Predicts x0 and eps.
 
         Args:
             x_t: (B, ...), in the network's data range, noised as ``level`` of any schedule says.
             level: the noise level, see :class:`~invdiff.schedules.Level`.
-            clip: ``False`` leaves x0 as it is, for who combines predictions and then calls :meth:`Prediction.clip`.
+            clip_x0: ``False`` leaves x0 as it is, for who combines predictions and then calls :meth:`Prediction.clip`.
             cond: what the network is conditioned on; ``label``: an int, a (B,) tensor, or None for unconditional; ``cond``: the
                 image of ``cond_channels``, (B, cond_channels, H, W).
         """
@@ -330,7 +339,7 @@ class Denoiser:
             raise ValueError(f"the network returned shape {tuple(out.shape)} for a state of shape {tuple(x.shape)}{hint}")
         x0, eps = self._parameterisation(x, out, t, alpha, sigma)
         prediction = Prediction(x_t, level, x0, eps, fraction, self.data_range if self.clip else None)
-        return prediction.clip() if clip else prediction
+        return prediction.clip() if clip_x0 else prediction
 
     def _native_uncached(self, alpha: float, sigma: float) -> tuple[float, float, float, float]:
         """(time shown to the network, its alpha and sigma, factor on x_t) for a level of any schedule."""
@@ -353,6 +362,34 @@ class Denoiser:
         if self.num_classes is None:
             raise ValueError(f"{self.name} is not class-conditional (num_classes is not set), but label={label} was given")
         return check_labels(self.null_label if label is None else label, images, self.num_classes, self.name, self.null_label)
+
+    def conditions_of(self, prompt: str | Sequence[str], images: int | None = None) -> dict[str, Tensor]:
+        """What the network is shown of prompts: ``generate(denoiser, (4, 3, 512, 512), **denoiser.conditions_of("a cat", 4))``.
+
+        Args:
+            prompt: one for all images, or a list with one for each; ``""`` is the null condition of classifier-free guidance.
+            images: how many images there are, by default as many as prompts.
+
+        Returns:
+            One entry for each image, by the network's names, e.g. ``encoder_hidden_states`` (images, L, D).
+
+        Raises:
+            ValueError: a network that came without a text encoder; a wrong number of prompts.
+            TypeError: prompts that are not text.
+        """
+        if self.text is None:
+            raise ValueError(
+                f"{self.name} has no text encoder, so it takes no prompt; one comes with a pipeline folder (text_encoder/, tokenizer/) of a network "
+                "that is conditioned on text"
+            )
+        prompts = [prompt] * (images or 1) if isinstance(prompt, str) else list(prompt)
+        if not all(isinstance(p, str) for p in prompts):
+            raise TypeError(f"a prompt is text, or a list with one for each image, got {prompt!r}")
+        if not prompts or images not in (None, len(prompts)):
+            raise ValueError(f"give one prompt for all images or one for each of the {images or ''} images, got {len(prompts)}")
+        distinct = list(dict.fromkeys(prompts))
+        each = [distinct.index(p) for p in prompts]
+        return {name: value[each] for name, value in self.text(distinct).items()}
 
     def _conditions(self, cond: dict[str, Any], x: Tensor) -> dict[str, Any]:
         label = cond.get("label")

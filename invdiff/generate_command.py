@@ -24,10 +24,12 @@ from invdiff.commands import (
     check_numbers,
     check_output,
     check_paths,
+    check_reading,
     clear,
     configure,
     load_models,
     place_label,
+    place_prompt,
     record_of,
 )
 from invdiff.config import build_method
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         ValueError: anything about the request that cannot work, before sampling starts and before anything is written.
     """
     check_paths(args, ("output",))
-    methods = args.method or ["none" if args.label is None else "cfg"]
+    methods = args.method or ["none" if args.label is None and args.prompt is None else "cfg"]
     config = configure(args, None, methods, "none")
     check_numbers(config, {key: (int,) for key in ("steps", "seed", "num_samples")})
     output = Path(args.output or f"invdiff-generate-{'-'.join(methods)}")
@@ -90,9 +92,17 @@ def run(args: argparse.Namespace) -> None:
     layout = Layout(_labels(args.label, denoiser), config["num_samples"], args.interpolate is not None)
     shape = _shape(args.size, denoiser)
     labelled = place_label(config, denoiser, None if args.label is None else layout.label_of)  # type: ignore[arg-type]
+    labelled = place_prompt(labelled, denoiser, args, layout.count)
     method = build_method(labelled, default=DDIM() if layout.walk else None)
-    config |= {"label": args.label, "size": list(shape[1:]), "interpolate": args.interpolate}
+    config |= {
+        "label": args.label,
+        "prompt": args.prompt,
+        "negative_prompt": args.negative_prompt,
+        "size": list(shape[1:]),
+        "interpolate": args.interpolate,
+    }
     x_T = _walk(args.interpolate, config, denoiser, method, shape).repeat(len(layout.labels), 1, 1, 1) if layout.walk else None
+    check_reading(args, config, denoiser)
 
     names = [f"sample_{k:03d}.png" for k in range(layout.count)]
     written: list[str] = []
@@ -142,6 +152,7 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(record, indent=2))
     elif not args.quiet:
         of = "" if args.label is None else f" (label {args.label})"
+        of = of if args.prompt is None else f" ({args.prompt!r})"
         print(f"{layout.count} images{of}: {result.nfe:g} evaluations each, {result.seconds:.1f} s -> {output}/grid.png")
 
 

@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 
+from invdiff.commands import checked, model_options
+from invdiff.config import compose
 from invdiff.denoiser import Denoiser
 from invdiff.registry import load_model
 from invdiff.schedules import Discrete
+from invdiff.selfcheck import why_unchecked
 
 
 def describe_model(denoiser: Denoiser) -> dict[str, Any]:
     """The facts about a Denoiser, as plain data."""
     schedule = denoiser.schedule
-    parameters = sum(p.numel() for p in denoiser.net.parameters()) if isinstance(denoiser.net, torch.nn.Module) else None
+    parameters = (sum(p.numel() for p in denoiser.net.parameters()) or None) if isinstance(denoiser.net, torch.nn.Module) else None
     source = denoiser.source
     return {
         "name": denoiser.name,
@@ -34,7 +37,7 @@ def describe_model(denoiser: Denoiser) -> dict[str, Any]:
         "classes": denoiser.num_classes,
         "null label": denoiser.null_label,
         "classifier": None if denoiser.classifier is None else "noise-aware, for classifier guidance",
-        "image condition": None if denoiser.cond_channels is None else f"{denoiser.cond_channels} channels beside the state's",
+        "image condition": _image_condition(denoiser),
         "conditions it needs": source.get("needs"),
         "parameters": parameters,
         "stored as": source.get("storage"),
@@ -42,9 +45,26 @@ def describe_model(denoiser: Denoiser) -> dict[str, Any]:
     }
 
 
+def _image_condition(denoiser: Denoiser) -> str | None:
+    if denoiser.cond_channels is None:
+        return None
+    last = getattr(denoiser.net, "cond_last", 0) or getattr(denoiser.net, "image_last", 0)
+    return f"{denoiser.cond_channels} channels {'after' if last else 'before'} the state's"
+
+
 def run(args: argparse.Namespace) -> None:
-    """Prints the description as lines or JSON."""
-    facts = describe_model(load_model(args.model))
+    """Prints the description as lines or JSON, and what the self-check finds."""
+    if other := [o for o in args.overrides if not o.startswith("model.")]:
+        raise ValueError(f"info takes what concerns the model only, model.key=value, got {other[0]!r}")
+    config = compose(None, ["none"], args.model, "none", args.overrides) if args.overrides else {"model": {}}
+    denoiser = load_model(args.model, allow_pickle=args.allow_pickle, **model_options(config))
+    facts = describe_model(denoiser)
+    if args.no_check:
+        facts["reading"] = "not checked (--no-check)"
+    elif why := why_unchecked(denoiser):
+        facts["reading"] = f"not checked: {why}"
+    else:
+        facts["reading"] = "; ".join(f"WARNING: {found}" for found in checked(denoiser)) or "OK: the self-check found nothing wrong"
     if args.json:
         print(json.dumps(facts, indent=2))
         return

@@ -22,6 +22,8 @@ class Autoencoder:
         image_channels: of the images.
         data_range: (low, high) of the images.
         net: the module behind both, if there is one, moved with the network.
+        posterior: x -> (mean, std) of q(z | x), both shaped as the latents, where a run is to start from a draw of it instead of from
+            ``encode``; each image's noise is its own.
     """
 
     encode: Callable[[Tensor], Tensor]
@@ -31,6 +33,7 @@ class Autoencoder:
     image_channels: int = 3
     data_range: tuple[float, float] = (-1.0, 1.0)
     net: torch.nn.Module | None = None
+    posterior: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
     def shape(self, image: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the latents of images of shape (B, C, H, W)."""

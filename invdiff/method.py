@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -41,7 +41,9 @@ class Method:
         for piece, kind in ((transition, Transition), (itinerary, Itinerary)):
             if piece is not None and not isinstance(piece, kind):
                 raise TypeError(f"a {kind.__name__.lower()} is an object such as invdiff.transitions.DDIM(eta=0.5), got {piece!r}")
-        return Method(self.chain, transition or self.transition or DDPM(), itinerary or self.itinerary or Straight())
+        own = self.transition or DDPM()
+        chosen = own if transition is None else own.around(transition) or transition
+        return Method(self.chain, chosen, itinerary or self.itinerary or Straight())
 
     def bind(self, setting: Setting) -> Method:
         """The completed method made ready for a run.
@@ -110,17 +112,30 @@ def make_method(method: Any, **parameters: Any) -> Method:
 
 
 def _chain(methods: Sequence[Method]) -> Method:
-    pieces: dict[str, Any] = {}
-    for kind in ("transition", "itinerary"):
-        given = [getattr(m, kind) for m in methods if getattr(m, kind) is not None]
-        if any(piece != given[0] for piece in given):
-            raise ValueError(f"a chain has room for one {kind}, got {' and '.join(map(repr, given))}; give {kind}= to solve to choose")
-        pieces[kind] = given[0] if given else None
-    return Method(tuple(g for m in methods for g in m.chain), **pieces)
+    transition: Transition | None = None
+    for given in (m.transition for m in methods if m.transition is not None):
+        if transition is None or _same(given, transition):
+            transition = given
+        else:  # one of them may stand around the other
+            transition = given.around(transition) or transition.around(given) or _refuse("transition", transition, given)
+    itinerary: Itinerary | None = None
+    for way in (m.itinerary for m in methods if m.itinerary is not None):
+        itinerary = way if itinerary is None or _same(way, itinerary) else _refuse("itinerary", itinerary, way)
+    return Method(tuple(g for m in methods for g in m.chain), transition, itinerary)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return describe(a) == describe(b)  # fields may be tensors, which == does not compare as a whole
+
+
+def _refuse(kind: str, *given: Any) -> NoReturn:
+    raise ValueError(f"a chain has room for one {kind}, got {' and '.join(map(repr, given))}; give {kind}= to solve to choose")
 
 
 def describe(piece: Any) -> Any:
     """A piece of a method as plain data, for records: ``{"name": "DPS", "zeta": 1.0}``."""
+    if isinstance(piece, Mapping):
+        return {name: describe(value) for name, value in piece.items()}
     if isinstance(piece, tuple | list):
         return [describe(p) for p in piece]
     if dataclasses.is_dataclass(piece) and not isinstance(piece, type):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:
     from invdiff.denoiser import Denoiser
@@ -141,16 +141,21 @@ def check_options(factory: Callable[..., Any], what: str, options: Iterable[str]
     check_names(what, options, own + [n for n in inspect.signature(Denoiser).parameters if n not in ("net", "name")])
 
 
+def is_registered(model: str | Path) -> TypeGuard[str]:
+    """Whether a model is meant by its registered name, and not by a path or a hub id."""
+    return not (isinstance(model, Path) or "/" in model or "\\" in model or Path(model).exists())
+
+
 def load_model(model: str | Path, *, allow_pickle: bool = False, **options: Any) -> Denoiser:
     """A Denoiser by registered name (``"photo64"``), from a diffusers folder, a checkpoint file, or a model of the Hugging Face hub.
 
     Args:
         model: registered name; path of a folder or file; or hub id, ``owner/name[@revision][:subfolder]``, the only thing that is
             ever downloaded.
-        allow_pickle: read checkpoints that are pickles, which can run code when they are read.
+        allow_pickle: read checkpoints that are pickles, TorchScript or torch.export programs, which can run code.
         options: passed to :class:`~invdiff.denoiser.Denoiser` on top of what the checkpoint says, e.g. ``dtype``.
     """
-    if isinstance(model, Path) or "/" in model or "\\" in model or Path(model).exists():
+    if not is_registered(model):
         from invdiff.models import open_model
 
         return open_model(model, allow_pickle=allow_pickle, **options)

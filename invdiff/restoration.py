@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -120,7 +120,7 @@ def solve(
 
 
 def check_solve(measurement: Measurement, denoiser: Denoiser, method: Any = "dps", **options: Any) -> None:
-    """Raises what :func:`solve` would raise before it samples; no network is called."""
+    """Raises what :func:`solve` would raise before it samples. No network is called; a classifier is tried on one empty image."""
     _solving(measurement, denoiser, method, **options)
 
 
@@ -211,7 +211,7 @@ def invert(
     schedule = schedule or denoiser.schedule
     levels = Straight()(schedule, steps)[-2::-1]  # least noisy first, the clean end left out
     state = _to_state(denoiser, x.to(denoiser.device or x.device, dtype)) * levels[0].alpha
-    cond = {k: v.to(state.device) if isinstance(v, Tensor) else v for k, v in cond.items()}
+    cond = _conditions(denoiser, cond, len(x), state.device)
     noise = NoiseSource([0] * len(x), state.device)  # asked for nothing
     return sample(denoiser, state, levels, schedule=schedule, noise=noise, transition=_Upwards(transition), cond=cond)
 
@@ -294,6 +294,7 @@ class _Run:
     dtype: torch.dtype
     device: torch.device
     cond: dict[str, Any]
+    given_cond: Mapping[str, Any]  # as given, for the record
 
     @classmethod
     def prepare(
@@ -314,16 +315,12 @@ class _Run:
         dtype: torch.dtype = torch.float32,
         cond: Mapping[str, Any] = MappingProxyType({}),
     ) -> _Run:
-        """Checks and fills in; raises before any network is called."""
+        """Checks and fills in; raises before sampling."""
         if not isinstance(steps, int):
             raise TypeError(f"steps must be a whole number, got {steps!r}")
-        _check_conditions(denoiser, cond)
         ids = list(range(shape[0])) if image_ids is None else list(image_ids)
         if len(ids) != shape[0]:
             raise ValueError(f"image_ids must name each of the {shape[0]} images, got {len(ids)}")
-        for name, value in cond.items():
-            if isinstance(value, Tensor) and value.shape[:1] != shape[:1]:
-                raise ValueError(f"{name} must have one entry for each of the {shape[0]} images, got shape {tuple(value.shape)}")
         method = make_method(method).completed(transition, itinerary)
         schedule = schedule or denoiser.schedule
         levels = method.itinerary(schedule, steps)
@@ -334,7 +331,8 @@ class _Run:
             if start is not None:
                 if tuple(start.shape) != shape:
                     raise ValueError(f"start must have the shape of the images, {shape}, got {tuple(start.shape)}")
-                first = levels[0].alpha * _to_state(denoiser, start.to(device, dtype))
+                encoding = NoiseSource([seed_of("encode", seed, k) for k in ids], device)
+                first = levels[0].alpha * _to_state(denoiser, start.to(device, dtype), encoding)
             elif not schedule.from_noise:
                 raise ValueError(
                     f"{denoiser.name} knows no noise that drowns the image (at most sigma = {float(levels[0].sigma):g}), so a run cannot start "
@@ -346,17 +344,19 @@ class _Run:
                 operator = Decoded(measurement.operator, denoiser.autoencoder, shape=denoiser.state_shape(shape)[1:])
                 measurement = replace(measurement, operator=operator)
         given = {name for guidance in method.chain for name in guidance.sets}
-        if denoiser.num_classes is not None and ("label" in cond or "label" not in given):
-            labels = denoiser.labels(cond.get("label"), shape[0])  # raises what is not a label
-            cond = {k: labels if k == "label" and isinstance(v, Sequence) else v for k, v in cond.items()}
+        resolved = _conditions(denoiser, cond, shape[0], device, given)
         if denoiser.cond_channels is not None and "cond" not in given | set(cond):
             raise ValueError(
                 f"{denoiser.name} is shown an image beside the state; use the method 'sr3', which makes it from the measurement"
             )
-        cond = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in cond.items()}
-        bound = method.bind(Setting(denoiser, denoiser.state_shape(shape), measurement, cond, device, dtype))
+        stated = {
+            k: v for k, v in resolved.items() if cond.get(k) is not None
+        }  # a null label that nobody asked for is no label to guidance
+        bound = method.bind(Setting(denoiser, denoiser.state_shape(shape), measurement, stated, device, dtype))
         noise_std = 0.0 if x_T is not None else float(levels[0].sigma)
-        return cls(denoiser, method, bound, schedule, levels, shape, measurement, first, noise_std, ids, seed, steps, dtype, device, cond)
+        return cls(
+            denoiser, method, bound, schedule, levels, shape, measurement, first, noise_std, ids, seed, steps, dtype, device, resolved, cond
+        )
 
     def __call__(
         self, num_samples: int, batch_size: int | None, callback: Callback | None, trajectory: bool, progress: bool
@@ -439,7 +439,7 @@ class _Run:
             "steps": self.steps,
             "seed": self.seed,
             "dtype": str(self.denoiser.dtype).removeprefix("torch."),
-            "cond": {k: describe(v) for k, v in self.cond.items()},
+            "cond": {k: describe(v) for k, v in self.given_cond.items()},
         }
 
 
@@ -459,8 +459,14 @@ def _check_image(denoiser: Denoiser, shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_conditions(denoiser: Denoiser, cond: Mapping[str, Any]) -> None:
-    """Refuses keyword arguments that neither we nor the network know: most are misspelt, or belong to the method."""
+def _conditions(
+    denoiser: Denoiser, cond: Mapping[str, Any], images: int, device: torch.device, given: Iterable[str] = ()
+) -> dict[str, Any]:
+    """What a run gives to the network, on the device and with a label for each image unless guidance gives it.
+
+    Refuses keyword arguments that neither we nor the network know (most are misspelt, or belong to the method), what is missing,
+    labels that are none, and tensors that have not one entry for each image.
+    """
     known = ("label",) if denoiser.cond_channels is None else ("label", "cond")
     for name in cond:
         if name not in known and not denoiser.takes(name):
@@ -469,21 +475,33 @@ def _check_conditions(denoiser: Denoiser, cond: Mapping[str, Any]) -> None:
             )
     absent = [name for name in denoiser.required if cond.get(name) is None]
     if absent:
+        how = "" if denoiser.text is None else "; of a prompt (--prompt), **denoiser.conditions_of(prompt) gives it"
         raise ValueError(
             f"{denoiser.name} cannot run without {', '.join(absent)}; give {'each' if len(absent) > 1 else 'it'} as a keyword argument, "
-            "one entry for each image"
+            f"one entry for each image{how}"
         )
+    label = {}
+    if denoiser.num_classes is not None and ("label" in cond or "label" not in given):
+        label = {"label": denoiser.labels(cond.get("label"), images)}
+    resolved = {**cond, **label}
+    for name, value in resolved.items():
+        if isinstance(value, Tensor) and value.shape[:1] != (images,):
+            raise ValueError(f"{name} must have one entry for each of the {images} images, got shape {tuple(value.shape)}")
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in resolved.items()}
 
 
-def _to_state(denoiser: Denoiser, x: Tensor) -> Tensor:
-    """Images in the user's range as clean states of the network."""
+def _to_state(denoiser: Denoiser, x: Tensor, noise: NoiseSource | None = None) -> Tensor:
+    """Images in the user's range as clean states of the network. With noise, an autoencoder that encodes by a draw draws."""
     if denoiser.image_range is not None:
         low, high = denoiser.image_range
         x = low + (high - low) * x
     if denoiser.autoencoder is None:
         return x
     with torch.no_grad():
-        return denoiser.autoencoder.encode(x)
+        if noise is None or denoiser.autoencoder.posterior is None:
+            return denoiser.autoencoder.encode(x)
+        mean, std = denoiser.autoencoder.posterior(x)
+        return mean + std * noise.randn_like(mean)
 
 
 def from_range(denoiser: Denoiser, x: Tensor) -> Tensor:

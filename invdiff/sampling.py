@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -24,7 +25,8 @@ from invdiff.operator import Operator
 from invdiff.schedules import Level, Schedule
 
 Denoise = Callable[..., Prediction]
-"""``denoise(x_t, level, **cond) -> Prediction``: a network, or a network under guidance."""
+"""``denoise(x_t, level, **cond) -> Prediction``: a network, or a network under guidance. Among the keywords ``clip_x0=False`` asks for
+predictions that are not clipped yet, see :class:`~invdiff.denoiser.Denoiser`."""
 
 
 @dataclass(frozen=True)
@@ -96,24 +98,26 @@ class Piece:
         Raises:
             ValueError: what cannot work, with both sides named.
         """
-        if self.requires is None:
-            return self
         name = type(self).__name__
-        if setting.measurement is None:
+        if self.requires is not None and setting.measurement is None:
             raise ValueError(f"{name} restores a measurement, but there is none: use it with solve, or generate with another method")
-        operator = setting.measurement.operator
-        if not isinstance(operator, self.requires):
+        if self.requires is not None and not isinstance(operator := setting.measurement.operator, self.requires):  # type: ignore[union-attr]
             raise ValueError(
                 f"{name} requires a {self.requires.__name__}, but {operator.kind} is not one; choose another method or operator"
             )
-        return self
+        return self._with(lambda piece: piece.bind(setting))
 
     def select(self, images: Sequence[int]) -> Self:
         """A bound piece for some of the images."""
-        if not self.per_image:
+        return self._with(lambda piece: piece.select(images), {name: _pick(getattr(self, name), images) for name in self.per_image})
+
+    def _with(self, change: Callable[[Piece], Piece], fields: Mapping[str, Any] = MappingProxyType({})) -> Self:
+        """This piece with other fields, the pieces that it wraps changed."""
+        if not is_dataclass(self):
             return self
-        picked = {name: _pick(getattr(self, name), images) for name in self.per_image}
-        return replace(self, **picked)  # type: ignore[type-var]
+        wrapped = {name: change(value) for name, value in vars(self).items() if isinstance(value, Piece)}
+        changed = {**wrapped, **fields}
+        return replace(self, **changed) if changed else self  # type: ignore[type-var, return-value]
 
 
 def _pick(value: Any, images: Sequence[int]) -> Any:
@@ -149,7 +153,10 @@ class Guidance(Piece, ABC):
 
     requires: ClassVar[type[Operator] | None] = Operator
     stateful: ClassVar[bool] = False
-    sets: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        return ()
 
     @abstractmethod
     def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction: ...
@@ -171,6 +178,10 @@ class Transition(Piece, ABC):
         if step.climbs:
             return self.up(x_t, step)
         return self.down(predict, x_t, step, measurement)
+
+    def around(self, inner: Transition) -> Transition | None:
+        """What becomes of this transition when ``inner`` is asked for: itself around it; None for one that wraps none."""
+        return None
 
     @property
     def deterministic(self) -> bool:
@@ -294,7 +305,8 @@ def sample(
 ) -> Tensor:
     """Runs the loop on a state x (B, ...) at ``levels[0]``, in the network's own range; returns the state at ``levels[-1]``.
 
-    This is the engine below :func:`invdiff.solve`, for experiments that bring their own state and noise.
+    This is the engine below :func:`invdiff.solve`, for experiments that bring their own state and noise. Guidance that knows labels or
+    images, and transitions, are bound first: ``guidance.bind(Setting(...))``.
     """
     memory: list[dict[str, Any]] = [{} for _ in guidance]
     own: dict[str, Any] = {}

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -397,3 +397,30 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> 
 def flow(shift: float = 1.0, noise_first: bool = False) -> Flow:
     """Flow matching, see :class:`Flow`."""
     return Flow(shift, noise_first)
+
+
+BY_NAME: dict[str, Callable[..., Schedule]] = {
+    f.__name__: f for f in (linear, scaled_linear, cosine, sigmoid, vp, subvp, ve, brownian, edm, flow)
+}
+"""Schedules that a configuration or a text may name, with their parameters."""
+
+
+def make_schedule(schedule: Schedule | str | Mapping[str, Any]) -> Schedule:
+    """A schedule from its name, or its name and parameters: ``"linear"``, ``{"name": "flow", "shift": 3.0}``; a schedule is passed through.
+
+    Raises:
+        ValueError: an unknown name or parameter; says which there are.
+    """
+    from invdiff.registry import call
+
+    if isinstance(schedule, Schedule):
+        return schedule
+    if not isinstance(schedule, str | Mapping):
+        raise TypeError(
+            f"schedule must be one of invdiff.schedules, e.g. schedules.linear(1000), or the name of one, got {type(schedule).__name__}"
+        )
+    parameters = {"name": schedule} if isinstance(schedule, str) else dict(schedule)
+    name = parameters.pop("name", None)
+    if name not in BY_NAME:
+        raise ValueError(f"unknown schedule {name!r}; known by name: {', '.join(BY_NAME)} (schedule.name= if it has parameters)")
+    return call(BY_NAME[name], f"schedule {name!r}", parameters)

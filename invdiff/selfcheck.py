@@ -20,20 +20,48 @@ AT_LEAST = 3.0
 """What a network of photographs that is read rightly gains over each noisy photograph, in dB."""
 MARGIN = 0.7
 """By how much, on average over :data:`NOISE`, another reading must be better before it is proposed, in dB."""
+LARGEST = 256
+"""Side of the shipped photograph."""
 READINGS = ("eps", "x0", "v", "score")
 
 
 def self_check(denoiser: Denoiser) -> list[str]:
     """What is probably wrong with the reading of an image network, a sentence each; empty where nothing is.
 
-    About thirty evaluations at 64x64. Networks that cannot be asked are not checked: without an image range, with image
-    conditions, with labels but no null class, of other than 1 or 3 channels.
+    It costs about seventy evaluations of a 64x64 image, or of the only size that an exported network takes. What cannot be asked is not checked,
+    see :func:`why_unchecked`.
     """
-    if denoiser.data_range is None or denoiser.channels not in (1, 3) or denoiser.cond_channels is not None:
+    if why_unchecked(denoiser) is not None:
         return []
+    try:
+        return [found for found in (_wrong_reading(denoiser), _wrong_range(denoiser)) if found is not None]
+    except (RuntimeError, ValueError, TypeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return [f"{denoiser.name} could not be checked, it fails at {_side(denoiser)}x{_side(denoiser)}: {first}"]
+
+
+def why_unchecked(denoiser: Denoiser) -> str | None:
+    """Why a network cannot be asked to denoise a photograph; None where it can."""
+    if denoiser.autoencoder is not None or denoiser.data_range is None:
+        return "its states are not images"
+    if denoiser.channels not in (1, 3):
+        return f"it is not known to work on grey or colour images (channels={denoiser.channels})"
+    if denoiser.cond_channels is not None or denoiser.required:
+        return f"it needs conditions ({', '.join(denoiser.required) or 'an image'})"
     if denoiser.num_classes is not None and denoiser.null_label is None:
-        return []
-    return [found for found in (_wrong_reading(denoiser), _wrong_range(denoiser)) if found is not None]
+        return "it needs a label"
+    if not denoiser.schedule.from_noise:
+        return "it cannot start from noise"
+    fixed = getattr(denoiser.net, "fixed_size", None)
+    if fixed is not None and (fixed[0] != fixed[1] or fixed[0] > LARGEST):
+        return f"it takes images of {fixed[0]}x{fixed[1]} only"
+    return None
+
+
+def _side(denoiser: Denoiser) -> int:
+    """The side of the images it is asked with."""
+    fixed = getattr(denoiser.net, "fixed_size", None)
+    return min(denoiser.image_size or 64, 64) if fixed is None else fixed[0]
 
 
 def gains(denoiser: Denoiser, photo: Tensor) -> Tensor:
@@ -55,7 +83,7 @@ def gains(denoiser: Denoiser, photo: Tensor) -> Tensor:
 
 
 def _wrong_reading(denoiser: Denoiser) -> str | None:
-    photo = sample_photo(min(denoiser.image_size or 64, 64))[0].to(denoiser.device or "cpu")
+    photo = sample_photo(_side(denoiser))[0].to(denoiser.device or "cpu")
     photo = photo.mean(dim=1, keepdim=True) if denoiser.channels == 1 else photo
     changes: list[dict[str, Any]] = [{"predicts": p} for p in READINGS if p != denoiser.predicts]
     if isinstance(denoiser.schedule, schedules.Discrete):
@@ -76,7 +104,7 @@ def _wrong_reading(denoiser: Denoiser) -> str | None:
 
 def _wrong_range(denoiser: Denoiser) -> str | None:
     """A network denoises well in half of its range too, but the images it makes up fill its own."""
-    side = min(denoiser.image_size or 64, 64)
+    side = _side(denoiser)
     free = denoiser.read_as(clip=False)
     low, high = denoiser.data_range or (0.0, 1.0)
     # Not from the noisiest level, whose unclipped x0 is the network's error a hundredfold.

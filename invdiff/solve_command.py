@@ -23,10 +23,12 @@ from invdiff.commands import (
     check_numbers,
     check_output,
     check_paths,
+    check_reading,
     clear,
     configure,
     load_models,
     place_label,
+    place_prompt,
     record_of,
 )
 from invdiff.config import build_method, build_operator
@@ -64,10 +66,13 @@ def run(args: argparse.Namespace) -> None:
     operator = build_operator(config) if saved is None else saved.operator
     denoiser, upscaler = load_models(args, config)
     config = place_label(config, denoiser, args.label)
-    method = build_method(config)
+    prompted = place_prompt(config, denoiser, args)
+    method = build_method(prompted)
+    config |= {"prompt": args.prompt, "negative_prompt": args.negative_prompt}
     jobs = _jobs(args, denoiser, saved)
     output = Path(args.output or f"invdiff-{config['operator']['name']}-{'-'.join(args.method or ['dps'])}")
     check_output(output, args.overwrite, [Path(job.source["path"]) for job in jobs if "path" in job.source])
+    check_reading(args, config, denoiser)
 
     records: list[dict[str, Any]] = []
     for k, job in enumerate(jobs):
@@ -75,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
         if len(jobs) > 1 and not args.quiet:
             print(f"{k + 1}/{len(jobs)} {job.name}", file=sys.stderr)
         try:
-            record = _restore(args, config, operator, method, denoiser, upscaler, job, k, folder)
+            record = _restore(args, config, operator, method, prompted["cond"], denoiser, upscaler, job, k, folder)
         except (ValueError, OSError) as error:
             if len(jobs) == 1:
                 raise
@@ -181,6 +186,7 @@ def _restore(
     config: dict[str, Any],
     operator: Operator,
     method: Method,
+    cond: dict[str, Any],
     denoiser: Denoiser,
     upscaler: Upscaler | None,
     job: Job,
@@ -203,7 +209,7 @@ def _restore(
         image_ids=[k],
         callback=watch,
         progress=not args.quiet,
-        **config["cond"],
+        **cond,
     )
     clear(folder)
     written = _pictures(folder, truth, measurement, result)

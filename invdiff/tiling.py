@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Window = tuple[slice, slice]
@@ -21,7 +22,8 @@ class Tiled:
     normalisation is over the window instead of the image.
 
     Args:
-        net: ``net(x, t, **cond)``, x (B, C, H, W), output (B, C', H, W). Conditions that are images of x's size are cut as x is.
+        net: ``net(x, t, **cond)``, x (B, C, H, W), output (B, C', H, W). Conditions that are images of x's size are cut as x is, and so are
+            those that it declares as k times larger, ``net.image_conditions = {name: k}``.
         size: side of a window in pixels; an image no larger than this is not cut.
         overlap: pixels that neighbours share, at least.
         batch: windows at once.
@@ -72,14 +74,18 @@ class Tiled:
     def evaluate(self, x: Tensor, windows: Tensor, t: Tensor, cond: dict[str, Any], part: list[tuple[Window, Tensor]]) -> Tensor:
         """The network on some windows of x, stacked along the batch; t and cond are those of the whole images."""
 
-        def cut(value: Any) -> Any:
+        larger: dict[str, int] = getattr(self.net, "image_conditions", {})
+
+        def cut(value: Any, times: int | None = None) -> Any:
             if not isinstance(value, Tensor) or value.ndim == 0:
                 return value
+            if value.ndim == 4 and times is not None:
+                return _stack(_filled(value, times * x.shape[-2], times * x.shape[-1]), [(_scaled(w, times), v) for w, v in part])
             if value.ndim == 4 and value.shape[-2:] == x.shape[-2:]:
                 return _stack(value, part)
             return value.repeat(len(part), *(1,) * (value.ndim - 1))
 
-        return self.net(windows, cut(t), **{k: cut(v) for k, v in cond.items()})
+        return self.net(windows, cut(t), **{k: cut(v, larger.get(k)) for k, v in cond.items()})
 
 
 class _Blend(torch.autograd.Function):
@@ -119,3 +125,18 @@ class _Blend(torch.autograd.Function):
 
 def _stack(x: Tensor, part: list[tuple[Window, Tensor]]) -> Tensor:
     return torch.cat([x[..., row, column] for (row, column), _ in part])
+
+
+def _scaled(window: Window, times: int) -> Window:
+    rows, columns = (slice(s.start * times, s.stop * times) for s in window)
+    return rows, columns
+
+
+def _filled(image: Tensor, height: int, width: int) -> Tensor:
+    """An image of a state that was padded, below and to the right, to the network's multiple."""
+    missing = height - image.shape[-2], width - image.shape[-1]
+    if missing == (0, 0):
+        return image
+    if min(missing) < 0:
+        raise ValueError(f"an image condition of {tuple(image.shape[-2:])} is larger than the {(height, width)} that fit the state")
+    return F.pad(image, (0, missing[1], 0, missing[0]), mode="replicate")

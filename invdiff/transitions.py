@@ -6,7 +6,7 @@ Each writes ``x_s = alpha_s * x0 + (eps and noise)``, so a shift of x0 by dx shi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from invdiff.denoiser import Prediction
 from invdiff.measurement import Measurement
 from invdiff.operator import LinearOperator, Operator
-from invdiff.sampling import Denoise, Setting, Step, Transition, renoise
+from invdiff.sampling import Denoise, Step, Transition, renoise
 from invdiff.schedules import Level
 
 
@@ -288,12 +288,6 @@ class PredictorCorrector(Transition):
     def predictions(self) -> int:
         return self.predictor.predictions + self.steps
 
-    def bind(self, setting: Setting) -> PredictorCorrector:
-        return replace(self, predictor=self.predictor.bind(setting))
-
-    def select(self, images: Sequence[int]) -> PredictorCorrector:
-        return replace(self, predictor=self.predictor.select(images))
-
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
         x = self.predictor.down(predict, x_t, step, measurement)
         if step.s.sigma > 0 and step.t.alpha > 0:  # from pure noise the step size would be zero
@@ -320,11 +314,8 @@ class Replace(Transition):
     def predictions(self) -> int:
         return self.inner.predictions
 
-    def bind(self, setting: Setting) -> Replace:
-        return replace(super().bind(setting), inner=self.inner.bind(setting))
-
-    def select(self, images: Sequence[int]) -> Replace:
-        return replace(self, inner=self.inner.select(images))
+    def around(self, inner: Transition) -> Transition:
+        return inner if isinstance(inner, Replace) else replace(self, inner=self.inner.around(inner) or inner)
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
         assert measurement is not None

@@ -27,6 +27,18 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed))
 
 
+def built(cls: Any, /, seed: int = 0, **config: Any) -> Any:
+    """A network with random weights everywhere: some of diffusers' layers start at zero and would hide what they do."""
+    net = cls(**config).double().eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for p in net.parameters():
+        p.copy_(torch.randn(p.shape, generator=generator, dtype=D) * 0.7 / max(1, p[0].numel() if p.ndim > 1 else 2) ** 0.5)
+        if p.ndim == 1:
+            p += 0.3
+        p.copy_(p.float())  # what a checkpoint is read as
+    return net
+
+
 class Mixture:
     """sum_k w_k N(m_k, C_k): exact posterior mean at every noise level, exact networks, exact posterior of y = A x + n."""
 

@@ -164,7 +164,7 @@ def test_levels_padding_and_variance_through_the_denoiser(tmp_path: Path) -> Non
     denoiser = load_checkpoint(saved(tmp_path, tiny()))
     x, level = image(2, 3, 13, 10), schedules.linear(1000)(400)
     with torch.no_grad():
-        p = denoiser(x, level, clip=False)
+        p = denoiser(x, level, clip_x0=False)
         eps, v = denoiser.net(F.pad(x, (0, 0, 0, 1), mode="reflect"), torch.full((2,), 400.0))[:, :, :13].chunk(2, dim=1)
     torch.testing.assert_close(p.eps, eps)
     torch.testing.assert_close(p.variance_fraction, (v + 1) / 2)
@@ -367,7 +367,7 @@ def test_edm_is_equal_to_deepinv(name: str, tmp_path: Path) -> None:
         x = image(2, 3, 16, 16).abs() + sigma * rand(2, 3, 16, 16).float()
         with torch.no_grad():
             expected = theirs(x, torch.full((2,), sigma), class_labels=None if label is None else F.one_hot(label, classes))
-            p = denoiser(2 * x - 1, schedules.edm()(2 * sigma), clip=False, label=label)
+            p = denoiser(2 * x - 1, schedules.edm()(2 * sigma), clip_x0=False, label=label)
         assert float((expected - x).abs().max()) > 1e-3
         torch.testing.assert_close((p.x0 + 1) / 2, expected, atol=1e-5, rtol=1e-5)
     assert (denoiser.predicts, denoiser.sigma_data, denoiser.data_range) == ("edm", 0.5, (-1.0, 1.0))
@@ -380,12 +380,12 @@ def test_augment_and_null_labels(tmp_path: Path) -> None:
     level, labels = schedules.edm()(0.6), torch.tensor([1, 4])
     denoiser = load_checkpoint(path, null_label=4)
     with torch.no_grad():
-        p = denoiser(2 * x - 1, level, label=labels, augment_labels=image(2, 9), clip=False)
+        p = denoiser(2 * x - 1, level, label=labels, augment_labels=image(2, 9), clip_x0=False)
         one_hot = F.one_hot(labels, 5)[:, :4]
         expected = theirs(x, torch.full((2,), 0.3), class_labels=one_hot, augment_labels=image(2, 9))
         torch.testing.assert_close((p.x0 + 1) / 2, expected, atol=1e-5, rtol=1e-5)
-        none = denoiser(2 * x - 1, level, label=labels, clip=False)
-        zeros = denoiser(2 * x - 1, level, label=labels, augment_labels=torch.zeros(2, 9), clip=False)
+        none = denoiser(2 * x - 1, level, label=labels, clip_x0=False)
+        zeros = denoiser(2 * x - 1, level, label=labels, augment_labels=torch.zeros(2, 9), clip_x0=False)
     torch.testing.assert_close(none.x0, zeros.x0)
     assert not torch.allclose(none.x0, p.x0)
     with pytest.raises(ValueError, match="no null class"):
@@ -408,7 +408,7 @@ def test_song_preconditioning_is_karras_table_1(tmp_path: Path) -> None:
                     expected = x - sigma * raw
                 else:
                     expected = x + sigma * theirs.forward_unet(x, torch.full((2,), math.log(sigma / 2)), **given)
-                p = denoiser(x, schedules.edm()(sigma), clip=False, **label)
+                p = denoiser(x, schedules.edm()(sigma), clip_x0=False, **label)
             torch.testing.assert_close(p.x0, expected, atol=1e-5 * max(1, sigma), rtol=1e-5)
     with pytest.raises(ValueError, match="unknown preconditioning 'vpp'; known: edm, vp, ve"):
         load_checkpoint(saved(tmp_path, edm_net("adm").state_dict()), preconditioning="vpp")
@@ -457,10 +457,10 @@ def test_score_sde_is_equal_to_the_official_code(ve: bool, tmp_path: Path) -> No
     x = image(1, 3, 32, 32)
     with torch.no_grad():
         if ve:  # the state and sigma = 0.5 of [0, 1] images
-            out = (denoiser(2 * x - 1, schedules.edm()(1.0), clip=False).x0 + 1) / 2
+            out = (denoiser(2 * x - 1, schedules.edm()(1.0), clip_x0=False).x0 + 1) / 2
             official = [1.001714, 0.07272, -0.854376, -0.931809, 0.468296, 0.807731]
         else:
-            out = denoiser(x, denoiser.schedule(0.5), clip=False).eps
+            out = denoiser(x, denoiser.schedule(0.5), clip_x0=False).eps
             official = [0.06944, 0.082433, 0.074745, 0.065765, 0.081349, 0.077261]
     torch.testing.assert_close(torch.cat([out[0, :, 5, 9], out[0, :, 20, 31]]), torch.tensor(official), atol=3e-6, rtol=1e-5)
     assert (denoiser.image_size, denoiser.multiple, denoiser.predicts) == (32, 2, "eps")

@@ -156,7 +156,7 @@ def test_mask_keep_black(photo: Path, tmp_path: Path) -> None:
         (["--operator", "inpant"], "Did you mean 'inpaint'"),
         (["--method", "dsp"], "Did you mean 'dps'"),
         (["--model", "photo46"], "Did you mean 'photo64'"),
-        (["--model", "no/such/folder"], "no model folder"),
+        (["--model", "no/such/folder"], "there is no folder or file no/such/folder"),
         (["guidance.zetta=1"], "Did you mean 'zeta'"),
         (["operator.fracton=1"], "Did you mean 'fraction'"),
         (["operator.fraction=2"], "fraction"),
@@ -207,7 +207,7 @@ def test_unreadable_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info", "photo64", "--json"]) == 0
+    assert main(["info", "photo64", "--json", "--no-check"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["predicts"] == "eps" and facts["parameters"] == 4_063_843 and facts["data range"] == [-1.0, 1.0]
 

@@ -15,7 +15,6 @@ from invdiff.cli import main
 from invdiff.guidance.cfg import CFG
 from invdiff.guidance.sr3 import SR3
 from invdiff.images import grid, read_image
-from invdiff.itineraries import LateStart
 from invdiff.noise import seed_of
 from invdiff.operators.sr import SuperResolution
 from invdiff.transitions import DDIM
@@ -162,8 +161,6 @@ def test_overwriting_leaves_nothing_of_the_run_before(tmp_path: Path) -> None:
         (["--upscale", "bicubic", "upscale.factor=1"], "at least 2"),
         (["--upscale", "bicubic", "upscale.factor=abc"], "is a number"),
         (["--upscale", "bicubic", "upscale.steps=5"], "no model, steps"),
-        (["--model", "photo64", "--upscale", "sr3", "upscale.strength=2"], "strength"),
-        (["--model", "photo64", "--upscale", "sr3", "upscale.strength=abc"], "strength must be a number"),
         (["--upscale", "bicubic", "upscale.fator=2"], "Did you mean 'factor'"),
         (["upscale.factor=2"], "add --upscale"),
         (["upscale=sr3"], "use --upscale"),
@@ -229,13 +226,11 @@ def test_resampling_keeps_what_it_enlarges(how: str) -> None:
 def test_sr3_is_solve_with_the_small_images_as_the_measurement() -> None:
     model = invdiff.load_model("sr3x4")
     x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    larger = invdiff.upscale(x, "sr3", model=model, steps=4, seed=1)
+    larger = invdiff.upscale(x, "sr3", model=model, steps=2, seed=1)
     measurement, seed = invdiff.Measurement(x, SuperResolution(4)), seed_of("upscale", 1)
-    expected = invdiff.solve(measurement, model, SR3(), steps=4, seed=seed, itinerary=LateStart(0.5))
+    expected = invdiff.solve(measurement, model, SR3(), steps=2, seed=seed)
     assert expected.nfe == 2 and torch.equal(larger, expected.x)
-    whole = make_upscaler(SR3(), model=model, steps=2, strength=1.0)
-    assert torch.equal(whole(x, seed=1), invdiff.solve(measurement, model, SR3(), steps=2, seed=seed).x) and whole.nfe == 2
-    again = make_upscaler("sr3", model=model, steps=4)(x[1:], seed=1, image_ids=[1])
+    again = make_upscaler("sr3", model=model, steps=2)(x[1:], seed=1, image_ids=[1])
     torch.testing.assert_close(again, larger[1:], atol=1e-4, rtol=0)  # image k is itself in any batch
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from invdiff import schedules
 from invdiff.denoiser import Denoiser, Prediction
+from invdiff.guidance.classifier import MeanShift
 from invdiff.guidance.dps import DPS
 from invdiff.itineraries import Jumps, LateStart, Straight
 from invdiff.measurement import Measurement
@@ -142,7 +143,7 @@ def test_conditions_and_per_image_sigmas_follow_their_images_through_micro_batch
     for k in range(3):
         alone = solve(measurement.select([k]), denoiser, label=int(labels[k]), image_ids=[k], **options)
         torch.testing.assert_close(full.samples[:, k], alone.samples[:, 0], atol=1e-12, rtol=0)
-    with pytest.raises(ValueError, match="label must have one entry for each of the 3 images"):
+    with pytest.raises(ValueError, match="label must be one number or one for each of the 3 images"):
         solve(measurement, denoiser, label=labels[:2], **options)
 
 
@@ -468,13 +469,24 @@ def test_guide_is_plain_wrapping() -> None:
 
 
 def test_a_chain_has_room_for_one_transition_and_one_itinerary() -> None:
-    for pieces in ([DDIM(), DDPM()], [Method(transition=DDIM(0.5)), DDIM(0.2)], [Jumps(), Straight()], ["repaint", "replace", Euler()]):
+    for pieces in ([DDIM(), DDPM()], [Method(transition=DDIM(0.5)), DDIM(0.2)], [Jumps(), Straight()]):
         with pytest.raises(ValueError, match="room for one"):
             make_method(pieces)
     same = make_method([DDIM(0.5), Method(transition=DDIM(0.5)), DPS()])
     assert same.transition == DDIM(0.5)
+    around = make_method(["repaint", "replace", Euler()])  # what replaces does so around any transition
+    assert around.transition == Replace(Euler())
     result = solve(measured(), conv(), ["replace", DPS(0.1)], steps=2, transition=DDIM())
-    assert result.config["method"]["transition"]["name"] == "DDIM"
+    assert result.config["method"]["transition"] == {"name": "Replace", "inner": {"name": "DDIM", "eta": 0.0, "std": None}}
+
+
+def test_a_chosen_transition_does_not_drop_what_wraps_it() -> None:
+    shift = make_method("classifier", log_prob=lambda x, level: -x.square().flatten(1).sum(1), mean_shift=True)
+    chain = make_method([shift, "replace"]).completed(DDIM(1.0), None)
+    assert isinstance(chain.transition, Replace) and isinstance(chain.transition.inner, MeanShift)
+    assert chain.transition.inner.inner == DDIM(1.0)
+    known = solve(measured(), conv(), "replace", steps=2, transition=DDIM(1.0)).x
+    torch.testing.assert_close(known[..., :4], measured().y[..., :4].clamp(0, 1), atol=1e-6, rtol=0)
 
 
 def test_wrong_methods() -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
+from skimage import data
 from torch import Tensor
 
 import invdiff
 from invdiff import schedules
 from invdiff.denoiser import Denoiser, count_evaluations
-from invdiff.images import sample_photo
+from invdiff.images import read_image, sample_photo
 from invdiff.tiling import Tiled
 
 CONV = torch.nn.Conv2d(3, 6, 5, padding=2, dtype=torch.float64)
@@ -65,6 +73,55 @@ def test_it_is_a_denoiser_like_any_other() -> None:
         p.x0.sum().backward()
     torch.testing.assert_close(p.x0, one(x, level).x0)
     assert (evaluations.forward, evaluations.backward) == (2, 2)  # images, not windows
+
+
+class Shown:
+    """A network that is shown an image twice as large as the state, as a ControlNet is."""
+
+    image_conditions = {"control": 2}
+
+    def __call__(self, x: Tensor, t: Tensor, control: Tensor) -> Tensor:
+        rows, columns = (2 * n - m for n, m in zip(x.shape[-2:], control.shape[-2:], strict=True))
+        return torch.tanh(x * F.avg_pool2d(F.pad(control, (0, columns, 0, rows), mode="replicate"), 2))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_an_image_condition_larger_than_the_state_is_cut_with_it(batch: int) -> None:
+    x, control, level = noise(2, 3, 21, 30), noise(2, 3, 42, 60, seed=1), schedules.linear()(300)
+    whole, cut = (Denoiser(Shown(), schedule=schedules.linear(), multiple=8, tile=tile, tile_batch=batch) for tile in (None, 16))
+    torch.testing.assert_close(cut(x, level, control=control).x0, whole(x, level, control=control).x0)
+    with pytest.raises(ValueError, match="larger than"):
+        cut(x, level, control=noise(2, 3, 80, 80))
+
+
+def test_the_image_shown_beside_the_state_is_cut_with_it() -> None:
+    x, shown, level = noise(2, 3, 21, 30), noise(2, 2, 21, 30, seed=1), schedules.linear()(300)
+    options = {"schedule": schedules.linear(), "cond_channels": 2, "multiple": 8}
+    whole, cut = (Denoiser(lambda x, t: x[:, 2:] * x[:, :1] + x[:, 1:2], **options, tile=tile) for tile in (None, 16))
+    torch.testing.assert_close(cut(x, level, cond=shown).x0, whole(x, level, cond=shown).x0)
+
+
+def test_a_photo_larger_than_a_tile_on_the_command_line(tmp_path: Path) -> None:
+    Image.fromarray(data.chelsea()[:300, :400]).save(tmp_path / "photo.png")
+    args = [
+        "solve",
+        "--input",
+        "photo.png",
+        "--method",
+        "replace",
+        "--steps",
+        "1",
+        "--quiet",
+        "--output",
+        "out",
+        "model.tile=256",
+        "model.tile_overlap=32",
+    ]
+    run = subprocess.run([sys.executable, "-m", "invdiff.cli", *args], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert read_image(tmp_path / "out" / "restored.png").shape == (1, 3, 300, 400)
+    record = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert record["config"]["model"]["tile"] == 256 and record["nfe"] == 1
 
 
 def test_what_cannot_be_tiled_is_refused() -> None:

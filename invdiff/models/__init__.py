@@ -8,33 +8,38 @@ from typing import TYPE_CHECKING, Any
 
 from invdiff.models.checkpoint import load_checkpoint
 from invdiff.models.deepinv import from_deepinv
+from invdiff.models.exported import kind_of, load_exported
 from invdiff.models.folder import load_classifier, load_folder
 from invdiff.models.hub import download, parse_hub_id
 from invdiff.models.scheduler import schedule_of
 from invdiff.registry import check_options
+from invdiff.schedules import make_schedule
 
 if TYPE_CHECKING:
     from invdiff.denoiser import Denoiser
 
-__all__ = ["from_deepinv", "load_checkpoint", "load_classifier", "load_folder", "open_model", "schedule_of"]
+__all__ = ["from_deepinv", "load_checkpoint", "load_classifier", "load_exported", "load_folder", "open_model", "schedule_of"]
 
 
 def open_model(source: str | Path, *, allow_pickle: bool = False, **options: Any) -> Denoiser:
-    """A Denoiser from a diffusers folder, a checkpoint file or a model of the Hugging Face hub.
+    """A Denoiser from a diffusers folder, a checkpoint file, an exported network or a model of the Hugging Face hub.
 
     Args:
         source: path of a folder or a file; or a hub id, ``owner/name[@revision][:subfolder]``, which is the only thing that is ever
             downloaded: configurations and safetensors, never code or pickles.
-        allow_pickle: read pickles, which can run code.
+        allow_pickle: read pickles and exported programs, which can run code.
         options: of the loader (``controlnet`` for a folder) and of :class:`~invdiff.denoiser.Denoiser`.
 
     Raises:
         ValueError: nothing is there, the hub does not answer, or the checkpoint is not understood.
     """
     path, wanted = Path(source), parse_hub_id(source) if isinstance(source, str) else None
+    if "schedule" in options:
+        options["schedule"] = make_schedule(options["schedule"])
     if path.is_file():
-        check_options(partial(load_checkpoint, path), f"model {str(source)!r}", options)
-        return load_checkpoint(path, allow_pickle=allow_pickle, **options)
+        load_file = load_checkpoint if kind_of(path) is None else load_exported
+        check_options(partial(load_file, path), f"model {str(source)!r}", options)
+        return load_file(path, allow_pickle=allow_pickle, **options)
     check_options(partial(load_folder, path), f"model {str(source)!r}", options)
     if path.is_dir():
         return load_folder(path, allow_pickle=allow_pickle, **options)

@@ -1,4 +1,4 @@
-"""diffusers folders: a network with its scheduler's configuration, alone or as a pipeline, with or without a ControlNet."""
+"""diffusers folders: a network with its scheduler's configuration, alone or as a pipeline with what else belongs to it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,46 @@ import torch
 
 from invdiff.classifier import NoisyClassifier
 from invdiff.denoiser import Denoiser
+from invdiff.latent import Autoencoder
+from invdiff.models.autoencoder import AUTOENCODERS, from_diffusers
 from invdiff.models.network import NETWORKS, Network
 from invdiff.models.scheduler import check_variance, read_scheduler, schedule_of, settings_of
+from invdiff.models.text import TextEncoder
 from invdiff.registry import check_names
 
 PARTS = ("unet_ema", "unet", "transformer_ema", "transformer")
 """Where a pipeline keeps its network; training scripts leave averaged weights beside the last ones."""
 
+CODERS = ("vae", "vqvae")
+"""Where a latent pipeline keeps its autoencoder."""
+
 WEIGHTS = re.compile(r"diffusion_pytorch_model(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.(safetensors|bin)")
 
 
-def load_folder(folder: str | Path, *, controlnet: str | Path | None = None, allow_pickle: bool = False, **options: Any) -> Denoiser:
+def load_folder(
+    folder: str | Path,
+    *,
+    controlnet: str | Path | None = None,
+    autoencoder: Autoencoder | str | Path | bool | None = True,
+    encode: str = "mode",
+    decode: str = "whole",
+    allow_pickle: bool = False,
+    **options: Any,
+) -> Denoiser:
     """A Denoiser from a diffusers folder: a pipeline (``unet/`` or ``transformer/``, ``scheduler/``) or a lone network with its
     ``scheduler_config.json`` beside ``config.json``.
 
-    The network of a latent pipeline is a prior on latents: ``data_range`` is None, as for any network whose states have neither one
-    nor three channels.
+    A latent pipeline (``vae/`` or ``vqvae/``) is a prior on the images that its autoencoder decodes; ``channels`` and ``image_size``
+    are theirs. With a ``tokenizer/`` and a ``text_encoder/`` it has :meth:`~invdiff.denoiser.Denoiser.conditions_of` prompts. Without
+    an autoencoder a network whose states have neither one nor three channels is a prior on latents: ``data_range`` is None.
 
     Args:
         folder: local path; nothing is downloaded.
         controlnet: folder of a ``ControlNetModel`` for it; the conditions ``control`` and ``control_scale`` are then taken, see
             :class:`~invdiff.models.network.Network`.
+        autoencoder: by default the folder's own, if it has one; another one, as an object or the path of its folder; ``False`` or None:
+            none, what is given and made are latents.
+        encode, decode: how it is used, see :func:`~invdiff.models.autoencoder.from_diffusers`.
         allow_pickle: read weights that are kept as pickles (``.bin``) where there are no others; pickles can run code.
         options: of :class:`~invdiff.denoiser.Denoiser`, on top of what the checkpoint says. With ``schedule`` and ``predicts`` no
             scheduler configuration is needed.
@@ -42,7 +61,7 @@ def load_folder(folder: str | Path, *, controlnet: str | Path | None = None, all
     folder = Path(folder)
     network = next((folder / part for part in PARTS if (folder / part).is_dir()), folder)
     scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
-    _refuse_code(folder, network, scheduler)
+    _refuse_code(folder, network, scheduler, *(folder / part for part in ("text_encoder", "tokenizer")))
     config = _read(network / "config.json")
     noise, sampled = _noise(scheduler, options)
     net, weights = _load(network, config, NETWORKS, allow_pickle)
@@ -64,16 +83,21 @@ def load_folder(folder: str | Path, *, controlnet: str | Path | None = None, all
     if labels is None and "class_labels" in adapter.keywords:
         labels = null = config.get("num_embeds_ada_norm")  # DiT: one embedding more than classes, for labels that are left out
     size = config.get("sample_size")
+    latent = autoencoder is False or autoencoder is None
+    coder = _autoencoder(folder, autoencoder, encode, decode, channels, allow_pickle)
+    prompted = (folder / "text_encoder").is_dir() and "encoder_hidden_states" in adapter.conditions
     found: dict[str, Any] = {
-        "data_range": None if channels not in (1, 3) or _has_autoencoder(folder) else (-1.0, 1.0),
+        "data_range": None if channels not in (1, 3) or coder is not None or (latent and _has_autoencoder(folder)) else (-1.0, 1.0),
         "learned_variance": learned_variance,
         "num_classes": labels - 1 if labels is not None and null == labels - 1 else labels,
         "null_label": False if null is None else null,
         "cond_channels": beside or None,
         "classifier": load_classifier(folder / "classifier") if (folder / "classifier").is_dir() else None,
         "multiple": config.get("patch_size") or 2 ** (len(config["block_out_channels"]) - 1),
-        "channels": channels,
-        "image_size": size if isinstance(size, int) else None,
+        "autoencoder": coder,
+        "text": TextEncoder(folder, allow_pickle=allow_pickle) if prompted else None,
+        "channels": channels if coder is None else coder.image_channels,
+        "image_size": size * (1 if coder is None else coder.factor) if isinstance(size, int) else None,
         "name": folder.name,
     }
     options = found | sampled | options
@@ -84,6 +108,8 @@ def load_folder(folder: str | Path, *, controlnet: str | Path | None = None, all
         "kind": "diffusers folder",
         "path": str(folder),
         "network": config["_class_name"] + ("" if control is None else " with a ControlNet"),
+        "autoencoder": coder and f"{type(coder.net or coder).__name__}, {coder.channels} channels, 1/{coder.factor} of the side",
+        "text encoder": "its own, for prompts" if prompted else None,
         "scheduler": noise.get("_class_name"),
         "variance": noise.get("variance_type"),
         "needs": ", ".join(adapter.required) or None,
@@ -214,6 +240,41 @@ def _load_controlnet(folder: Path, net: torch.nn.Module, allow_pickle: bool) -> 
             f"this ControlNet belongs to another network: its blocks have {tuple(other)} channels, the network's {tuple(mine)}"
         )  # type: ignore[arg-type]
     return control
+
+
+def _autoencoder(
+    folder: Path, given: Autoencoder | str | Path | bool | None, encode: str, decode: str, channels: int, allow_pickle: bool
+) -> Autoencoder | None:
+    """The autoencoder of a network whose states have so many channels, if it is to have one."""
+    if given is True:
+        given = next((folder / part for part in CODERS if (folder / part).is_dir()), None)
+        if given is None and _has_autoencoder(folder):
+            raise ValueError(
+                f"{folder} has an autoencoder, but not in one of the folders {', '.join(CODERS)}, where it is looked for; give its path, "
+                "autoencoder=PATH, or autoencoder=False for the network in latent space"
+            )
+    if given is None or given is False:
+        if (encode, decode) != ("mode", "whole"):
+            raise ValueError(f"encode and decode say how an autoencoder is used, and {folder} is loaded without one")
+        return None
+    if isinstance(given, Autoencoder):
+        if (encode, decode) != ("mode", "whole"):
+            raise ValueError("encode and decode are of autoencoders that are loaded here; an Autoencoder object brings its own")
+        made = given
+    else:
+        place = Path(given)
+        place = next((place / part for part in CODERS if (place / part).is_dir()), place)
+        _refuse_code(place)
+        config = _read(place / "config.json")
+        if config.get("_class_name") not in AUTOENCODERS:
+            raise ValueError(
+                f"{place} holds a {config.get('_class_name')}; of autoencoders these are read: {', '.join(AUTOENCODERS)}. Load it yourself and give "
+                "autoencoder=invdiff.latent.Autoencoder(encode, decode, ...), or autoencoder=False for the network in latent space"
+            )
+        made = from_diffusers(_load(place, config, AUTOENCODERS, allow_pickle)[0], encode=encode, decode=decode)
+    if made.channels != channels:
+        raise ValueError(f"the autoencoder makes latents with {made.channels} channels, but the network's states have {channels}")
+    return made
 
 
 def _has_autoencoder(folder: Path) -> bool:

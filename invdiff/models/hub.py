@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-PATTERNS = ("*.json", "*diffusion_pytorch_model*.safetensors", "README.md")
+PATTERNS = ("*.json", "*diffusion_pytorch_model*.safetensors", "text_encoder/model*.safetensors", "tokenizer/merges.txt", "README.md")
 SKIPPED = ("*non_ema*",)
 TIMEOUT = 10.0
 """Seconds to wait for the hub's first answer."""
 
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^:@]+))?(:(?P<subfolder>[\w./-]+))?")
-_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl", ".onnx", ".json", ".pt2")
+_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl", ".onnx", ".json", ".pt2", ".ts")
 
 
 class HubId(NamedTuple):

@@ -49,7 +49,8 @@ class Network(torch.nn.Module):
         controlnet: a ``ControlNetModel`` whose residuals are added; ``net`` is then a ``UNet2DConditionModel``.
 
     Attributes:
-        conditions: names it takes; required: those it cannot run without.
+        conditions: names it takes; required: those it cannot run without; image_conditions: those that are images, and how many
+            times larger than the state.
     """
 
     def __init__(self, net: torch.nn.Module, *, cond_last: int = 0, sign: float = 1.0, controlnet: torch.nn.Module | None = None) -> None:
@@ -63,7 +64,8 @@ class Network(torch.nn.Module):
         self.conditions = taken | set(self.required) | {"label"} | (set(ADDED) if "added_cond_kwargs" in self.keywords else set())
         if controlnet is not None:
             self.conditions |= {"control_scale"}
-            self.shrinks = 2 ** (len(controlnet.config["conditioning_embedding_out_channels"]) - 1)  # type: ignore[index]
+            self.shrinks: int = 2 ** (len(controlnet.config["conditioning_embedding_out_channels"]) - 1)  # type: ignore[index]
+            self.image_conditions = {"control": self.shrinks}
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, **cond: Any) -> Tensor:
         absent = [name for name in self.required if cond.get(name) is None]

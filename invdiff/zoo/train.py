@@ -10,7 +10,7 @@ with the averaged weights in fp16, ready to be used with ``--model RUN/export``.
 from ``state.pt``; ``--init FOLDER`` starts from the weights of a diffusers folder. The learning rate stays constant and
 falls to zero over the last fifth of ``--hours``, so every session ends on good weights and a later one may go on.
 
-Chosen for two cores: bf16 autocast with channels_last, and noise levels drawn where denoising is
+Chosen for a CPU: bf16 autocast with channels_last, and noise levels drawn where denoising is
 hard instead of uniformly in t (log-normal as in EDM, Karras et al. 2022, table 1, with a share of the draws uniform so
 that no level is forgotten). eps networks are weighted like a v-prediction loss (Salimans & Ho 2022) with a ceiling. What a network must
 get right on its own from pure noise (a digit, the colours of an upscaled photograph) is learnt as v: eps leaves x0 = (x_t − sigma
@@ -38,7 +38,7 @@ from invdiff.zoo.data import Batch, Crops, Digits, Source, degraded, label_dropo
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, and how. Networks are unconditional unless ``num_classes`` or ``factor`` is set.
+    """What is trained, and how. Denoisers are unconditional unless ``num_classes`` or ``factor`` is set.
 
     Attributes:
         num_classes: class-conditional; label ``num_classes`` is the null class, shown instead of ``label_dropout`` of the labels.
@@ -189,7 +189,7 @@ def initialise(net: torch.nn.Module, folder: Path) -> None:
 
 @torch.no_grad()
 def held_out(net: torch.nn.Module, batch: Batch, noise: Noise, recipe: Recipe) -> dict[str, float]:
-    """PSNR (dB) of one-step denoising, or a classifier's accuracy, at three noise levels, sigma in units of [0, 1] pixels."""
+    """PSNR (dB) of one-step denoising, or a classifier's accuracy, at some noise levels, sigma in units of [0, 1] pixels."""
     result = {}
     x0, n = batch.x0, len(batch.x0)
     for sigma in (0.05, 0.17, 0.5, 10.0) if not recipe.classifier else (0.05, 0.5, 2.0):
