@@ -291,7 +291,7 @@ def test_a_chain_records_every_method(photo: Path, tmp_path: Path) -> None:
     assert main(["solve", "--input", str(photo), "--output", str(out), *args, "transition.predictor=euler", *FAST]) == 0
     record = json.loads((out / "result.json").read_text())
     assert record["config"]["guidance"] == [{"name": "dps", "zeta": 0.7}, {"name": "replace", "variance": "large"}]
-    assert record["run"]["method"]["transition"]["predictor"]["name"] == "Euler"
+    assert record["run"]["method"]["transition"]["inner"]["predictor"]["name"] == "Euler"  # replace stands around it
 
 
 def test_known_pixels_stay_with_repaint(photo: Path, tmp_path: Path) -> None:

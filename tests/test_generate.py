@@ -160,7 +160,7 @@ def test_overwriting_leaves_nothing_of_the_run_before(tmp_path: Path) -> None:
         (["--upscale", "bicubc"], "known: bicubic"),
         (["--upscale", "bicubic", "upscale.factor=1"], "at least 2"),
         (["--upscale", "bicubic", "upscale.factor=abc"], "is a number"),
-        (["--upscale", "bicubic", "upscale.steps=5"], "no model, steps"),
+        (["--upscale", "bicubic", "upscale.steps=5"], "no model or steps"),
         (["--upscale", "bicubic", "upscale.fator=2"], "Did you mean 'factor'"),
         (["upscale.factor=2"], "add --upscale"),
         (["upscale=sr3"], "use --upscale"),
