@@ -60,6 +60,12 @@ class SR3(Guidance):
         cond = self._image(setting.measurement, tuple(size), denoiser.upsampling)
         if not isinstance(cond, Tensor) or cond.ndim != len(setting.shape):
             raise ValueError(f"cond must be images of shape ({images}, channels, {', '.join(map(str, size))}), got {type(cond).__name__}")
+        y = setting.measurement.y
+        if self.cond == "upsampled" and denoiser.factor is not None and tuple(n * denoiser.factor for n in y.shape[2:]) != tuple(size):
+            raise ValueError(
+                f"{denoiser.name} was trained to enlarge by {denoiser.factor}, but this measurement of {'x'.join(map(str, y.shape[2:]))} pixels is "
+                f"one of {'x'.join(map(str, size))}; use that factor, a network for this one, or a method that knows the operator, such as dps"
+            )
         takes = denoiser.cond_channels
         if takes is None and not denoiser.takes("cond"):
             raise ValueError(

@@ -154,6 +154,8 @@ def run(args: argparse.Namespace) -> None:
         of = "" if args.label is None else f" (label {args.label})"
         of = of if args.prompt is None else f" ({args.prompt!r})"
         print(f"{layout.count} images{of}: {result.nfe:g} evaluations each, {result.seconds:.1f} s -> {output}/grid.png")
+        if upscaler is not None:
+            print(f"enlarged by {upscaler.factor}, {record['upscale']['seconds']:.1f} s -> {output}/upscaled_grid.png")
 
 
 def _labels(text: str | None, denoiser: Denoiser) -> list[int] | list[None]:

@@ -217,16 +217,11 @@ def _restore(
         images.write_gif(folder / "trajectory.gif", [*watch.estimates[0].values(), result.x[0].cpu()])
         written.append("trajectory.gif")
     measurement.save(folder / "measurement.safetensors")
-    if upscaler is not None:
-        larger = upscaler(result.x, seed=config["seed"], image_ids=[k], progress=not args.quiet)
-        images.write_image(folder / "upscaled.png", larger[0].cpu())
-        written.append("upscaled.png")
     record: dict[str, Any] = {
         "name": job.name,
         "input": job.source,
         "measurement": {"hash": measurement.hash, "sigma": measurement.sigma if isinstance(measurement.sigma, float) else "per pixel"},
         **record_of(result, config, denoiser),
-        **({} if upscaler is None else {"upscale": upscaler.describe()}),
         "files": [*written, "measurement.safetensors", "result.json"],
     }
     if truth is not None:
@@ -234,6 +229,11 @@ def _restore(
         if len(result.samples) > 1:
             record["metrics_of_mean"] = _metrics(result.mean.cpu(), truth)
     write_atomically(folder / "result.json", json.dumps(record, indent=2) + "\n")
+    if upscaler is not None:  # after the record: the restoration is finished without it
+        larger = upscaler(result.x, seed=config["seed"], image_ids=[k], progress=not args.quiet)
+        images.write_image(folder / "upscaled.png", larger[0].cpu())
+        record |= {"upscale": upscaler.describe(), "files": [*written, "upscaled.png", "measurement.safetensors", "result.json"]}
+        write_atomically(folder / "result.json", json.dumps(record, indent=2) + "\n")
     return record
 
 

@@ -118,3 +118,12 @@ def test_wheel_content(tmp_path: Path) -> None:
 def test_links_of_the_documentation_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", [p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.md") if not {"build", ".venv"} & set(p.parts)])
+def test_pages_have_no_dead_links_and_no_gaps(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", text):
+        if "://" not in target:
+            assert ((ROOT / page).parent / target).exists(), f"{page} points to {target}"
+    assert not re.findall(r"^[A-Z0-9]+_[A-Z_]+$", text, flags=re.MULTILINE), "a placeholder was left"
