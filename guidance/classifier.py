@@ -41,8 +41,8 @@ class ClassifierGuidance(Guidance):
         s: the gradient scale.
         classifier: a :class:`~invdiff.classifier.NoisyClassifier`, a callable ``classifier(x_t, t) -> logits`` on the network's
             schedule, or the folder of one; by default the classifier that comes with the model.
-        log_prob: in its place, ``log_prob(x_t, level)`` or ``log_prob(x0)``: differentiable, one value per image. x_t is in the
-            network's range, x0 in the user's ([0, 1] for image networks).
+        log_prob: in its place, ``log_prob(x_t, level)`` or ``log_prob(x0)``: differentiable, one value per image. x_t is the
+            network's state, in its range; x0 is what the user gets, images in [0, 1] for image networks, decoded for latent ones.
         of: what ``log_prob`` is a function of, ``"x_t"`` or ``"x0"``.
     """
 
@@ -67,9 +67,15 @@ class ClassifierGuidance(Guidance):
 
     def bind(self, setting: Setting) -> ClassifierGuidance:
         if self.log_prob is not None:
-            low, high = setting.denoiser.data_range or (0.0, 1.0)
-            own = self.log_prob
-            return replace(self, log_prob=lambda x0: own((x0 - low) / (high - low))) if self.of == "x0" else self
+            if self.of == "x_t":
+                return self
+            own, autoencoder = self.log_prob, setting.denoiser.autoencoder
+            low, high = setting.denoiser.image_range or (0.0, 1.0)
+
+            def of_image(x0: Tensor) -> Tensor:
+                return own(((x0 if autoencoder is None else autoencoder.decode(x0)) - low) / (high - low))
+
+            return replace(self, log_prob=of_image)
         classifier = self.classifier or setting.denoiser.classifier
         if classifier is None:
             raise ValueError(

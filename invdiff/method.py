@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 
 from invdiff.itineraries import Straight
@@ -116,6 +117,8 @@ def _chain(methods: Sequence[Method]) -> Method:
     for given in (m.transition for m in methods if m.transition is not None):
         if transition is None or _same(given, transition):
             transition = given
+        elif type(given) is type(transition):
+            _refuse("transition", transition, given)
         else:  # one of them may stand around the other
             transition = given.around(transition) or transition.around(given) or _refuse("transition", transition, given)
     itinerary: Itinerary | None = None
@@ -125,7 +128,12 @@ def _chain(methods: Sequence[Method]) -> Method:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return describe(a) == describe(b)  # fields may be tensors, which == does not compare as a whole
+    """Equality of pieces whose fields may be tensors, which == does not compare as a whole."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or (a.shape == b.shape and a.device == b.device and torch.equal(a, b))
+    if dataclasses.is_dataclass(a) and type(a) is type(b):
+        return all(_same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    return type(a) is type(b) and bool(a == b)
 
 
 def _refuse(kind: str, *given: Any) -> NoReturn:

@@ -10,6 +10,7 @@ from torch import Tensor
 import invdiff
 from invdiff import schedules
 from invdiff.denoiser import Denoiser
+from invdiff.guidance.classifier import ClassifierGuidance
 from invdiff.latent import Autoencoder
 from invdiff.noise import NoiseSource, seed_of
 from invdiff.restoration import generate, invert, solve
@@ -79,3 +80,24 @@ def test_what_cannot_be_done_in_latent_space_is_refused_before_sampling() -> Non
         generate(denoiser, (1, 3, 15, 16))
     with pytest.raises(ValueError, match=r"are made from \(2, 12, 8, 12\)"):
         generate(denoiser, SHAPE, x_T=torch.zeros(SHAPE))
+
+
+def test_a_log_probability_of_x0_sees_the_decoded_images() -> None:
+    seen: list[Tensor] = []
+
+    def log_prob(x0: Tensor) -> Tensor:
+        seen.append(x0)
+        return -x0.square().flatten(1).sum(1)
+
+    z = torch.randn(2, 12, 8, 12, generator=torch.Generator().manual_seed(0))
+    generate(latent(), SHAPE, ClassifierGuidance(log_prob=log_prob, of="x0", s=0.1), x_T=z, steps=3)
+    t = S(S.times(3)[0])
+    expected = (AUTOENCODER.decode((z - t.sigma * shrink(z, t.t)) / t.alpha) + 1) / 2
+    torch.testing.assert_close(seen[0].detach(), expected.float())
+
+
+def test_two_log_probabilities_of_one_shape_are_two_transitions() -> None:
+    a, b = (invdiff.make_method("classifier", log_prob=lambda x, level, k=k: k * x.flatten(1).sum(1), mean_shift=True) for k in (1, -1))
+    assert invdiff.make_method([a, a]).transition == a.transition
+    with pytest.raises(ValueError, match="room for one transition"):
+        invdiff.make_method([a, b])
