@@ -22,7 +22,7 @@ from torch import Tensor
 
 from invdiff.denoiser import Prediction
 from invdiff.measurement import Measurement
-from invdiff.sampling import Denoise, Guidance, Step
+from invdiff.sampling import Denoise, Guidance, Step, traced
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,7 @@ class DPS(Guidance):
     def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
         assert measurement is not None
         with torch.enable_grad():
-            x_t = x_t.detach().requires_grad_()
-            p = denoise(x_t, step.t)
-            if not p.x0.requires_grad:
-                raise ValueError("DPS needs the gradient through the network, but what it wraps gives none; put it nearest to the network")
+            x_t, p = traced(denoise, x_t, step.t, "DPS")
             norm = measurement.norm(p.x0).sum()  # one value per image; the sum keeps their gradients apart
         (grad,) = torch.autograd.grad(norm, x_t)
         return p.detach().move_x0(-self.zeta / float(step.s.alpha) * grad)

@@ -79,6 +79,21 @@ class Measurement:
         assert self.operator.shape is not None
         return self.operator.shape
 
+    def image_sigma(self, who: str) -> Tensor | float:
+        """sigma as a number, or one per image as (B, 1, ...) that broadcasts against images; for methods whose algebra needs that.
+
+        Raises:
+            ValueError: sigma differs between the pixels of an image.
+        """
+        if isinstance(self.sigma, float):
+            return self.sigma
+        if self.sigma[0].numel() > 1:
+            raise ValueError(
+                f"{who} needs one sigma per image, but this measurement has one per pixel (Poisson noise, or a map); "
+                "use a method that weighs the pixels, such as dps with likelihood=true, or give one sigma per image"
+            )
+        return self.sigma.view(-1, *(1,) * len(self.image_shape))
+
     def residual(self, x: Tensor) -> Tensor:
         """y − A(x)."""
         return self.y - self.operator(x)

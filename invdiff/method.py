@@ -62,6 +62,11 @@ class Method:
                 )
         return dataclasses.replace(self, guidance=[g.bind(setting) for g in self.chain], transition=self.transition.bind(setting))
 
+    @property
+    def particles(self) -> bool:
+        """Whether the samples of an image are one particle system to any piece."""
+        return any(piece.particles for piece in (*self.chain, self.transition) if piece is not None)
+
     def select(self, images: Sequence[int]) -> Method:
         """A bound method for some of the images."""
         assert self.transition is not None

@@ -206,8 +206,8 @@ class LinearOperator(Operator):
     def _adjoint(self, y: Tensor) -> Tensor:
         """A* y."""
 
-    def _pinv(self, y: Tensor) -> Tensor:
-        return conjugate_gradients(lambda x: self._adjoint(self._forward(x)), self._adjoint(y))
+    def _pinv(self, y: Tensor, ridge: Tensor | float) -> Tensor:
+        return conjugate_gradients(lambda x: self._adjoint(self._forward(x)) + ridge * x, self._adjoint(y))
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor | float) -> Tensor:
         return conjugate_gradients(lambda x: x + gamma * self._adjoint(self._forward(x)), z + gamma * self._adjoint(y))
@@ -216,14 +216,17 @@ class LinearOperator(Operator):
         """A* y, (B, *image shape)."""
         return self._for_measurement(y)._adjoint(y)
 
-    def pinv(self, y: Tensor) -> Tensor:
-        """The Moore-Penrose pseudo-inverse A† y: the smallest of the images that fit y best."""
-        return self._for_measurement(y)._pinv(y)
+    def pinv(self, y: Tensor, ridge: float | Tensor = 0.0) -> Tensor:
+        """The Moore-Penrose pseudo-inverse A† y: the smallest of the images that fit y best.
+
+        With a ridge >= 0, a number or one per image, it is regularised: (A* A + ridge)^-1 A* y = A* (A A* + ridge)^-1 y. Both are
+        one map whose limit at 0 is A†, so methods with noise need no second formula for measurements without.
+        """
+        return self._for_measurement(y)._pinv(y, _per_image(ridge, y.ndim if self.shape is None else 1 + len(self.shape)))
 
     def prox(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
         """argmin_x  gamma/2 ‖A x − y‖² + 1/2 ‖x − z‖², gamma a number or one per image."""
-        gamma = gamma.view(-1, *(1,) * (z.ndim - 1)) if isinstance(gamma, Tensor) and gamma.ndim == 1 else gamma
-        return self._for_image(z)._prox(z, y, gamma)
+        return self._for_image(z)._prox(z, y, _per_image(gamma, z.ndim))
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,12 +254,12 @@ class SpectralOperator(LinearOperator):
     def _adjoint(self, y: Tensor) -> Tensor:
         return self._v(self._singular_values() * self._ut(y))
 
-    def _pinv(self, y: Tensor) -> Tensor:
+    def _pinv(self, y: Tensor, ridge: Tensor | float) -> Tensor:
         s = self._singular_values()
         # The largest of every image: the images of a batch do not depend on each other.
         largest = s.flatten(1).amax(1).view(-1, *(1,) * (s.ndim - 1)) if self.per_image else s.max()
         keep = s > self.rcond * largest
-        return self._v(torch.where(keep, 1 / torch.where(keep, s, 1.0), 0.0) * self._ut(y))
+        return self._v(inverted(s, keep, ridge) * self._ut(y))
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor | float) -> Tensor:
         s = self._singular_values()
@@ -301,6 +304,16 @@ class DiagonalOperator(SpectralOperator):
 
     def _u(self, z: Tensor) -> Tensor:
         return z
+
+
+def inverted(s: Tensor, keep: Tensor, ridge: Tensor | float) -> Tensor:
+    """s / (s² + ridge) of the singular values that are kept, 0 of the others."""
+    return torch.where(keep, s / torch.where(keep, s**2 + ridge, 1.0), 0.0)
+
+
+def _per_image(value: float | Tensor, ndim: int) -> float | Tensor:
+    """One number per image, ready to broadcast against images."""
+    return value.view(-1, *(1,) * (ndim - 1)) if isinstance(value, Tensor) and value.ndim == 1 else value
 
 
 def conjugate_gradients(normal: Callable[[Tensor], Tensor], b: Tensor, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:

@@ -367,7 +367,15 @@ class _Run:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         chains = [(sample_index, k) for sample_index in range(num_samples) for k in range(self.shape[0])]
-        size = min(batch_size or len(chains), len(chains))
+        together = 1  # chains that may not be parted
+        if self.bound.particles:
+            together, chains = num_samples, sorted(chains, key=lambda chain: chain[1])
+            if batch_size is not None and batch_size < together:
+                raise ValueError(
+                    f"the {num_samples} samples of an image are one particle system to this method and share a batch: "
+                    f"batch_size must be at least {num_samples}, got {batch_size}; or ask for fewer samples"
+                )
+        size = min(batch_size or len(chains), len(chains)) // together * together
         kept: list[tuple[Tensor, Tensor | None]] = []
         begun = time.perf_counter()
         with count_evaluations() as evaluations, _Bar(progress, len(self.levels) - 1, len(chains)) as bar:
@@ -377,22 +385,23 @@ class _Run:
                 try:
                     kept.append(self._sample(part, bar.watch(callback, len(part)), trajectory))
                 except RuntimeError as error:  # torch.OutOfMemoryError is one
-                    if batch_size is not None or size == 1 or not out_of_memory(error):
+                    if batch_size is not None or size == together or not out_of_memory(error):
                         raise
                     evaluations.forward, evaluations.backward = before.forward, before.backward
-                    size = max(1, size // 2)
+                    size = max(1, size // together // 2) * together
                     warnings.warn(f"out of memory; going on with {size} chains at once", stacklevel=3)
                     continue
                 done += len(part)
         seconds = time.perf_counter() - begun
         paths = [path for _, path in kept if path is not None]
+        order = torch.tensor(sorted(range(len(chains)), key=chains.__getitem__))  # sample by sample, as they are returned
         return Restoration(
-            samples=torch.cat([x for x, _ in kept]).view(num_samples, *self.shape),
+            samples=torch.cat([x for x, _ in kept])[order].view(num_samples, *self.shape),
             nfe=evaluations.forward / len(chains),
             nbe=evaluations.backward / len(chains),
             seconds=seconds,
             config=self._config() | {"num_samples": num_samples},
-            trajectory=torch.cat(paths, dim=1).unflatten(1, (num_samples, self.shape[0])) if paths else None,
+            trajectory=torch.cat(paths, dim=1)[:, order].unflatten(1, (num_samples, self.shape[0])) if paths else None,
         )
 
     def _sample(self, part: Sequence[tuple[int, int]], callback: Callback, trajectory: bool) -> tuple[Tensor, Tensor | None]:
@@ -428,6 +437,7 @@ class _Run:
             measurement=measurement,
             callback=watch,
             cond={k: v[images] if isinstance(v, Tensor) else v for k, v in self.cond.items()},
+            images=torch.tensor(images, device=self.device),
         )
         return from_range(self.denoiser, x), torch.stack(path) if path else None
 

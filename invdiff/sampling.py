@@ -40,6 +40,8 @@ class Step:
         noise: where all randomness comes from.
         last: the prediction of the step before; None at the start and after a climb.
         memory: a dict of this guidance (or transition) alone, kept through the run.
+        images: (B,), which image each row of the state is a sample of, counted from 0; rows of one image are a particle system to
+            pieces that say so (:attr:`Piece.particles`). None: each row is an image of its own.
     """
 
     index: int
@@ -50,6 +52,7 @@ class Step:
     count: int = 1
     last: Prediction | None = None
     memory: dict[str, Any] = field(default_factory=dict)
+    images: Tensor | None = None
 
     def randn_like(self, x: Tensor) -> Tensor:
         """Standard normal noise shaped as x; image k's comes from its own stream."""
@@ -87,10 +90,12 @@ class Piece:
     Attributes:
         requires: the kind of operator it needs, checked before sampling; None where it needs no measurement.
         per_image: fields that hold, once bound, a tensor of one entry per image (or a mapping of such tensors).
+        particles: whether the samples of an image are one particle system, weighed against each other: they then share a batch.
     """
 
     requires: ClassVar[type[Operator] | None] = None
     per_image: ClassVar[tuple[str, ...]] = ()
+    particles: ClassVar[bool] = False
 
     def bind(self, setting: Setting) -> Self:
         """This piece made ready for a run: its fields checked and on the run's device. Called once, before sampling.
@@ -216,6 +221,19 @@ class Itinerary(ABC):
         return None
 
 
+def traced(denoise: Denoise, x_t: Tensor, level: Level, who: str) -> tuple[Tensor, Prediction]:
+    """x_t as a leaf of a graph, and the prediction made from it, for ``torch.autograd.grad``. Call it with gradients enabled.
+
+    Raises:
+        ValueError: the prediction does not depend on x_t differentiably; ``who`` needs it.
+    """
+    x_t = x_t.detach().requires_grad_()
+    p = denoise(x_t, level)
+    if not p.x0.requires_grad:
+        raise ValueError(f"{who} needs the gradient through the network, but what it wraps gives none; put it nearest to the network")
+    return x_t, p
+
+
 def guide(
     denoise: Denoise, guidance: Sequence[Guidance], step: Step, memory: list[dict[str, Any]], measurement: Measurement | None
 ) -> Denoise:
@@ -302,6 +320,7 @@ def sample(
     measurement: Measurement | None = None,
     callback: Callback | None = None,
     cond: dict[str, Any] | None = None,
+    images: Tensor | None = None,
 ) -> Tensor:
     """Runs the loop on a state x (B, ...) at ``levels[0]``, in the network's own range; returns the state at ``levels[-1]``.
 
@@ -319,7 +338,7 @@ def sample(
 
     with torch.no_grad():
         for index, (t, s) in enumerate(pairwise(levels)):
-            step = Step(index, t, s, schedule, noise, count, last, own)
+            step = Step(index, t, s, schedule, noise, count, last, own, images)
             guided = guide(network, guidance, step, memory, measurement)
             made: list[Prediction] = []
 

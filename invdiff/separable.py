@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invdiff.operator import Shape, SpectralOperator
+from invdiff.operator import Shape, SpectralOperator, inverted
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +40,9 @@ class SeparableOperator(SpectralOperator):
     def _adjoint(self, y: Tensor) -> Tensor:
         return self._both(self.state["rows"].mT, y, self.state["columns"])
 
-    def _pinv(self, y: Tensor) -> Tensor:
+    def _pinv(self, y: Tensor, ridge: Tensor | float) -> Tensor:
         s = self._s()
-        keep = s > self.rcond * s.max()
-        return self._thin_v(torch.where(keep, 1 / torch.where(keep, s, 1.0), 0.0) * self._thin_ut(y))
+        return self._thin_v(inverted(s, s > self.rcond * s.max(), ridge) * self._thin_ut(y))
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor | float) -> Tensor:
         # z changes in the range of A* only: the small matrices suffice, and the null space is left as it is.

@@ -192,10 +192,10 @@ class FourierBlur(SpectralOperator, Blur):
     def _adjoint(self, y: Tensor) -> Tensor:
         return self._filter(y, self._h().conj())
 
-    def _pinv(self, y: Tensor) -> Tensor:
+    def _pinv(self, y: Tensor, ridge: Tensor | float) -> Tensor:
         h, s = self._h(), self._half_s()
         keep = s > self.rcond * s.max()
-        return self._filter(y, torch.where(keep, h.conj() / torch.where(keep, s, 1.0).square(), 0.0))
+        return self._filter(y, torch.where(keep, h.conj() / torch.where(keep, s.square() + ridge, 1.0), 0.0))
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor | float) -> Tensor:
         h = self._h()

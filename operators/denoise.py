@@ -30,5 +30,5 @@ class Denoise(DiagonalOperator):
     def _adjoint(self, y: Tensor) -> Tensor:
         return y
 
-    def _pinv(self, y: Tensor) -> Tensor:
-        return y
+    def _pinv(self, y: Tensor, ridge: Tensor | float) -> Tensor:
+        return y / (1 + ridge)

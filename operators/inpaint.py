@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from invdiff.noise import generator_of
-from invdiff.operator import DiagonalOperator, Shape
+from invdiff.operator import DiagonalOperator, Shape, inverted
 from invdiff.separable import check_image_shape
 
 MASKS = ("random", "box", "stripes", "half", "outpaint")
@@ -180,10 +180,9 @@ class Inpaint(DiagonalOperator):
     def _observed(self, y: Tensor) -> Tensor:
         return torch.where(self.state["mask"] > 0, y, 0.0)
 
-    def _pinv(self, y: Tensor) -> Tensor:
+    def _pinv(self, y: Tensor, ridge: Tensor | float) -> Tensor:
         mask = self.state["mask"]
-        keep = mask > self.rcond  # of the largest possible value, so that images do not depend on each other
-        return torch.where(keep, 1 / torch.where(keep, mask, 1.0), 0.0) * y
+        return inverted(mask, mask > self.rcond, ridge) * y  # of the largest possible value: images do not depend on each other
 
     def _singular_values(self) -> Tensor:
         assert self.shape is not None

@@ -126,6 +126,16 @@ class TestLinear:
             gradient = g * a.adjoint(a(x) - y) + x - z
             assert float(gradient.norm()) < (1e-4 if type(a) is Blur else 1e-9) * float(z.norm() + y.norm())
 
+    def test_a_ridge_regularises_the_pseudo_inverse_of_each_image(
+        self, make: Callable[[], LinearOperator], shape: tuple[int, ...]
+    ) -> None:
+        a = make().bind(shape)
+        y, ridge = randn(3, *a.measurement_shape, seed=1), torch.tensor([0.5, 0.02, 3.0], dtype=torch.float64)
+        x = a.pinv(y, ridge)
+        normal = a.adjoint(a(x)) + ridge.view(-1, 1, 1, 1) * x
+        assert close(normal, a.adjoint(y), max(tolerance(a), 1e-9))
+        assert close(a.pinv(y, torch.tensor([0.0, 0.3, 0.3], dtype=torch.float64))[:1], a.pinv(y)[:1])
+
     def test_svd(self, make: Callable[[], LinearOperator], shape: tuple[int, ...]) -> None:
         a = make().bind(shape)
         if type(a) is Blur:
@@ -139,7 +149,7 @@ class TestLinear:
         assert abs(float(w.norm() / y.norm()) - 1) < 1e-10 and close(a.U(w), y)  # U orthogonal on measurements
         assert close(a.U(s * z), a(x)) and close(a.V(s * w), a.adjoint(y))
         assert close(a.Ut(a(x)), s * z)
-        assert close(SpectralOperator._pinv(a, y), a.pinv(y), 1e-6) and close(SpectralOperator._prox(a, x, y, 0.5), a.prox(x, y, 0.5))
+        assert close(SpectralOperator._pinv(a, y, 0.0), a.pinv(y), 1e-6) and close(SpectralOperator._prox(a, x, y, 0.5), a.prox(x, y, 0.5))
 
     def test_meta_device(self, make: Callable[[], LinearOperator], shape: tuple[int, ...]) -> None:
         a = make().bind(shape).to("meta")

@@ -63,8 +63,8 @@ class Half(LinearOperator):
 
     _adjoint = _forward
 
-    def _pinv(self, y: Tensor) -> Tensor:
-        return self._forward(y)
+    def _pinv(self, y: Tensor, ridge: Tensor | float) -> Tensor:
+        return self._forward(y) / (1 + ridge)
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,7 +48,7 @@ class Mask(LinearOperator):
 
     _adjoint = _forward
 
-    def _pinv(self, y: Tensor) -> Tensor:
+    def _pinv(self, y: Tensor, ridge: Tensor | float) -> Tensor:
         return self._forward(y)
 
 
