@@ -55,6 +55,7 @@ class CFG(Guidance):
 
     requires: ClassVar[type[Operator] | None] = None
     per_image: ClassVar[tuple[str, ...]] = ("label", "w", "negative")
+    scale: ClassVar[tuple[str, ...]] = ("w",)
 
     def __post_init__(self) -> None:
         if not isinstance(self.w, Tensor) and not (_is_number(self.w) and math.isfinite(self.w)):

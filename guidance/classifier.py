@@ -54,6 +54,7 @@ class ClassifierGuidance(Guidance):
 
     requires: ClassVar[type[Operator] | None] = None
     per_image: ClassVar[tuple[str, ...]] = ("label",)
+    scale: ClassVar[tuple[str, ...]] = ("s",)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.s):

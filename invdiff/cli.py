@@ -39,7 +39,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = solve.add_argument_group("what")
-    what.add_argument("--operator", help="how the image was degraded (default: inpaint); see `invdiff list operators`")
+    what.add_argument(
+        "--operator",
+        help="how the image was degraded (default: inpaint); see `invdiff list operators` and, for the literature's problems, `list protocols`",
+    )
     _what(what, "how it is restored (default: dps)", model="photo64")
     what.add_argument("--label", type=int, help="the class of the images, for networks and methods that have classes")
     _prompt(what)
@@ -91,8 +94,22 @@ def _parser() -> argparse.ArgumentParser:
     show = _show(generate, gif="also write trajectory.gif, of the first sample; with --interpolate, the walk as interpolation.gif")
     show.add_argument("--trajectory", action="store_true", help="also write trajectory.png: how the first samples came about")
 
+    bench = commands.add_parser(
+        "bench",
+        help="measure methods",
+        description="Runs a suite of configs/suite: every method on every problem. What is finished is kept; the same command goes on from there.",
+        epilog="Hydra overrides change the grid:\n  mixture.seeds=5  mixture.d=[8,80]  methods.dps.zeta=0.3",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    bench.add_argument("--suite", default="exact", help="what is measured (default: exact, samples against exact posteriors)")
+    bench.add_argument("--method", action="append", metavar="NAME", help="only these of the suite's methods; repeat for several")
+    bench.add_argument("--output", help="folder of the records and of results.md (default: invdiff-bench-SUITE)")
+    bench.add_argument("--workers", type=int, default=1, help="processes, each with one thread if there are several (default: 1)")
+    bench.add_argument("--quiet", action="store_true", help="no progress and no table")
+    bench.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+
     listing = commands.add_parser("list", help="list what is installed", description="Lists registered plug-ins and where they come from.")
-    listing.add_argument("kind", nargs="?", choices=KINDS)
+    listing.add_argument("kind", nargs="?", choices=(*KINDS, "protocols"))
     listing.add_argument("--json", action="store_true")
 
     info = commands.add_parser(
@@ -104,6 +121,23 @@ def _parser() -> argparse.ArgumentParser:
     _trust(info)
     info.add_argument("--json", action="store_true")
     info.add_argument("overrides", nargs="*", metavar="model.key=value", help="what the model does not say, e.g. model.predicts=v")
+
+    check = commands.add_parser(
+        "check",
+        help="check plug-ins",
+        description="Runs the plug-in kit on an installed plug-in, or on all those of a package, and prints what each check saw.",
+    )
+    check.add_argument("name", help="of a plug-in of any kind, or of a package")
+    check.add_argument("--json", action="store_true", help="print the reports as JSON on stdout")
+
+    new = commands.add_parser(
+        "new-plugin",
+        help="start a package with a plug-in",
+        description="Writes a package with a plug-in that works: entry point, module, configuration and a test that runs the plug-in kit.",
+    )
+    new.add_argument("name", help="under which it is registered, e.g. my_method")
+    new.add_argument("--kind", required=True, choices=("operator", "guidance", "model", "metric"))
+    new.add_argument("--output", metavar="DIR", help="folder of the package, which must not exist (default: invdiff-NAME)")
     return parser
 
 
@@ -120,7 +154,7 @@ def _trust(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--no-check",
         action="store_true",
-        help="skip the self-check of a model that is not registered: some 70 evaluations of a 64x64 image",
+        help="skip the self-check of a model that is not registered: some 60 evaluations of a 64x64 image",
     )
 
 
@@ -155,7 +189,10 @@ def _show(parser: argparse.ArgumentParser, gif: str) -> argparse._ArgumentGroup:
 
 
 def _list(args: argparse.Namespace) -> None:
-    found = {kind: list_plugins(kind) for kind in ([args.kind] if args.kind else KINDS)}
+    from invdiff.config import protocols
+
+    kinds = [args.kind] if args.kind else [*KINDS, "protocols"]
+    found = {kind: protocols() if kind == "protocols" else list_plugins(kind) for kind in kinds}
     if args.json:
         print(json.dumps(found, indent=2))
         return
@@ -178,13 +215,39 @@ def _generate(args: argparse.Namespace) -> None:
     run(args)
 
 
+def _bench(args: argparse.Namespace) -> None:
+    from invdiff.bench_command import run
+
+    run(args)
+
+
 def _info(args: argparse.Namespace) -> None:
     from invdiff.info_command import run
 
     run(args)
 
 
-COMMANDS = {"solve": _solve, "generate": _generate, "list": _list, "info": _info}
+def _check(args: argparse.Namespace) -> None:
+    from invdiff.check_command import run
+
+    run(args)
+
+
+def _new_plugin(args: argparse.Namespace) -> None:
+    from invdiff.new_plugin_command import run
+
+    run(args)
+
+
+COMMANDS = {
+    "solve": _solve,
+    "generate": _generate,
+    "bench": _bench,
+    "list": _list,
+    "info": _info,
+    "check": _check,
+    "new-plugin": _new_plugin,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

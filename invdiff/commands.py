@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from invdiff.cascade import Upscaler, make_upscaler
-from invdiff.config import compose
+from invdiff.config import compose, protocols
 from invdiff.denoiser import Denoiser
-from invdiff.registry import call, is_registered, list_plugins, load, load_model
+from invdiff.registry import UnknownNameError, call, is_registered, list_plugins, load, load_model
 from invdiff.restoration import Restoration, from_range
 from invdiff.sampling import Progress
 from invdiff.selfcheck import self_check
@@ -106,8 +106,12 @@ def configure(args: argparse.Namespace, operator: str | None, methods: Sequence[
         ValueError: unknown names, and what :func:`~invdiff.config.compose` refuses.
     """
     for kind, name in [("operators", n) for n in [operator] if n] + [("guidance", n) for n in methods]:
-        if name not in list_plugins(kind):
-            load(kind, name)  # raises, with the names that are known
+        others = protocols() if kind == "operators" else {}
+        if name not in (*list_plugins(kind), *others):
+            try:
+                load(kind, name)  # raises, with the names that are known
+            except UnknownNameError as error:
+                raise UnknownNameError(f"{error}{' Protocols: ' + ', '.join(others) + '.' if others else ''}") from None
     flags = {key: getattr(args, key, None) for key in ("steps", "sigma", "seed", "num_samples", "batch_size")}
     config = compose(operator, methods, args.model, preset, args.overrides + [f"{k}={v}" for k, v in flags.items() if v is not None])
     if args.upscale is not None:
@@ -163,7 +167,7 @@ def check_reading(args: argparse.Namespace, config: dict[str, Any], denoiser: De
 
 def checked(denoiser: Denoiser, quiet: bool = False) -> list[str]:
     """:func:`~invdiff.selfcheck.self_check`, which says on stderr what it does if that takes a while."""
-    text = f"checking how {denoiser.name} is read: about 70 evaluations of a small image (--no-check skips this)"
+    text = f"checking how {denoiser.name} is read: about 60 evaluations of a small image (--no-check skips this)"
     timer = threading.Timer(HINT_AFTER, print, (text,), {"file": sys.stderr})
     timer.daemon = True
     if not quiet:

@@ -5,16 +5,20 @@ Nothing in a configuration names code to be run: objects are made through the re
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invdiff.registry import UnknownNameError, call, list_plugins, load, make_operator
 
 if TYPE_CHECKING:
+    from hydra.core.config_loader import ConfigLoader
+
     from invdiff.method import Method
     from invdiff.operator import Operator
     from invdiff.sampling import Transition
@@ -39,7 +43,7 @@ def compose(
     """The configuration of a run.
 
     Args:
-        operator: a registered name; its YAML in the config group ``operator`` is optional. None where nothing is measured: the
+        operator: a registered name, whose YAML in the config group ``operator`` is optional, or one of :func:`protocols`. None where nothing is measured: the
             configuration then starts from ``generate.yaml`` instead of ``config.yaml``.
         methods: registered names, the first nearest to the network; likewise in the group ``guidance``. The result's
             ``guidance`` has one entry for each; everything else comes from the preset of the last, nearest to the data.
@@ -84,12 +88,10 @@ def build_operator(config: dict[str, Any]) -> Operator:
 
 def build_method(config: dict[str, Any], default: Transition | None = None) -> Method:
     """The method that a configuration describes, with every piece filled in; ``default`` where nobody chooses the transition."""
-    from invdiff import itineraries, transitions
     from invdiff.method import make_method
 
     chain = [make_method(g["name"], **_parameters(g)) for g in config["guidance"]]
-    transition = _piece(config["transition"], transitions.BY_NAME, "transition")
-    itinerary = _piece(config["itinerary"], itineraries.BY_NAME, "itinerary")
+    transition, itinerary = (make_piece(config[kind], kind) for kind in ("transition", "itinerary"))
     if len(chain) > 1 and (transition or itinerary):  # what is chosen here settles what the chain disagrees about
         chain = [
             replace(
@@ -107,42 +109,74 @@ def _parameters(node: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in node.items() if k != "name"}
 
 
-def _piece(node: dict[str, Any] | str | None, known: dict[str, Any], kind: str) -> Any:
+def make_piece(node: dict[str, Any] | str | None, kind: str) -> Any:
+    """A ``"transition"`` or ``"itinerary"`` from its name, or from a mapping of its name and parameters; None stays None."""
+    from invdiff import itineraries, transitions
+
     if node is None:
         return None
+    known: Mapping[str, Any] = transitions.BY_NAME if kind == "transition" else itineraries.BY_NAME
     node = {"name": node} if isinstance(node, str) else node
     name = node.get("name")
     if name is None:
         raise ValueError(f"say which {kind} is meant: {kind}.name=NAME with one of {', '.join(known)}")
     if name not in known:
         raise UnknownNameError(f"unknown {kind} {name!r}; write {kind}.name=NAME with one of {', '.join(known)}")
-    parameters = {k: _piece({"name": v}, known, kind) if k == "predictor" else v for k, v in _parameters(node).items()}
+    parameters = {k: make_piece(v, kind) if k == "predictor" else v for k, v in _parameters(node).items()}
     return call(known[name], f"{kind} {name!r}", parameters)
 
 
-def _compose(operator: str | None, method: str, model: str, preset: str, overrides: Sequence[str]) -> dict[str, Any]:
+def compose_suite(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The grid of a benchmark, ``configs/suite/NAME.yaml``, with Hydra's ``key=value`` applied; plug-ins' config packages have theirs.
+
+    Raises:
+        ValueError: no such suite, or an override that does not apply.
+    """
     from hydra import compose as hydra_compose
-    from hydra import initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    _find_plugin_configs()
-    GlobalHydra.instance().clear()
-    with initialize_config_module("invdiff.configs", version_base="1.3", job_name="invdiff"):
-        loader = GlobalHydra.instance().config_loader()
+    with _configs() as loader:
+        known = loader.get_group_options("suite")
+        if name not in known:
+            raise UnknownNameError(f"unknown suite {name!r}; known: {', '.join(known)}")
+        try:
+            config = hydra_compose(f"suite/{name}", [o if o[0] in "+~" else f"suite.{o}" for o in overrides])
+        except (HydraException, OmegaConfBaseException) as error:
+            first = str(error.__cause__ or error).strip().splitlines()[0]
+            raise ValueError(f"cannot apply the overrides {' '.join(overrides) or '(none)'}: {first}") from error
+    if missing := [key.removeprefix("suite.") for key in OmegaConf.missing_keys(config)]:
+        raise ValueError(f"the suite {name!r} needs {missing[0]}; give it: {missing[0]}=VALUE")
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    _refuse_targets(plain)
+    return plain["suite"]
+
+
+def _compose(operator: str | None, method: str, model: str, preset: str, overrides: Sequence[str]) -> dict[str, Any]:
+    from hydra import compose as hydra_compose
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    with _configs() as loader:
+        registered = operator
+        if operator in protocols():
+            registered = hydra_compose("config", [f"operator={operator}"])["operator"]["name"]
         chosen: list[str] = []
-        for group, name in (("operator", operator), ("guidance", method)):
+        for group, name in (("operator", registered), ("guidance", method)):
             if name is None:
                 continue
             if name in loader.get_group_options(group):
                 chosen.append(f"{group}={name}")
             else:
                 chosen += [f"~{group}", f"++{group}.name={name}"]
-        found = _preset(preset, operator, method, model, loader.get_group_options("preset"))
+        found = _preset(preset, operator, registered, method, model, loader.get_group_options("preset"))
         if found is not None:
             chosen.append(f"+preset={found}")
+        if registered != operator:
+            chosen.append(f"+operator@_global_={operator}")  # after the preset: a protocol is kept, whatever was tuned on
         try:
             config = hydra_compose("config" if operator is not None else "generate", [*chosen, *map(_open, overrides)])
         except (HydraException, OmegaConfBaseException) as error:
@@ -153,16 +187,46 @@ def _compose(operator: str | None, method: str, model: str, preset: str, overrid
     _refuse_targets(plain)
     plain["model"]["name"] = model
     plain["preset"] = found
+    if operator is not None:
+        plain["protocol"] = operator if registered != operator else None
     return plain  # type: ignore[return-value]
 
 
-def _preset(preset: str, operator: str | None, method: str, model: str, known: Sequence[str]) -> str | None:
+def protocols() -> dict[str, str]:
+    """The problems of the literature: name -> file. They are files of the config group ``operator`` that bear no registered operator's name.
+
+    Such a file starts with ``# @package _global_`` and holds ``operator`` (the registered ``name`` and its parameters) and ``sigma``.
+    """
+    found = dict[str, str]()
+    for module in _config_packages().values():
+        with contextlib.suppress(ImportError):  # a broken package of configurations takes nothing from the others
+            group = files(module) / "operator"
+            names = [file.name for file in group.iterdir() if file.name.endswith(".yaml")] if group.is_dir() else []
+            found |= {name.removesuffix(".yaml"): f"{module}: operator/{name}" for name in names}
+    return {name: found[name] for name in sorted(found) if name not in list_plugins("operators")}
+
+
+@contextlib.contextmanager
+def _configs() -> Iterator[ConfigLoader]:
+    """Hydra, ready to compose, with what is found in the config packages."""
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
+    _find_plugin_configs()
+    GlobalHydra.instance().clear()
+    with initialize_config_module("invdiff.configs", version_base="1.3", job_name="invdiff"):
+        yield GlobalHydra.instance().config_loader()
+
+
+def _preset(preset: str, operator: str | None, registered: str | None, method: str, model: str, known: Sequence[str]) -> str | None:
+    """The preset for an operator or protocol; for a protocol that has none, its operator's."""
     if preset == "none" or operator is None:
         return None
     name = re.sub(r"[^\w.-]", "_", model)
-    wanted = f"{name if preset == 'auto' else preset}_{method}_{operator}"
-    if wanted in known:
-        return wanted
+    for wanted in (operator, registered):
+        found = f"{name if preset == 'auto' else preset}_{method}_{wanted}"
+        if found in known:
+            return found
     if preset == "auto":
         return None
     raise ValueError(f"no preset {preset!r} for method {method!r} with operator {operator!r}; presets: {', '.join(known)}")
@@ -184,6 +248,11 @@ def _refuse_targets(node: Any) -> None:
             _refuse_targets(value)
 
 
+def _config_packages() -> dict[str, str]:
+    """Name -> module of the packages of the group ``invdiff.configs``."""
+    return {name: origin.rsplit("(", 1)[1].rstrip(")") for name, origin in list_plugins("configs").items()}
+
+
 def _find_plugin_configs() -> None:
     """Puts the config packages of the group ``invdiff.configs`` on Hydra's search path."""
     from hydra.core.config_search_path import ConfigSearchPath
@@ -192,8 +261,7 @@ def _find_plugin_configs() -> None:
 
     class PluginConfigs(SearchPathPlugin):
         def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-            for name, origin in list_plugins("configs").items():
-                module = origin.rsplit("(", 1)[1].rstrip(")")
+            for name, module in _config_packages().items():
                 if module != "invdiff.configs":
                     search_path.append(name, f"pkg://{module}")
 

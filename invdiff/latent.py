@@ -65,6 +65,10 @@ class Decoded(Operator):
     def kind(self) -> str:
         return f"{self.inner.kind} of a decoded latent"
 
+    @classmethod
+    def wanted(cls) -> str:
+        return "an operator seen through the autoencoder of a latent diffusion network"
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Decoded:
         return replace(self, inner=self.inner.to(device, dtype))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invdiff.operator import LinearOperator, Operator
+from invdiff.operator import LinearOperator, Operator, Shape, SpectralOperator, inverted
 
 FORMAT = 1
 
@@ -94,6 +94,37 @@ class Measurement:
             )
         return self.sigma.view(-1, *(1,) * len(self.image_shape))
 
+    def linear_estimate(self) -> Tensor:
+        """An image made from y alone: (A* A + sigma²)^-1 A* y, which is A† y without noise and the posterior mean of a prior N(0, I) with it.
+
+        So that noise is not amplified where A measures little, as A† does. Where sigma differs between pixels, their mean sigma² counts.
+        """
+        assert isinstance(self.operator, LinearOperator)
+        sigma = self.sigma
+        return self.operator.pinv(self.y, ridge=sigma**2 if isinstance(sigma, float) else sigma.square().flatten(1).mean(1))
+
+    def check_noisy(self, who: str) -> None:
+        """For methods that weigh by 1/sigma².
+
+        Raises:
+            ValueError: sigma is zero, be it for one image or one pixel.
+        """
+        sigma = torch.as_tensor(self.sigma)
+        if not sigma.is_meta and not bool((sigma > 0).all()):
+            raise ValueError(
+                f"{who} weighs by 1/sigma², but sigma is zero{'' if sigma.ndim == 0 else ' somewhere'}; give the noise a sigma > 0"
+            )
+
+    def component_sigma(self, who: str) -> Tensor:
+        """Standard deviation sigma / s_i of the noise on y's components (U* y)_i / s_i, of a spectral operator; in the layout of V* x, zero
+        where y has no component.
+
+        Raises:
+            ValueError: as :meth:`image_sigma`.
+        """
+        assert isinstance(self.operator, SpectralOperator)
+        return self.image_sigma(who) * inverted(self.operator.singular_values, self.operator.measured, 0.0)
+
     def residual(self, x: Tensor) -> Tensor:
         """y − A(x)."""
         return self.y - self.operator(x)
@@ -143,7 +174,8 @@ class Measurement:
         """The measurement of ``x' = low + (high − low) x``, for x in [0, 1] (design, conventions: Range)."""
         width = high - low
         if isinstance(self.operator, LinearOperator):
-            offset = self.operator(torch.full((1, *self.image_shape), low, dtype=self.y.real.dtype, device=self.y.device))
+            images = len(self) if self.operator.per_image else 1
+            offset = self.operator(torch.full((images, *self.image_shape), low, dtype=self.y.real.dtype, device=self.y.device))
             return Measurement(width * self.y + offset, self.operator, width * self.sigma)
         return replace(self, operator=Rescaled(self.operator, low, width, shape=self.operator.shape))
 
@@ -159,7 +191,7 @@ class Measurement:
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {"y": self.y} | {f"state.{k}": v for k, v in self.operator.state.items()}
-        tensors |= {f"parameter.{k}": v for k, v in self.operator.parameters.items() if isinstance(v, Tensor)}
+        tensors |= _tensors_in("parameter", self.operator.parameters)
         if isinstance(self.sigma, Tensor):
             tensors["sigma"] = self.sigma
         # Copies: safetensors refuses tensors that share memory, as a state may share its parameter's.
@@ -173,11 +205,10 @@ class Measurement:
         """
         from invdiff.registry import name_of
 
-        parameters = {k: str(v) if isinstance(v, Path) else v for k, v in self.operator.parameters.items() if not isinstance(v, Tensor)}
         return {
             "format": FORMAT,
             "operator": name_of("operators", type(self.operator)),
-            "parameters": parameters,
+            "parameters": _plain(self.operator.parameters),
             "image_shape": list(self.image_shape),
             "sigma": self.sigma if isinstance(self.sigma, float) else None,
         }
@@ -211,13 +242,48 @@ class Measurement:
             raise ValueError(f"{path} is no whole measurement: its description lacks {', '.join(missing)}")
         if described["format"] > FORMAT:
             raise ValueError(f"{path} was written by a newer invdiff (format {described['format']}); this one reads up to {FORMAT}")
-        parameters = described["parameters"] | {k.removeprefix("parameter."): v for k, v in tensors.items() if k.startswith("parameter.")}
+        parameters = described["parameters"]
+        for key, tensor in tensors.items():
+            kind, *place = key.split(".")
+            if kind == "parameter":
+                _place(parameters, place, tensor)
         state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
         operator = load("operators", described["operator"])(**parameters, shape=tuple(described["image_shape"]), state=state)
         measurement = cls(tensors["y"], operator, tensors["sigma"] if described["sigma"] is None else described["sigma"])
         if measurement.hash != described["hash"]:
             raise ValueError(f"{path} is damaged or was edited: its content does not match its hash")
         return measurement
+
+
+def _plain(value: Any) -> Any:
+    """A parameter as plain data. Operators among it become mappings of their name and parameters; tensors are left out."""
+    from invdiff.registry import name_of
+
+    if isinstance(value, Operator):
+        return {"name": name_of("operators", type(value)), **_plain(value.parameters)}
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items() if not isinstance(v, Tensor)}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _tensors_in(name: str, value: Any) -> dict[str, Tensor]:
+    """The tensors that :func:`_plain` leaves out, each under the path to its place."""
+    if isinstance(value, Tensor):
+        return {name: value}
+    inner = value.parameters if isinstance(value, Operator) else dict(enumerate(value)) if isinstance(value, list | tuple) else value
+    if not isinstance(inner, Mapping):
+        return {}
+    return {k: v for key, item in inner.items() for k, v in _tensors_in(f"{name}.{key}", item).items()}
+
+
+def _place(parameters: Any, place: Sequence[str], tensor: Tensor) -> None:
+    """Puts a tensor back into what :func:`_plain` made."""
+    *outer, last = place
+    for key in outer:
+        parameters = parameters[int(key)] if isinstance(parameters, list) else parameters[key]
+    parameters[last] = tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,6 +303,13 @@ class Rescaled(Operator):
 
     def select(self, images: Tensor) -> Rescaled:
         return replace(self, inner=self.inner.select(images))
+
+    @property
+    def measurement_shape(self) -> Shape:
+        return self.inner.measurement_shape
+
+    def _observed(self, y: Tensor) -> Tensor:
+        return self.inner._like(y)._observed(y)
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.inner((x - self.low) / self.width)

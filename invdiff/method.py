@@ -43,6 +43,11 @@ class Method:
             if piece is not None and not isinstance(piece, kind):
                 raise TypeError(f"a {kind.__name__.lower()} is an object such as invdiff.transitions.DDIM(eta=0.5), got {piece!r}")
         own = self.transition or DDPM()
+        if transition is not None and own.requires is not None and not self.chain and own.around(transition) is None:
+            name = type(own).__name__
+            raise ValueError(
+                f"{name} is itself the transition that knows the measurement, and {transition} would take its place; leave transition= out"
+            )
         chosen = own if transition is None else own.around(transition) or transition
         return Method(self.chain, chosen, itinerary or self.itinerary or Straight())
 

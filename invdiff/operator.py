@@ -75,11 +75,22 @@ class Operator(ABC):
         """What it is called in messages."""
         return type(self).__name__
 
+    @classmethod
+    def wanted(cls) -> str:
+        """What messages call an operator of this class where a method requires one."""
+        return f"a {cls.__name__}"
+
     # What users call -------------------------------------------------------------------------------------------------
 
     def __call__(self, x: Tensor) -> Tensor:
         """A(x), for x (B, *shape)."""
         return self._for_image(x)._forward(x)
+
+    def __matmul__(self, other: Operator) -> Operator:
+        """``A2 @ A1``: first A1, then A2; linear if both are."""
+        from invdiff.operators.compose import compose
+
+        return compose([other, self])
 
     def measure(
         self,
@@ -255,11 +266,7 @@ class SpectralOperator(LinearOperator):
         return self._v(self._singular_values() * self._ut(y))
 
     def _pinv(self, y: Tensor, ridge: Tensor | float) -> Tensor:
-        s = self._singular_values()
-        # The largest of every image: the images of a batch do not depend on each other.
-        largest = s.flatten(1).amax(1).view(-1, *(1,) * (s.ndim - 1)) if self.per_image else s.max()
-        keep = s > self.rcond * largest
-        return self._v(inverted(s, keep, ridge) * self._ut(y))
+        return self._v(inverted(self._singular_values(), self.measured, ridge) * self._ut(y))
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor | float) -> Tensor:
         s = self._singular_values()
@@ -271,6 +278,14 @@ class SpectralOperator(LinearOperator):
         if self.shape is None:
             raise ValueError(f"bind this {type(self).__name__} to an image shape first: operator.bind((C, H, W))")
         return self._singular_values()
+
+    @property
+    def measured(self) -> Tensor:
+        """Which components y tells about: singular values above ``rcond`` times the largest, in their layout."""
+        s = self.singular_values
+        # The largest of every image: the images of a batch do not depend on each other.
+        largest = s.flatten(1).amax(1).view(-1, *(1,) * (s.ndim - 1)) if self.per_image else s.max()
+        return s > self.rcond * largest
 
     def Vt(self, x: Tensor) -> Tensor:
         """V* x: the image in the right singular basis."""
@@ -330,7 +345,7 @@ def conjugate_gradients(normal: Callable[[Tensor], Tensor], b: Tensor, iteration
     x, r, p = torch.zeros_like(b), b, b
     rr = dot(r, r)
     floor = tolerance**2 * rr
-    for _ in range(iterations):
+    for _ in range(1 if b.is_meta else iterations):  # where nothing is computed, one tells the shapes
         q = normal(p)
         active = rr > floor
         step = torch.where(active, rr / torch.where(active, dot(p, q), 1.0), 0.0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -49,6 +50,27 @@ def list_plugins(kind: str) -> dict[str, str]:
     return {name: "; ".join(f"{package_of(p)} ({p.value})" for p in points) for name, points in _found(kind).items()}
 
 
+def find(target: str) -> list[tuple[str, EntryPoint]]:
+    """Kind and entry point of the plug-ins of that name, and of all those of the package of that name. Imports nothing.
+
+    Raises:
+        UnknownNameError: there are none; lists the packages that have some, and the nearest name.
+    """
+    every = [(kind, point) for kind in KINDS for points in _found(kind).values() for point in points]
+    found = [(kind, point) for kind, point in every if target == point.name or _normal(target) == _normal(package_of(point))]
+    if not found:
+        packages = sorted({package_of(point) for _, point in every})
+        near = difflib.get_close_matches(target, [*packages, *(point.name for _, point in every)], n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UnknownNameError(f"no plug-in and no package with plug-ins is called {target!r}.{hint} Packages: {', '.join(packages)}.")
+    return found
+
+
+def _normal(package: str) -> str:
+    """A package's name as pip compares it."""
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
 def load(kind: str, name: str) -> Any:
     """The object registered as ``name``.
 
@@ -58,9 +80,7 @@ def load(kind: str, name: str) -> Any:
     """
     found = _found(kind)
     if name not in found:
-        near = difflib.get_close_matches(name, found, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UnknownNameError(f"unknown {_SINGULAR[kind]} {name!r}.{hint} Known: {', '.join(found) or 'none'}.")
+        raise UnknownNameError(f"unknown {_SINGULAR[kind]} {name!r}.{_hint(name, found)} Known: {', '.join(found) or 'none'}.")
     points = found[name]
     if len(points) > 1:
         claims = " and ".join(f"{package_of(p)} ({p.value})" for p in points)
@@ -71,6 +91,12 @@ def load(kind: str, name: str) -> Any:
         raise PluginError(
             f"{_SINGULAR[kind]} {name!r} of package {package_of(points[0])} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    # Of equally close names one of the same letters: with many short ones the likeliest slip is their order.
+    near = sorted(difflib.get_close_matches(name, list(known)), key=lambda other: sorted(other) != sorted(name))
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 _SINGULAR = {"operators": "operator", "guidance": "method", "models": "model", "metrics": "metric", "configs": "config package"}
@@ -106,9 +132,7 @@ def check_names(what: str, given: Iterable[str], allowed: Sequence[str]) -> None
     """Refuses the first unknown parameter, with the nearest and all that exist."""
     for name in given:
         if name not in allowed:
-            near = difflib.get_close_matches(name, allowed, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{what} has no parameter {name!r}.{hint} It has: {', '.join(allowed) or 'none'}.")
+            raise ValueError(f"{what} has no parameter {name!r}.{_hint(name, allowed)} It has: {', '.join(allowed) or 'none'}.")
 
 
 def make_operator(operator: str | Any, **parameters: Any) -> Operator:
@@ -138,12 +162,15 @@ def check_options(factory: Callable[..., Any], what: str, options: Iterable[str]
     from invdiff.denoiser import Denoiser
 
     own = [n for n, p in inspect.signature(factory).parameters.items() if p.kind is not p.VAR_KEYWORD]
-    check_names(what, options, own + [n for n in inspect.signature(Denoiser).parameters if n not in ("net", "name")])
+    general = [n for n in inspect.signature(Denoiser).parameters if n not in ("net", "name")]
+    check_names(what, options, list(dict.fromkeys(own + general)))
 
 
 def is_registered(model: str | Path) -> TypeGuard[str]:
-    """Whether a model is meant by its registered name, and not by a path or a hub id."""
-    return not (isinstance(model, Path) or "/" in model or "\\" in model or Path(model).exists())
+    """Whether a model is meant by its registered name, and not by a path or a hub id. A folder of the same name is ``"./photo64"``."""
+    if isinstance(model, Path) or "/" in model or "\\" in model:
+        return False
+    return model in _found("models") or not Path(model).exists()
 
 
 def load_model(model: str | Path, *, allow_pickle: bool = False, **options: Any) -> Denoiser:
@@ -159,7 +186,10 @@ def load_model(model: str | Path, *, allow_pickle: bool = False, **options: Any)
         from invdiff.models import open_model
 
         return open_model(model, allow_pickle=allow_pickle, **options)
-    factory = load("models", model)
+    try:
+        factory = load("models", model)
+    except UnknownNameError as error:
+        raise UnknownNameError(f"{error} Nor is there a file or folder {model!r} here.") from None
     check_options(factory, f"model {model!r}", options)
     denoiser = factory(**options)
     denoiser.source |= {"kind": f"registered by {list_plugins('models')[model]}"}

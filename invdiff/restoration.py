@@ -383,7 +383,7 @@ class _Run:
             while done < len(chains):
                 part, before = chains[done : done + size], replace(evaluations)
                 try:
-                    kept.append(self._sample(part, bar.watch(callback, len(part)), trajectory))
+                    kept.append(self._sample(part, together, bar.watch(callback, len(part)), trajectory))
                 except RuntimeError as error:  # torch.OutOfMemoryError is one
                     if batch_size is not None or size == together or not out_of_memory(error):
                         raise
@@ -404,8 +404,11 @@ class _Run:
             trajectory=torch.cat(paths, dim=1)[:, order].unflatten(1, (num_samples, self.shape[0])) if paths else None,
         )
 
-    def _sample(self, part: Sequence[tuple[int, int]], callback: Callback, trajectory: bool) -> tuple[Tensor, Tensor | None]:
-        """Some of the chains, (sample, image) each: their final images, and their estimates after each step if asked for."""
+    def _sample(
+        self, part: Sequence[tuple[int, int]], particles: int, callback: Callback, trajectory: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Some of the chains, (sample, image) each, of which ``particles`` in a row are one system: their final images, and their
+        estimates after each step if asked for."""
         images = [k for _, k in part]
         noise = _noise_of(self.seed, [(sample_index, self.ids[k]) for sample_index, k in part], self.device)
         # Drawn even where it is not needed, so that a run from a given state has the noise of one that is not.
@@ -415,11 +418,12 @@ class _Run:
         if self.first is not None:
             x = self.first[images] + x
         path: list[Tensor] = []
+        chains = tuple((sample_index, self.ids[k]) for sample_index, k in part)
 
         def watch(p: Progress) -> None:
             if trajectory and p.x0 is not None:
                 path.append(from_range(self.denoiser, p.x0).cpu())
-            callback(replace(p, chains=tuple((sample_index, self.ids[k]) for sample_index, k in part)))
+            callback(replace(p, chains=chains))
 
         method = self.bound.select(images)
         assert method.transition is not None
@@ -437,7 +441,7 @@ class _Run:
             measurement=measurement,
             callback=watch,
             cond={k: v[images] if isinstance(v, Tensor) else v for k, v in self.cond.items()},
-            images=torch.tensor(images, device=self.device),
+            particles=particles,
         )
         return from_range(self.denoiser, x), torch.stack(path) if path else None
 

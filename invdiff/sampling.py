@@ -40,8 +40,8 @@ class Step:
         noise: where all randomness comes from.
         last: the prediction of the step before; None at the start and after a climb.
         memory: a dict of this guidance (or transition) alone, kept through the run.
-        images: (B,), which image each row of the state is a sample of, counted from 0; rows of one image are a particle system to
-            pieces that say so (:attr:`Piece.particles`). None: each row is an image of its own.
+        particles: how many consecutive rows of the state are samples of one image: the particle system of pieces that say so
+            (:attr:`Piece.particles`), 1 for all others.
     """
 
     index: int
@@ -52,7 +52,7 @@ class Step:
     count: int = 1
     last: Prediction | None = None
     memory: dict[str, Any] = field(default_factory=dict)
-    images: Tensor | None = None
+    particles: int = 1
 
     def randn_like(self, x: Tensor) -> Tensor:
         """Standard normal noise shaped as x; image k's comes from its own stream."""
@@ -107,9 +107,7 @@ class Piece:
         if self.requires is not None and setting.measurement is None:
             raise ValueError(f"{name} restores a measurement, but there is none: use it with solve, or generate with another method")
         if self.requires is not None and not isinstance(operator := setting.measurement.operator, self.requires):  # type: ignore[union-attr]
-            raise ValueError(
-                f"{name} requires a {self.requires.__name__}, but {operator.kind} is not one; choose another method or operator"
-            )
+            raise ValueError(f"{name} requires {self.requires.wanted()}, but {operator.kind} is not one; choose another method or operator")
         return self._with(lambda piece: piece.bind(setting))
 
     def select(self, images: Sequence[int]) -> Self:
@@ -154,10 +152,12 @@ class Guidance(Piece, ABC):
         stateful: whether it keeps memory between steps, so that a transition may predict only once a step.
         sets: the conditions it gives to the network. It then stands nearer to the network than what works on the
             prediction, and no other guidance of the chain sets the same.
+        scale: the fields that turn it off where all of them are 0; none where it cannot be turned off.
     """
 
     requires: ClassVar[type[Operator] | None] = Operator
     stateful: ClassVar[bool] = False
+    scale: ClassVar[tuple[str, ...]] = ()
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -232,6 +232,14 @@ def traced(denoise: Denoise, x_t: Tensor, level: Level, who: str) -> tuple[Tenso
     if not p.x0.requires_grad:
         raise ValueError(f"{who} needs the gradient through the network, but what it wraps gives none; put it nearest to the network")
     return x_t, p
+
+
+def data_gradient(measurement: Measurement, x: Tensor) -> Tensor:
+    """grad_x ‖y − A(x)‖² of every image at an estimate x itself, (B, ...): through A alone, the network is not differentiated."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        loss = measurement.loss(x).sum()  # one value per image; the sum keeps their gradients apart
+    return torch.autograd.grad(loss, x)[0]
 
 
 def guide(
@@ -320,7 +328,7 @@ def sample(
     measurement: Measurement | None = None,
     callback: Callback | None = None,
     cond: dict[str, Any] | None = None,
-    images: Tensor | None = None,
+    particles: int = 1,
 ) -> Tensor:
     """Runs the loop on a state x (B, ...) at ``levels[0]``, in the network's own range; returns the state at ``levels[-1]``.
 
@@ -338,13 +346,13 @@ def sample(
 
     with torch.no_grad():
         for index, (t, s) in enumerate(pairwise(levels)):
-            step = Step(index, t, s, schedule, noise, count, last, own, images)
+            step = Step(index, t, s, schedule, noise, count, last, own, particles)
             guided = guide(network, guidance, step, memory, measurement)
             made: list[Prediction] = []
 
             def predict(x_t: Tensor, level: Level, guided: Denoise = guided, made: list[Prediction] = made, **more: Any) -> Prediction:
                 prediction = guided(x_t, level, **more)
-                made.append(prediction)
+                made.append(prediction.detach())  # what outlives the step has no graph
                 return prediction
 
             x = transition(predict, x, step, measurement)

@@ -129,8 +129,13 @@ class Schedule(ABC):
         high, low = (self(t).ratio for t in (self.t_max, self.t_min))
         if not torch.isfinite(high) or low <= 0:
             raise ValueError("karras spacing needs a finite, positive sigma / alpha at both ends of the schedule; use another spacing")
-        ramp = torch.linspace(0, 1, n, dtype=torch.float64)
-        return self.time((high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho)
+        return self.time(karras(float(high), float(low), n, rho))
+
+
+def karras(high: float, low: float, n: int, rho: float = 7.0) -> Tensor:
+    """n noise-to-signal ratios from ``high`` down to ``low`` (Karras et al. 2022, eq. 5)."""
+    ramp = torch.linspace(0, 1, n, dtype=torch.float64)
+    return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
 
 
 class Discrete(Schedule):

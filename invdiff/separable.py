@@ -95,3 +95,11 @@ def check_image_shape(shape: Shape, who: str) -> None:
     """Refuses what is not (C, H, W)."""
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"{who} works on images of shape (C, H, W), got {shape}; give grey images their channel: x[:, None]")
+
+
+def cosine_matrix(size: int) -> Tensor:
+    """The orthonormal cosine transform (DCT-II) of ``size`` values as a matrix, float64: row k holds cos(π k (i + ½) / size)."""
+    k, i = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
+    waves = torch.cos(torch.pi * k * (i + 0.5) / size) * (2 / size) ** 0.5
+    waves[0] /= 2**0.5
+    return waves

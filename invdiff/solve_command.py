@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     method = build_method(prompted)
     config |= {"prompt": args.prompt, "negative_prompt": args.negative_prompt}
     jobs = _jobs(args, denoiser, saved)
-    output = Path(args.output or f"invdiff-{config['operator']['name']}-{'-'.join(args.method or ['dps'])}")
+    output = Path(args.output or f"invdiff-{config['protocol'] or config['operator']['name']}-{'-'.join(args.method or ['dps'])}")
     check_output(output, args.overwrite, [Path(job.source["path"]) for job in jobs if "path" in job.source])
     check_reading(args, config, denoiser)
 

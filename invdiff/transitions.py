@@ -53,9 +53,12 @@ class DDPM(Transition):
             raise ValueError(f"variance must be 'auto', 'small', 'large' or 'learned', got {self.variance!r}")
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
-        p, t, s = predict(x_t, step.t), step.t, step.s
-        x_s = mean(p, s, posterior_variance(t, s))
-        return x_s if s.sigma == 0 else x_s + self.noise_std(p, t, s) * step.randn_like(x_t)
+        x_s, std = self.kernel(predict(x_t, step.t), step.t, step.s)
+        return x_s if step.s.sigma == 0 else x_s + std * step.randn_like(x_t)
+
+    def kernel(self, p: Prediction, t: Level, s: Level) -> tuple[Tensor, Tensor | float]:
+        """Mean and standard deviation of p(x_s | x_t); at the clean level no noise of it is drawn."""
+        return mean(p, s, posterior_variance(t, s)), self.noise_std(p, t, s)
 
     def noise_std(self, p: Prediction, t: Level, s: Level) -> Tensor | float:
         """Standard deviation of the noise that a step from t to s draws."""
@@ -95,10 +98,13 @@ class DDIM(Transition):
         return self.eta == 0 and self.std is None
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
-        p, t, s = predict(x_t, step.t), step.t, step.s
-        std = self.noise_std(p, t, s)
-        x_s = mean(p, s, std**2)
+        x_s, std = self.kernel(predict(x_t, step.t), step.t, step.s)
         return torch.add(x_s, step.randn_like(x_t), alpha=std) if std > 0 else x_s
+
+    def kernel(self, p: Prediction, t: Level, s: Level) -> tuple[Tensor, float]:
+        """Mean and standard deviation of p(x_s | x_t)."""
+        std = self.noise_std(p, t, s)
+        return mean(p, s, std**2), std
 
     def noise_std(self, p: Prediction, t: Level, s: Level) -> float:
         """Standard deviation of the noise that a step from t to s draws."""

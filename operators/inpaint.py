@@ -37,7 +37,7 @@ class Inpaint(DiagonalOperator):
         size: of the missing box, or of the centre that outpaint keeps: pixels (int), share of the side (float), or a pair
             (height, width) of these; None is half of each side.
         position: of the box: (top, left) in pixels, None for the centre, or ``"random"``.
-        margin: pixels that a random box stays away from the border.
+        margin: what a random box stays away from the border: pixels (int) or a share of the side (float).
         width: of a missing stripe, in pixels.
         period: from one stripe to the next, in pixels; the first stripe ends with the first period.
         direction: in which the stripes run, ``"horizontal"`` or ``"vertical"``.
@@ -52,7 +52,7 @@ class Inpaint(DiagonalOperator):
     per_channel: bool = False
     size: Size | None = None
     position: tuple[int, int] | str | None = None
-    margin: int = 0
+    margin: int | float = 0
     width: int = 4
     period: int = 8
     direction: str = "vertical"
@@ -78,8 +78,8 @@ class Inpaint(DiagonalOperator):
             _check_size(self.size)
         if not (self.position is None or self.position == "random" or _is_pair_of_pixels(self.position)):
             raise ValueError(f"position must be (top, left) in pixels, 'random' or None for the centre, got {self.position!r}")
-        if not isinstance(self.margin, int) or self.margin < 0:
-            raise ValueError(f"margin must be a number of pixels, at least 0, got {self.margin}")
+        if not (_is_pixels(self.margin) or (isinstance(self.margin, float) and 0 <= self.margin < 0.5)):
+            raise ValueError(f"margin must be a number of pixels, at least 0, or a share of the side below 0.5, got {self.margin}")
         if not (isinstance(self.width, int) and isinstance(self.period, int) and 0 < self.width < self.period):
             raise ValueError(
                 f"width and period must be pixels with 0 < width < period, so that something is known; got {self.width} and {self.period}"
@@ -148,10 +148,11 @@ class Inpaint(DiagonalOperator):
     def _box(self, h: int, w: int, generator: torch.Generator) -> tuple[int, int, int, int]:
         height, width = self._pixels(h, w)
         if self.position == "random":
-            room = h - height - 2 * self.margin, w - width - 2 * self.margin
+            margins = [round(n * self.margin) if isinstance(self.margin, float) else self.margin for n in (h, w)]
+            room = h - height - 2 * margins[0], w - width - 2 * margins[1]
             if min(room) < 0:
                 raise ValueError(f"a box of {height}x{width} with a margin of {self.margin} does not fit into {h}x{w} pixels; shrink one")
-            top, left = (self.margin + int(torch.randint(n + 1, (), generator=generator)) for n in room)
+            top, left = (m + int(torch.randint(n + 1, (), generator=generator)) for m, n in zip(margins, room, strict=True))
         else:
             top, left = self.position if isinstance(self.position, tuple) else ((h - height) // 2, (w - width) // 2)
         if top + height > h or left + width > w:

@@ -1,5 +1,6 @@
 """Makes ``import oracles`` work for every way the tests are started (pytest or python -m pytest, editable install or wheel)."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,11 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # they, and the processes they start, share the cores
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_json_samples_and_gif(photo: Path, tmp_path: Path, capsys: pytest.Captur
     args = ["solve", "--input", str(photo), "--output", str(out), "--num-samples", "2", "--gif", "--json", "--seed", "3"]
     assert main([*args, *FAST, "guidance.zeta=0.25", "transition.name=ddim", "transition.eta=0.5"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["run"]["method"]["guidance"] == [{"name": "DPS", "zeta": 0.25}]
+    assert record["run"]["method"]["guidance"] == [{"name": "DPS", "zeta": 0.25, "likelihood": False}]
     assert record["run"]["method"]["transition"] == {"name": "DDIM", "eta": 0.5, "std": None}
     assert record["run"]["seed"] == 3 and record["metrics_of_mean"]["psnr"] > 0
     assert {"mean.png", "std.png", "sample_0.png", "sample_1.png", "trajectory.gif"} <= {p.name for p in out.iterdir()}
@@ -290,7 +290,7 @@ def test_a_chain_records_every_method(photo: Path, tmp_path: Path) -> None:
     args = ["--method", "dps", "--method", "replace", "guidance.zeta=0.7", "guidance.variance=large", "transition.name=predictor_corrector"]
     assert main(["solve", "--input", str(photo), "--output", str(out), *args, "transition.predictor=euler", *FAST]) == 0
     record = json.loads((out / "result.json").read_text())
-    assert record["config"]["guidance"] == [{"name": "dps", "zeta": 0.7}, {"name": "replace", "variance": "large"}]
+    assert record["config"]["guidance"] == [{"name": "dps", "zeta": 0.7, "likelihood": False}, {"name": "replace", "variance": "large"}]
     assert record["run"]["method"]["transition"]["inner"]["predictor"]["name"] == "Euler"  # replace stands around it
 
 

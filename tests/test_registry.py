@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from importlib.resources import files
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,11 +16,11 @@ import torch
 
 import invdiff
 from invdiff import registry
-from invdiff.config import build_method, build_operator, compose
+from invdiff.config import build_method, build_operator, compose, protocols
 from invdiff.denoiser import Denoiser
 from invdiff.method import Method, make_method
 from invdiff.operator import Operator
-from invdiff.registry import KINDS, PluginError, UnknownNameError, call, load, make_operator, name_of
+from invdiff.registry import KINDS, PluginError, UnknownNameError, call, is_registered, load, make_operator, name_of
 
 CONFIGS = files("invdiff.configs")
 
@@ -167,12 +168,14 @@ def test_every_registered_plugin_loads_and_is_what_its_group_says(kind: str, nam
             assert any(file.name.endswith(".yaml") for file in files(loaded.__name__).iterdir())
 
 
-@pytest.mark.parametrize("method", group("guidance"))
-@pytest.mark.parametrize("operator", group("operator"))
+@pytest.mark.parametrize(
+    ("operator", "method"), [*((name, "dps") for name in group("operator")), *(("inpaint", name) for name in group("guidance"))]
+)
 def test_every_config_composes_to_something_its_factory_takes(operator: str, method: str) -> None:
     config = compose(operator, [method], "photo64")
-    assert config["operator"]["name"] == operator and [g["name"] for g in config["guidance"]] == [method]
-    assert type(build_operator(config)).__module__ == f"invdiff.operators.{operator}"
+    name = config["operator"]["name"]
+    assert config["protocol"] == (None if name == operator else operator) and [g["name"] for g in config["guidance"]] == [method]
+    assert type(build_operator(config)).__module__ == f"invdiff.operators.{name}"
     assert build_method(config).transition is not None
 
 
@@ -186,10 +189,20 @@ def test_every_preset_composes_and_belongs_to_a_method_and_an_operator(preset: s
 
 
 def test_config_groups_name_registered_plugins_only() -> None:
-    assert set(group("operator")) <= set(invdiff.list_plugins("operators"))
+    assert set(group("operator")) <= {*invdiff.list_plugins("operators"), *protocols()}
     assert set(group("guidance")) <= set(invdiff.list_plugins("guidance"))
 
 
 def test_code_in_a_configuration_is_refused() -> None:
     with pytest.raises(ValueError, match="_target_"):
         compose("inpaint", ["dps"], "photo64", overrides=["guidance._target_=os.system"])
+
+
+def test_a_registered_name_wins_over_a_file_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photo64").mkdir()
+    (tmp_path / "mine").mkdir()
+    assert is_registered("photo64") and not is_registered("./photo64") and not is_registered(Path("photo64"))
+    assert not is_registered("mine")
+    with pytest.raises(UnknownNameError, match="Nor is there a file or folder 'minee' here"):
+        invdiff.load_model("minee")

@@ -242,7 +242,7 @@ def test_config_is_plain_data() -> None:
     result = solve(measured(), conv(num_classes=10, name="toy"), ["none", DPS(0.4)], steps=2, seed=7, transition=DDIM(0.5), label=3)
     record = json.loads(json.dumps(result.config))
     assert record["model"] == "toy"
-    assert record["method"]["guidance"] == [{"name": "DPS", "zeta": 0.4}]
+    assert record["method"]["guidance"] == [{"name": "DPS", "zeta": 0.4, "likelihood": False}]
     assert record["method"]["transition"]["eta"] == 0.5
     assert (record["steps"], record["seed"], record["cond"]) == (2, 7, {"label": 3})
     assert result.seconds > 0

@@ -1,0 +1,129 @@
+"""Denoising diffusion null-space models (Wang et al., ICLR 2023, arXiv:2212.00490): DDNM, DDNM+ for noise, and time travel.
+
+What y tells replaces the network's estimate in the range of A†, which keeps the null space (eq. 13). Noise on y weakens that and makes up
+part of the next state's noise (DDNM+, eq. 17 and 51, in the components of A = U diag(s) V*):
+
+    x0 <- x0 + Sigma A†(y − A x0),    x_s = alpha_s x0 + Phi z + Psi eps
+
+with diagonal Sigma, Phi, Psi; where n_i = alpha_s sigma_y / s_i is the noise on y's component at the scale of x_s,
+
+                                     Sigma                            Phi                     Psi
+    no noise, or not measured        1                                eta sigma_s             sqrt(1 − eta²) sigma_s
+    n_i <= sigma_s                   1                                sqrt(sigma_s² − n_i²)   0
+    n_i > sigma_s                    sqrt(1 − eta²) sigma_s / n_i     eta sigma_s             0
+
+Sigma is the guidance, Phi and Psi the transition. Time travel (section 3.3) climbs ``travel_length`` levels after as many steps,
+``travel_repeat`` − 1 times, to alpha_s x0 + sigma_s z with the last x0: not to a noised x_t, as RePaint does.
+
+Symbols: eta, the share of fresh noise. Published: eta 0.85, 100 steps, no time travel.
+
+This is the authors' SVD code, which has DDIM where the paper has DDPM; with noise in every component it is DDRM with eta_b = 1. Their
+code travels back from the network's x0, here it is the corrected one. Their simplified DDNM+, one Sigma and Phi for all components,
+presumes that A† does not amplify noise, and is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from invdiff.denoiser import Prediction
+from invdiff.itineraries import Jumps
+from invdiff.measurement import Measurement
+from invdiff.method import Method
+from invdiff.operator import LinearOperator, Operator, SpectralOperator
+from invdiff.sampling import Denoise, Guidance, Setting, Step, Transition
+
+
+def _check_eta(eta: float) -> None:
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be in [0, 1], got {eta}")
+
+
+def _noisy(measurement: Measurement) -> bool:
+    """Whether any image may be noisy; tensors are not looked into."""
+    return isinstance(measurement.sigma, Tensor) or measurement.sigma > 0
+
+
+@dataclass(frozen=True)
+class DDNM(Guidance):
+    """x0 + Sigma A†(y − A x0). Without noise any transition may follow; with noise :class:`NullSpaceNoise` of the same eta.
+
+    Args:
+        eta: the share of fresh noise that the transition draws; it matters with noise only.
+    """
+
+    eta: float = 0.85
+    requires: ClassVar[type[Operator] | None] = LinearOperator
+
+    def __post_init__(self) -> None:
+        _check_eta(self.eta)
+
+    def bind(self, setting: Setting) -> Self:
+        bound, measurement = super().bind(setting), setting.measurement
+        assert measurement is not None
+        measurement.image_sigma("DDNM")
+        if _noisy(measurement) and not isinstance(measurement.operator, SpectralOperator):
+            raise ValueError(
+                f"DDNM requires {SpectralOperator.wanted()} where the measurement has noise, but {measurement.operator.kind} is not one; "
+                "choose another method or operator, or say sigma=0"
+            )
+        return bound
+
+    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+        assert measurement is not None
+        operator, p = measurement.operator, denoise(x_t, step.t)
+        assert isinstance(operator, LinearOperator)
+        dx = operator.pinv(measurement.residual(p.x0))
+        if isinstance(operator, SpectralOperator) and _noisy(measurement):
+            n, sigma = step.s.alpha * measurement.component_sigma("DDNM"), step.s.sigma
+            weight = torch.where(n > sigma, math.sqrt(1 - self.eta**2) * sigma / torch.where(n > sigma, n, 1.0), 1.0)
+            dx = operator.V(weight * operator.Vt(dx))
+        return p.move_x0(dx)
+
+
+@dataclass(frozen=True)
+class NullSpaceNoise(Transition):
+    """x_s = alpha_s x0 + Phi z + Psi eps, and up to alpha_s x0 + sigma_s z with the last x0.
+
+    Args:
+        eta: the share of fresh noise.
+    """
+
+    eta: float = 0.85
+    requires: ClassVar[type[Operator] | None] = LinearOperator
+
+    def __post_init__(self) -> None:
+        _check_eta(self.eta)
+
+    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
+        assert measurement is not None
+        operator, p, (_, alpha, sigma) = measurement.operator, predict(x_t, step.t), step.s
+        step.memory["x0"] = p.x0
+        z = step.randn_like(x_t)
+        fresh, kept = self.eta * sigma, math.sqrt(1 - self.eta**2) * sigma
+        if not isinstance(operator, SpectralOperator) or not _noisy(measurement):
+            return alpha * p.x0 + fresh * z + kept * p.eps
+        n = alpha * measurement.component_sigma("DDNM")
+        phi = torch.where((n > 0) & (n <= sigma), (sigma**2 - n**2).clamp(min=0).sqrt(), fresh)
+        return alpha * p.x0 + operator.V(phi * operator.Vt(z) + torch.where(n > 0, 0.0, kept * operator.Vt(p.eps)))
+
+    def up(self, x_t: Tensor, step: Step) -> Tensor:
+        x0: Any = step.memory["x0"]
+        return step.s.alpha * x0 + step.s.sigma * step.randn_like(x_t)
+
+
+def ddnm(eta: float = 0.85, travel_length: int = 1, travel_repeat: int = 1) -> Method:
+    """DDNM, which is DDNM+ where the measurement has noise.
+
+    Args:
+        eta: the share of fresh noise.
+        travel_length: l, how many levels time travel climbs.
+        travel_repeat: r, how often each stretch is walked; 1 is no time travel.
+    """
+    travel = Jumps(travel_length, travel_repeat)
+    return Method(DDNM(eta), NullSpaceNoise(eta), travel if travel_repeat > 1 else None)
