@@ -37,6 +37,8 @@ from invdiff.sampling import NonFiniteError
 from invdiff.schedules import Discrete, Schedule, from_betas, linear
 
 D = torch.float64
+DIVERGED = 100.0
+"""Scores beyond this are told as such: the prior's are about 10, and a mean with them in it would say nothing."""
 
 
 @dataclass(frozen=True)
@@ -279,7 +281,7 @@ def _entry(records: Sequence[Record], score: str, interval: bool = False) -> str
     found = [r["result"][score] for r in records if score in r.get("result", {})]
     if failed := sum("failure" in r for r in records):
         return f"{failed} failed"
-    if diverged := sum("diverged" in r["result"] for r in records):
+    if diverged := sum("diverged" in r["result"] or r["result"].get(score, 0) > DIVERGED for r in records):
         return f"{diverged} of {len(records)} diverged"
     if not found:
         return "–"
@@ -288,6 +290,7 @@ def _entry(records: Sequence[Record], score: str, interval: bool = False) -> str
 
 
 def _cost(records: Sequence[Record]) -> dict[str, str]:
-    """Evaluations a sample of the first record that has them, which are the same for all."""
-    found = next((r["result"] for r in records if "nfe" in r.get("result", {})), None)
-    return {} if found is None else {"NFE": f"{found['nfe']:g}", "NBE": f"{found['nbe']:g}"}
+    """Evaluations a sample, from the fewest to the most."""
+    results = [r["result"] for r in records if "nfe" in r.get("result", {})]
+    spans = {k.upper(): (min(r[k] for r in results), max(r[k] for r in results)) for k in ("nfe", "nbe")} if results else {}
+    return {k: f"{low:g}" if low == high else f"{low:g} to {high:g}" for k, (low, high) in spans.items()}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from invdiff.frame import Frame, Time
 from invdiff.schedules import Level, Schedule
 
 
@@ -23,7 +23,7 @@ class NoisyClassifier:
     Args:
         net: ``net(x_t, t) -> logits``, x_t (B, C, H, W) in the range of the network it guides, t (B,), logits (B, classes).
         schedule: the schedule it was trained on.
-        time: maps the schedule's time to what it is shown.
+        time: maps the schedule's time, or the level, to what it is shown, as for a Denoiser.
         quantize: show it whole numbers (nearest level), for classifiers that look their time up in a table.
         channels: of its images, for messages.
         name: how it is called in messages.
@@ -34,7 +34,7 @@ class NoisyClassifier:
         net: Callable[[Tensor, Tensor], Tensor],
         *,
         schedule: Schedule,
-        time: Callable[[Tensor], Tensor] | None = None,
+        time: Time | None = None,
         quantize: bool = False,
         channels: int | None = None,
         name: str = "classifier",
@@ -42,7 +42,7 @@ class NoisyClassifier:
         if not callable(net):
             raise TypeError(f"a classifier is a callable net(x_t, t) -> logits, got {type(net).__name__}")
         self.net, self.schedule, self.time, self.quantize, self.channels, self.name = net, schedule, time, quantize, channels, name
-        self._frame = lru_cache(maxsize=4096)(schedule.frame)
+        self._frame = Frame(schedule, time, quantize)
         if isinstance(net, torch.nn.Module):
             net.eval().requires_grad_(False)
 
@@ -57,14 +57,11 @@ class NoisyClassifier:
 
     def __call__(self, x_t: Tensor, level: Level) -> Tensor:
         """log p(label | x_t) of every label, (B, classes), with gradients with respect to x_t."""
-        own, scale = self._frame(float(level.alpha), float(level.sigma))
-        t = own.t.clamp(*sorted((self.schedule.t_min, self.schedule.t_max)))
+        place = self._frame(level)
         parameters = self.net.parameters() if isinstance(self.net, torch.nn.Module) else iter(())
         dtype = next((p.dtype for p in parameters), x_t.dtype)  # its own, whatever the state's
-        t = t.round() if self.quantize else t
-        t = t if self.time is None else self.time(t)
-        shown = torch.full(x_t.shape[:1], float(t), dtype=torch.long if self.quantize else dtype, device=x_t.device)
-        return self.net((x_t * scale).to(dtype), shown).to(x_t.dtype).log_softmax(dim=1)
+        x = (x_t * place.scale).to(dtype)
+        return self.net(x, self._frame.times(place.time, x)).to(x_t.dtype).log_softmax(dim=1)
 
     def classes(self, shape: tuple[int, ...], **like: Any) -> int:
         """How many labels it tells apart, found by trying it on one empty image of ``shape`` (C, H, W).

@@ -266,6 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 0
+    warnings.simplefilter("ignore", FutureWarning)  # what other packages tell their developers
     warnings.showwarning = lambda message, *_, **__: print(f"invdiff: warning: {message}", file=sys.stderr)
     try:
         COMMANDS[args.command](args)

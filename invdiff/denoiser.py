@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from invdiff.frame import Frame, OfLevel, Time
 from invdiff.schedules import Discrete, Level, Schedule, make_schedule
 from invdiff.tiling import Tiled
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from invdiff.latent import Autoencoder
 
 PREDICTS = ("eps", "x0", "v", "score", "edm", "velocity")
+
+C_NOISE = OfLevel(lambda level: level.ratio.log() / 4)
+"""What an EDM network is shown (Karras et al. 2022, table 1)."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +134,8 @@ class Denoiser:
         net: callable ``net(x, t, **cond)``; x (B, ...), t (B,) in the schedule's own time. Its output has x's shape, or
             twice the channels with ``learned_variance``.
         predicts: ``"eps"``, ``"x0"`` (the posterior mean), ``"v"`` (Salimans & Ho 2022), ``"score"``, ``"edm"`` (the raw
-            network of Karras et al. 2022, table 1: c_in, c_skip, c_out and c_noise are applied here) or ``"velocity"``
-            (dx_t/dt of the schedule).
+            network of Karras et al. 2022, table 1: c_in, c_skip and c_out are applied here, and c_noise unless ``time`` is given) or
+            ``"velocity"`` (dx_t/dt of the schedule).
         schedule: the schedule the network was trained on, or its name (:func:`~invdiff.schedules.make_schedule`).
         data_range: (low, high) of its images; ``None`` where its units are the user's (vectors, latents).
         clip: clip x0 to the data range, within autograd; by default wherever ``data_range`` is given.
@@ -142,11 +146,12 @@ class Denoiser:
             range: its input is ``[cond, x_t]`` (SR3, Palette). A network without it is given ``cond`` as a keyword if it takes one.
         factor: of a network trained for super-resolution, how many times larger its images are than what it is shown of them.
         classifier: a :class:`~invdiff.classifier.NoisyClassifier` of the same data, for classifier guidance.
-        time: maps the schedule's time to what the network is shown, e.g. ``lambda t: 1000 * t``, or for a network conditioned on
-            the continuous noise level (SR3) ``lambda t: schedule(t).alpha``.
+        time: maps the schedule's time to what the network is shown, e.g. ``lambda t: 1000 * t``; or, for a network conditioned on the
+            noise level, maps that: ``OfLevel(lambda level: level.alpha)`` for SR3, see :class:`~invdiff.frame.OfLevel`.
         quantize: show the network integer times (nearest level), for networks that look their time up in a table.
         sigma_data: standard deviation of the data, of ``"edm"`` networks.
-        multiple: the network needs image sides that divide by this; states are padded by reflection and cropped.
+        multiple: the network needs image sides that divide by this; states are padded by reflection and cropped, and so are those that
+            are smaller than the ``fixed_size`` (H, W) that ``net`` declares.
         dtype: ``torch.bfloat16`` or ``torch.float16`` run the network under autocast, ``torch.float64`` turns a module's weights
             to it; states stay as they are, whatever the network runs in.
         channels_last, compile, gradient_checkpointing: memory layout; ``torch.compile``; the network's own
@@ -155,8 +160,9 @@ class Denoiser:
             (:class:`~invdiff.latent.Autoencoder`).
         text: ``text(prompts) -> conditions`` of a list of B prompts, tensors with B entries by the names under which the network takes
             them; see :meth:`conditions_of`.
-        tile: side of the windows in which larger images are denoised, see :class:`~invdiff.tiling.Tiled`; None: images are not cut.
-        tile_overlap: what neighbouring windows share, by default a quarter of ``tile``; tile_batch: windows at once.
+        tile: side of the windows in which larger images are denoised, in pixels of the images also where states are latents, see
+            :class:`~invdiff.tiling.Tiled`; None: images are not cut. Decoding is the autoencoder's own affair.
+        tile_overlap: what neighbouring windows share, in pixels, by default a quarter of ``tile``; tile_batch: windows at once.
         channels, image_size: what the network was trained on, for messages and defaults.
         name: how it is called in records.
     """
@@ -177,7 +183,7 @@ class Denoiser:
         classifier: NoisyClassifier | None = None,
         autoencoder: Autoencoder | None = None,
         text: Callable[[list[str]], dict[str, Tensor]] | None = None,
-        time: Callable[[Tensor], Tensor] | None = None,
+        time: Time | None = None,
         quantize: bool = False,
         sigma_data: float = 0.5,
         multiple: int = 1,
@@ -187,7 +193,7 @@ class Denoiser:
         gradient_checkpointing: bool = False,
         tile: int | None = None,
         tile_overlap: int | None = None,
-        tile_batch: int = 1,
+        tile_batch: int | None = None,
         channels: int | None = None,
         image_size: int | None = None,
         name: str = "network",
@@ -200,7 +206,7 @@ class Denoiser:
             raise ValueError(
                 "a velocity is dx_t/dt and needs a schedule in continuous time, e.g. schedules.flow(); give time= if the network counts in steps"
             )
-        if data_range is not None and not data_range[0] < data_range[1]:
+        if data_range is not None and not (isinstance(data_range, Sequence) and len(data_range) == 2 and data_range[0] < data_range[1]):
             raise ValueError(f"data_range must be (low, high) with low < high, got {data_range}")
         if clip and data_range is None:
             raise ValueError("clip=True needs a data_range to clip to")
@@ -217,7 +223,7 @@ class Denoiser:
         self.dtype, self.channels_last = dtype, channels_last
         self.channels, self.image_size, self.name = channels, image_size, name
         self.source: dict[str, Any] = {}  # what a loader knows about the checkpoint, for people: kind, path, licence, ...
-        self._native = lru_cache(maxsize=4096)(self._native_uncached)
+        self._frame = Frame(schedule, C_NOISE if time is None and predicts == "edm" else time, quantize)
         self._rates = lru_cache(maxsize=4096)(self._rates_uncached)
         if isinstance(net, torch.nn.Module):
             net.eval().requires_grad_(False)
@@ -237,15 +243,27 @@ class Denoiser:
                 autoencoder.net.enable_gradient_checkpointing()  # type: ignore[union-attr, operator]
         if compile:
             self.net = torch.compile(net)  # type: ignore[assignment]
-        self._call = self.net
-        if tile is not None:
-            if tile % multiple:
-                raise ValueError(f"tile must be a multiple of {multiple}, which the network needs its sides to be, got {tile}")
-            self._call = Tiled(self.net, tile, tile // 4 if tile_overlap is None else tile_overlap, tile_batch)
+        self._call = self._evaluate if tile is None else self._tiled(tile, tile_overlap, tile_batch)
+        if tile is None and (tile_overlap, tile_batch) != (None, None):
+            raise ValueError("tile_overlap and tile_batch say how images are cut; give tile= as well")
+
+    def _tiled(self, tile: int, overlap: int | None, batch: int | None) -> Tiled:
+        """The network in windows; sizes are those of images, which a latent stands for ``factor`` of."""
+        for name, value in {"tile": tile, "tile_overlap": overlap, "tile_batch": batch}.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise TypeError(f"{name} is a whole number, got {value!r}")
+        factor = 1 if self.autoencoder is None else self.autoencoder.factor
+        unit = self.multiple * factor
+        if tile % unit or tile < 1:
+            raise ValueError(f"tile must be a multiple of {unit}, which the network needs the sides of images to be, got {tile}")
+        shared = tile // 4 if overlap is None else overlap
+        return Tiled(
+            self._evaluate, tile // factor, shared // factor, 1 if batch is None else batch, getattr(self.net, "image_conditions", {})
+        )
 
     def read_as(self, **options: Any) -> Denoiser:
         """The same network, read with other options: ``denoiser.read_as(predicts="v")``."""
-        return Denoiser(self.net, **(self._options | options))
+        return Denoiser(self.net, **(self._options | {"compile": False} | options))  # it is compiled already, where asked for
 
     def to(self, device: torch.device | str) -> Denoiser:
         """Moves the network; returns itself."""
@@ -320,10 +338,9 @@ class Denoiser:
             cond: what the network is conditioned on; ``label``: an int, a (B,) tensor, or None for unconditional; ``cond``: the
                 image of ``cond_channels``, (B, cond_channels, H, W).
         """
-        t, alpha, sigma, scale = self._native(float(level.alpha), float(level.sigma))
+        t, alpha, sigma, scale = self._frame(level)
         x = x_t if scale == 1.0 else x_t * scale
-        shown = torch.full(x.shape[:1], t, dtype=torch.long if self.quantize else x.dtype, device=x.device)
-        out = self._run(x, shown, alpha, sigma, self._conditions(cond, x))
+        out = self._run(x, self._frame.times(t, x), alpha, sigma, self._conditions(cond, x))
         fraction = None
         if self.learned_variance:
             if out.shape[1] != 2 * x.shape[1]:
@@ -337,21 +354,9 @@ class Denoiser:
                 "; a network with twice the channels needs learned_variance=True" if out.ndim > 1 and out.shape[1] == 2 * x.shape[1] else ""
             )
             raise ValueError(f"the network returned shape {tuple(out.shape)} for a state of shape {tuple(x.shape)}{hint}")
-        x0, eps = self._parameterisation(x, out, t, alpha, sigma)
+        x0, eps = self._parameterisation(x, out, alpha, sigma)
         prediction = Prediction(x_t, level, x0, eps, fraction, self.data_range if self.clip else None)
         return prediction.clip() if clip_x0 else prediction
-
-    def _native_uncached(self, alpha: float, sigma: float) -> tuple[float, float, float, float]:
-        """(time shown to the network, its alpha and sigma, factor on x_t) for a level of any schedule."""
-        own, scale = self.schedule.frame(alpha, sigma)
-        t = own.t.clamp(*sorted((self.schedule.t_min, self.schedule.t_max)))  # outside its training the network knows no time
-        if self.predicts == "edm":
-            t = (own.sigma / own.alpha).log() / 4  # c_noise
-        elif self.quantize:
-            t = t.round()
-        if self.time is not None:
-            t = self.time(t)
-        return float(t), float(own.alpha), float(own.sigma), scale
 
     def labels(self, label: int | Sequence[int] | Tensor | None, images: int) -> Tensor:
         """The labels of a batch, (images,), from one for all, one for each, or None: the null label.
@@ -408,28 +413,34 @@ class Denoiser:
         if self.cond_channels is not None:
             x = torch.cat([self._image_condition(cond.pop("cond", None), x), x], dim=1)
         dtype, size = x.dtype, x.shape[2:]
-        if self.multiple > 1:
-            x = _pad_to_multiple(x, self.multiple)
+        least = getattr(self.net, "fixed_size", None) or (1, 1)
+        if self.multiple > 1 or least != (1, 1):
+            x = _padded(x, self.multiple, least)
         padded = x.shape[2:] != size
         if (weights := self._weights) is not None:  # autocast takes it from there, but leaves double alone
-            x, t = x.to(weights.dtype), t if self.quantize else t.to(weights.dtype)
+            x, t = x.to(weights.dtype), t.to(weights.dtype) if t.is_floating_point() else t
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         with self._autocast(x.device.type):
-            out = self._evaluate(x, t, cond)
+            out = self._call(x, t, **cond)
         _count(out, len(x))
         out = out.to(dtype)
         return out[..., : size[0], : size[1]] if padded else out
 
-    def _evaluate(self, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        """The network's output; refuses to pass off one without gradient where a gradient is asked for."""
+    def _evaluate(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """The network's output; refuses what is no tensor, and to pass off one without gradient where a gradient is asked for."""
         asked = torch.is_grad_enabled() and x.requires_grad
         try:
-            out = self._call(x, t, **cond)
+            out = self.net(x, t, **cond)
         except RuntimeError as error:
             if not (asked and "numpy() on Tensor that requires grad" in str(error)):
                 raise
             out = x.detach()
+        if not isinstance(out, Tensor):
+            raise TypeError(
+                f"{self.name} returned a {type(out).__name__} instead of a tensor; wrap it, e.g. invdiff.Denoiser(lambda x, t: net(x, t).sample, ...), "
+                "or load_model(folder) for a network of diffusers"
+            )
         if asked and not out.requires_grad:
             raise ValueError(
                 f"{self.name} gives no gradient of its output with respect to its input (NumPy, JAX, ONNX, or a detached tensor inside), which "
@@ -452,7 +463,7 @@ class Denoiser:
             return torch.autocast(device, self.dtype)
         return contextlib.nullcontext()
 
-    def _parameterisation(self, x: Tensor, out: Tensor, t: float, alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
+    def _parameterisation(self, x: Tensor, out: Tensor, alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
         """(x0, eps) from the raw output, in the network's own frame."""
         match self.predicts:
             case "eps":
@@ -510,8 +521,9 @@ def check_labels(label: Any, images: int, classes: int, name: str, null: int | N
     return labels.long().expand(images)
 
 
-def _pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    bottom, right = (-x.shape[-2]) % multiple, (-x.shape[-1]) % multiple
+def _padded(x: Tensor, multiple: int, least: tuple[int, int]) -> Tensor:
+    """x with its sides padded, below and to the right, to a multiple, and to no less than a network of a fixed size takes."""
+    bottom, right = (max(-(-n // multiple) * multiple, low) - n for n, low in zip(x.shape[-2:], least, strict=True))
     if not (bottom or right):
         return x
     mode = "reflect" if bottom < x.shape[-2] and right < x.shape[-1] else "replicate"

@@ -174,6 +174,11 @@ def _shape(size: str | None, denoiser: Denoiser) -> tuple[int, int, int]:
     """(C, H, W) of the images."""
     if denoiser.channels is None:
         raise ValueError(f"it is not known how many channels the images of {denoiser.name} have; say model.channels=3")
+    if denoiser.channels not in (1, 3):
+        raise ValueError(
+            f"{denoiser.name} works on {denoiser.channels} channels, which are no images but latents; give model.autoencoder=FOLDER, or use "
+            "invdiff.generate in Python"
+        )
     if size is None:
         if denoiser.image_size is None:
             raise ValueError(f"it is not known what size {denoiser.name} was trained on; say --size 64 or --size 96x64")

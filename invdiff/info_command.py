@@ -11,7 +11,7 @@ import torch
 from invdiff.commands import checked, model_options
 from invdiff.config import compose
 from invdiff.denoiser import Denoiser
-from invdiff.registry import load_model
+from invdiff.registry import is_registered, load_model
 from invdiff.schedules import Discrete
 from invdiff.selfcheck import why_unchecked
 
@@ -28,7 +28,7 @@ def describe_model(denoiser: Denoiser) -> dict[str, Any]:
         "schedule": type(schedule).__name__ + (f", {schedule.T} levels" if isinstance(schedule, Discrete) else ""),
         "spacing": schedule.spacing,
         "sigma/alpha": [round(float(schedule(t).ratio), 5) for t in (schedule.t_min, schedule.t_max)],
-        "data range": denoiser.data_range,
+        "data range": denoiser.image_range,
         "clips x0": denoiser.clip,
         "learned variance": denoiser.learned_variance,
         "channels": denoiser.channels,
@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> None:
     facts = describe_model(denoiser)
     if args.no_check:
         facts["reading"] = "not checked (--no-check)"
+    elif is_registered(args.model) and not args.overrides:
+        facts["reading"] = "as its package registers it"
     elif why := why_unchecked(denoiser):
         facts["reading"] = f"not checked: {why}"
     else:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,17 +22,18 @@ class Tiled:
     normalisation is over the window instead of the image.
 
     Args:
-        net: ``net(x, t, **cond)``, x (B, C, H, W), output (B, C', H, W). Conditions that are images of x's size are cut as x is, and so are
-            those that it declares as k times larger, ``net.image_conditions = {name: k}``.
-        size: side of a window in pixels; an image no larger than this is not cut.
-        overlap: pixels that neighbours share, at least.
+        net: ``net(x, t, **cond)``, x (B, C, H, W), output (B, C', H, W). Conditions that are images of x's size are cut as x is.
+        size: side of a window, in entries of x; what is no larger than this is not cut.
+        overlap: entries that neighbours share, at least.
         batch: windows at once.
+        larger: conditions that are images k times as large as x, and are cut with it, ``{name: k}``.
     """
 
     net: Callable[..., Tensor]
     size: int
     overlap: int
     batch: int = 1
+    larger: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < self.size or self.batch < 1:
@@ -43,6 +44,10 @@ class Tiled:
     def __call__(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         if max(x.shape[-2:]) <= self.size:
             return self.net(x, t, **cond)
+        if torch.is_grad_enabled() and (asked := [k for k, v in cond.items() if isinstance(v, Tensor) and v.requires_grad]):
+            raise ValueError(
+                f"in tiles, gradients are taken with respect to the state alone, not to {', '.join(asked)}: detach it, or no tile="
+            )
         return _Blend.apply(self, x, t, cond)
 
     def windows(self, x: Tensor) -> Iterator[list[tuple[Window, Tensor]]]:
@@ -74,8 +79,6 @@ class Tiled:
     def evaluate(self, x: Tensor, windows: Tensor, t: Tensor, cond: dict[str, Any], part: list[tuple[Window, Tensor]]) -> Tensor:
         """The network on some windows of x, stacked along the batch; t and cond are those of the whole images."""
 
-        larger: dict[str, int] = getattr(self.net, "image_conditions", {})
-
         def cut(value: Any, times: int | None = None) -> Any:
             if not isinstance(value, Tensor) or value.ndim == 0:
                 return value
@@ -85,7 +88,7 @@ class Tiled:
                 return _stack(value, part)
             return value.repeat(len(part), *(1,) * (value.ndim - 1))
 
-        return self.net(windows, cut(t), **{k: cut(v, larger.get(k)) for k, v in cond.items()})
+        return self.net(windows, cut(t), **{k: cut(v, self.larger.get(k)) for k, v in cond.items()})
 
 
 class _Blend(torch.autograd.Function):

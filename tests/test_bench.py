@@ -240,7 +240,7 @@ def test_the_frontier_of_two_photographs(folder: Path, capsys: pytest.CaptureFix
             "~suite.methods",
             "+suite.methods.dps.steps=[2,4]",
         ]
-        + ["+suite.methods.dps.zeta=3", "+suite.methods.replace.steps=2", "~suite.operators.blur", "dtype=float32"]
+        + ["+suite.methods.dps.zeta=3", "+suite.methods.replace.steps=2", "dtype=float32"]
     )
     assert {p.name for p in out.iterdir() if p.suffix != ".json"} == {"inpaint.png", "sr.png", "results.md"}
     assert "| dps | zeta 3 |" in capsys.readouterr().out and len(list(out.glob("*.json"))) == 6

@@ -78,9 +78,9 @@ def saved(folder: Path, held: Any, name: str = "net.pt") -> Path:
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """What is assumed about attention heads is tested once."""
+    """What is assumed of attention heads and schedules is tested once."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*how its attention is divided")
+        warnings.filterwarnings("ignore", message=".* does not say ")
         yield
 
 
@@ -235,11 +235,19 @@ def test_architectures_are_read_back(resample: str, channels: tuple[int, ...], b
 def test_what_the_file_does_not_say_is_said_or_asked(tmp_path: Path) -> None:
     path = saved(tmp_path, tiny())
     x, outputs = image(1, 3, 16, 16), []
-    with pytest.warns(UserWarning, match="64 channels a head are assumed.*num_heads="):
+    with pytest.warns(
+        UserWarning, match=r"64 channels a head are assumed.*num_heads=.*; nor its noise schedule: linear\(1000\) is assumed"
+    ):
         outputs.append(load_checkpoint(path).net(x, T[:1]))
+    with pytest.warns(UserWarning, match="does not say its noise schedule"):
+        load_checkpoint(path, num_heads=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        outputs += [load_checkpoint(path, **o).net(x, T[:1]) for o in ({"num_heads": 2}, {"num_heads": 8}, {"num_head_channels": 16})]
+        load_checkpoint(saved(tmp_path, {"betas": torch.full((5,), 0.1), **tiny()}, "betas.pt"), num_heads=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given = ({"num_heads": 2}, {"num_heads": 8}, {"num_head_channels": 16})
+        outputs += [load_checkpoint(path, schedule=schedules.linear(), **o).net(x, T[:1]) for o in given]
     assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[2], outputs[3]) and not torch.equal(outputs[0], outputs[2])
     with pytest.raises(ValueError, match="num_heads or num_head_channels, not both"):
         load_checkpoint(path, num_heads=2, num_head_channels=64)
@@ -412,6 +420,18 @@ def test_song_preconditioning_is_karras_table_1(tmp_path: Path) -> None:
             torch.testing.assert_close(p.x0, expected, atol=1e-5 * max(1, sigma), rtol=1e-5)
     with pytest.raises(ValueError, match="unknown preconditioning 'vpp'; known: edm, vp, ve"):
         load_checkpoint(saved(tmp_path, edm_net("adm").state_dict()), preconditioning="vpp")
+
+
+def test_the_time_of_a_song_network_follows_the_level_on_any_schedule(tmp_path: Path) -> None:
+    ve = saved(tmp_path, edm_net("ncsn").state_dict())
+    x, level = image(1, 3, 16, 16), schedules.edm()(1.3)
+    expected = load_checkpoint(ve, preconditioning="ve")(x, level).x0
+    for schedule in (schedules.ve(0.01, 348.0), schedules.edm()):
+        for denoiser in (
+            load_checkpoint(ve, preconditioning="ve", schedule=schedule),
+            load_checkpoint(ve, preconditioning="ve").read_as(schedule=schedule),
+        ):
+            torch.testing.assert_close(denoiser(x, level).x0, expected)
 
 
 def score_sde_shapes(ve: bool) -> dict[str, tuple[int, ...]]:
@@ -614,10 +634,13 @@ def broken(name: str, folder: Path) -> Path:
             path = folder / name
             path.write_bytes(b"")
             return path
-        case "text.pt":
+        case "page.pt" | "pointer.safetensors" | "text.pt":
             path = folder / name
-            path.write_text("<html>404: not found</html>")
+            said = {"page.pt": "\n<html>404: not found</html>", "pointer.safetensors": "version https://git-lfs.github.com/spec/v1\noid"}
+            path.write_text(said.get(name, "not a network"))
             return path
+        case "nan.pt":
+            return saved(folder, STATE | {"middle_block.1.qkv.bias": torch.full_like(STATE["middle_block.1.qkv.bias"], math.nan)}, name)
         case "missing.pt":
             return saved(folder, {k: v for k, v in STATE.items() if "middle_block.2.out_layers" not in k}, name)
         case "no_time.pt":
@@ -656,8 +679,11 @@ def broken(name: str, folder: Path) -> Path:
     [
         ("truncated.pt", "cannot be read, is it complete"),
         ("truncated.safetensors", "cannot be read, is it complete"),
-        ("empty.pt", "cannot be read, is it complete"),
-        ("text.pt", "other objects or is damaged"),
+        ("empty.pt", "is empty"),
+        ("page.pt", "a page of the web"),
+        ("pointer.safetensors", "git lfs pull"),
+        ("text.pt", "other objects or is damaged.*net.state_dict"),
+        ("nan.pt", "not finite.*: middle_block.1.qkv.bias"),
         ("missing.pt", "missing: middle_block.2.out_layers.0.bias, .*Nothing was loaded"),
         ("no_time.pt", "missing: time_embed.0.weight"),
         ("no_block.pt", "residual blocks per resolution fits|missing"),
@@ -760,6 +786,8 @@ def test_a_denoiser_is_asked_for_no_noise_it_was_not_trained_for() -> None:
     for wrong in ((0.0, 0.2), (0.3, 0.1), (-1.0, 1.0)):
         with pytest.raises(ValueError, match="sigma_range is"):
             from_deepinv(Exact(), wrong)
+    with pytest.raises(ValueError, match="follows from its sigma_range"):
+        from_deepinv(Exact(), (0.01, 0.5), schedule=schedules.ve(0.02, 0.3))
     with pytest.raises(TypeError, match="callable denoiser"):
         from_deepinv("drunet", (0.01, 0.2))  # type: ignore[arg-type]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
@@ -14,6 +15,7 @@ from oracles import Calls, D, Gaussian, Mixture, correlated, rand
 
 from invdiff import schedules
 from invdiff.denoiser import PREDICTS, Denoiser, Prediction, count_evaluations
+from invdiff.frame import OfLevel
 from invdiff.schedules import Level, Schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -160,6 +162,14 @@ def test_time_maps_what_is_shown() -> None:
     assert net.times == pytest.approx([250.0])
 
 
+def test_a_time_of_the_level_does_not_depend_on_the_schedule_it_is_read_with() -> None:
+    net = Calls.of(lambda x, t: x)
+    first = Denoiser(net, schedule=schedules.linear(), time=OfLevel(lambda level: level.ratio))
+    for denoiser in (first, first.read_as(schedule=schedules.cosine()), first.read_as(schedule=schedules.flow())):
+        denoiser(torch.zeros(1, 2), schedules.edm()(0.7))
+    assert net.times == pytest.approx([0.7] * 3)
+
+
 # Learned variance, clipping ----------------------------------------------------------------------------------------------
 
 
@@ -187,6 +197,12 @@ def test_wrong_output_shapes_are_named(output: tuple[int, ...], learned: bool, s
     denoiser = Denoiser(lambda x, t: torch.zeros(output), schedule=schedules.linear(), learned_variance=learned)
     with pytest.raises(ValueError, match=says):
         denoiser(torch.zeros(2, 3, 4, 4), schedules.linear()(5))
+
+
+@pytest.mark.parametrize("output", [{"sample": 1}, (torch.zeros(1, 3, 4, 4),), np.zeros((1, 3, 4, 4))])
+def test_an_output_that_is_no_tensor_is_named(output: Any) -> None:
+    with pytest.raises(TypeError, match=f"odd returned a {type(output).__name__} instead of a tensor; .*net\\(x, t\\).sample"):
+        Denoiser(lambda x, t: output, schedule=schedules.linear(), name="odd")(torch.zeros(1, 3, 4, 4), schedules.linear()(5))
 
 
 def test_a_vector_network_with_a_wrong_shape_is_named() -> None:

@@ -26,6 +26,7 @@ from diffusers import (
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
+    LCMScheduler,
     PixArtTransformer2DModel,
     SanaTransformer2DModel,
     ScoreSdeVeScheduler,
@@ -134,9 +135,10 @@ def test_the_last_offset_step_stays_inside() -> None:
     assert schedule.times(1000).tolist() == list(range(999, -1, -1))
 
 
+@pytest.mark.parametrize("inverted", [False, True])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_the_flow_grid_is_the_scheduler_s(shift: float) -> None:
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+def test_the_flow_grid_is_the_scheduler_s(shift: float, inverted: bool) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, invert_sigmas=inverted)
     scheduler.set_timesteps(9)
     schedule = schedule_of(json.loads(scheduler.to_json_string()))
     torch.testing.assert_close(1000 * schedule.times(9), scheduler.timesteps.double(), atol=1e-3, rtol=0)
@@ -160,7 +162,10 @@ def test_the_edm_grid_is_the_scheduler_s(kind: str) -> None:
         ({"_class_name": "DDPMScheduler", "prediction_type": "flow"}, "prediction_type 'flow'; known: epsilon"),
         ({"_class_name": "DDPMScheduler", "timestep_spacing": "wide"}, "timestep_spacing 'wide'; known: linspace"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}, r"flow\(shift=S\).*1.65 for 256.*3.16 for 4096"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "noise_first=True"),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True, "time_shift_type": "linear"},
+            r"flow\(shift=S\) with S = mu: 0.5 for 256.*1.15 for 4096",
+        ),
         ({"_class_name": "EDMEulerScheduler", "prediction_type": "sample"}, "known: epsilon, v_prediction"),
     ],
 )
@@ -172,6 +177,8 @@ def test_what_is_not_understood_is_said(config: dict[str, Any], said: str) -> No
 def test_options_of_samplers_are_said_to_have_no_effect() -> None:
     with pytest.warns(UserWarning, match="DDIMScheduler asks for thresholding"):
         schedule_of({"_class_name": "DDIMScheduler", "thresholding": True})
+    with pytest.warns(UserWarning, match="FlowMatchEulerDiscreteScheduler asks for use_karras_sigmas"):
+        schedule_of({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_karras_sigmas": True})
 
 
 # Runs equal to diffusers' own --------------------------------------------------------------------------------------------
@@ -229,7 +236,8 @@ def scheduled(scheduler: Any, call: Callable[[Tensor, Tensor], Tensor], shape: t
     return x
 
 
-def test_flow_euler(tmp_path: Path) -> None:
+@pytest.mark.parametrize("inverted", [False, True])
+def test_flow_euler(inverted: bool, tmp_path: Path) -> None:
     class Flow(FlowMatchEulerDiscreteScheduler):
         init_noise_sigma = 1.0
 
@@ -240,10 +248,10 @@ def test_flow_euler(tmp_path: Path) -> None:
         SD3Transformer2DModel, **TRANSFORMER, out_channels=4, joint_attention_dim=6, caption_projection_dim=16, pooled_projection_dim=5
     )
     text = {"encoder_hidden_states": rand(2, 3, 6, seed=3), "pooled_projections": rand(2, 5, seed=4)}
-    denoiser = load(saved(tmp_path, net, FlowMatchEulerDiscreteScheduler(shift=3.0)))
+    denoiser = load(saved(tmp_path, net, FlowMatchEulerDiscreteScheduler(shift=3.0, invert_sigmas=inverted)))
     assert (denoiser.predicts, denoiser.data_range, denoiser.multiple) == ("velocity", None, 2)
     call = lambda x, t: net(x, timestep=t.expand(2), **text).sample  # noqa: E731
-    theirs = scheduled(Flow(shift=3.0), call, (2, 4, 8, 8), 12)
+    theirs = scheduled(Flow(shift=3.0, invert_sigmas=inverted), call, (2, 4, 8, 8), 12)
     torch.testing.assert_close(sampled(denoiser, Euler(), (2, 4, 8, 8), 12, **text), theirs, atol=1e-5, rtol=0)
     assert float(theirs.std()) > 0.1
     with pytest.raises(ValueError, match="cannot run without encoder_hidden_states, pooled_projections; give each as a keyword"):
@@ -507,11 +515,16 @@ def test_averaged_weights_are_preferred(folder: Path, tmp_path: Path) -> None:
     DDPMPipeline(built(UNet2DModel, seed=1, **UNET), DDPMScheduler()).save_pretrained(run)
     shutil.copytree(run / "unet", run / "unet_ema")
     built(UNet2DModel, seed=2, **UNET).save_pretrained(run / "unet_ema")
-    assert load(run).hash == Denoiser(load(run).net, schedule=schedules.linear()).hash  # of the adapter's weights
+    with pytest.warns(UserWarning, match="averaged weights 'unet_ema' are used; weights='unet' takes the others"):
+        assert load(run).hash == Denoiser(load(run).net, schedule=schedules.linear()).hash  # of the adapter's weights
     shutil.copy(run / "unet_ema" / "diffusion_pytorch_model.safetensors", folder)
     assert load(run).hash == load(folder).hash and "unet_ema" in load(run).source["weights"]
+    assert load(run, weights="unet").source["weights"].startswith("unet/") and load(run, weights="unet").hash != load(run).hash
+    with pytest.raises(ValueError, match="no network 'unet_em'; it has 'unet_ema', 'unet'"):
+        load(run, weights="unet_em")
     shutil.copy(run / "unet" / "diffusion_pytorch_model.safetensors", folder / "diffusion_pytorch_model.non_ema.safetensors")
-    assert load(folder).hash == load(run).hash
+    with pytest.warns(UserWarning, match="averaged weights diffusion_pytorch_model.safetensors are used, not .*non_ema"):
+        assert load(folder).hash == load(run).hash
 
 
 def test_only_half_precision_weights(folder: Path) -> None:
@@ -558,6 +571,9 @@ def test_nothing_loads_half(folder: Path) -> None:
     save_file(weights | {"extra.bias": torch.zeros(1)}, file)
     with pytest.raises(ValueError, match="1 unexpected keys, nothing was loaded: extra.bias"):
         load(folder)
+    save_file(weights | {"conv_in.bias": weights["conv_in.bias"] / 0}, file)
+    with pytest.raises(ValueError, match="not finite.*: conv_in.bias"):
+        load(folder)
 
 
 def test_networks_that_are_not_covered_are_named(tmp_path: Path) -> None:
@@ -582,9 +598,63 @@ def test_a_schedule_of_one_s_own(folder: Path) -> None:
     denoiser = load(folder, schedule=schedules.flow(shift=2.0))
     assert denoiser.predicts == "velocity" and denoiser.schedule.times(4)[-1] == pytest.approx(0.4)
     (folder / "scheduler_config.json").unlink()
-    with pytest.raises(ValueError, match="no scheduler_config.json"):
+    with pytest.raises(ValueError, match="no scheduler_config.json.*give schedule= and predicts="):
         load(folder)
     assert load(folder, schedule=schedules.cosine(), predicts="v").predicts == "v"
+
+
+def shown(denoiser: Denoiser, ratio: float) -> float:
+    """The time the network is shown at a noise-to-signal ratio."""
+    times: list[float] = []
+    denoiser.net.register_forward_pre_hook(lambda _, args: times.append(float(args[1][0])))  # type: ignore[attr-defined]
+    denoiser(rand(1, 3, 8, 8), denoiser.schedule.at(ratio))
+    return times[0]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options", "time"),
+    [
+        (FlowMatchEulerDiscreteScheduler(), {"schedule": schedules.flow(3.0)}, 500.0),
+        (FlowMatchEulerDiscreteScheduler(), {"schedule": schedules.flow(3.0), "predicts": "velocity"}, 500.0),
+        (FlowMatchEulerDiscreteScheduler(), {"schedule": "flow", "predicts": "velocity", "time": lambda t: 7 * t}, 3.5),
+        (EDMEulerScheduler(), {"schedule": schedules.edm(0.01, 50.0), "predicts": "edm"}, 0.0),
+        (ScoreSdeVeScheduler(), {"schedule": schedules.ve(0.01, 348.0)}, 1.0),
+        (ScoreSdeVeScheduler(), {"schedule": schedules.edm(), "predicts": "score"}, 1.0),
+        (FlowMatchEulerDiscreteScheduler(), {"schedule": schedules.linear(), "predicts": "eps"}, float(schedules.linear().at(1.0).t)),
+    ],
+    ids=["flow", "flow and velocity", "time", "EDM", "VE", "VE on EDM", "flow to betas"],
+)
+def test_a_schedule_of_one_s_own_is_counted_as_the_configuration_says(
+    scheduler: Any, options: dict[str, Any], time: float, folder: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    scheduler.save_pretrained(folder)
+    assert shown(load(folder, **options), 1.0) == pytest.approx(time)
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
+
+
+def test_what_else_the_configuration_says_holds_under_options_that_do_not_contradict_it(folder: Path) -> None:
+    EDMEulerScheduler(prediction_type="v_prediction", sigma_data=1.0).save_pretrained(folder)
+    denoiser = load(folder, schedule=schedules.edm(), predicts="edm")
+    assert (denoiser.sigma_data, denoiser.net.sign) == (1.0, -1.0)
+    assert load(folder, schedule=schedules.linear(), predicts="eps").net.sign == 1.0
+
+
+@pytest.mark.parametrize("config", [None, '{"_class_name": "MyScheduler"}'])
+def test_a_time_that_nothing_explains_is_warned_about(config: str | None, folder: Path) -> None:
+    (folder / "scheduler_config.json").unlink()
+    if config is not None:
+        (folder / "scheduler_config.json").write_text(config)
+    options = {"schedule": schedules.flow(), "predicts": "velocity"}
+    with pytest.warns(UserWarning, match=r"time of a Flow schedule is not known, so it is shown t from 0.001 to 1; .*time="):
+        assert shown(load(folder, **options), 1.0) == 0.5
+    assert shown(load(folder, **options, time=lambda t: 1000 * t), 1.0) == 500
+
+
+def test_a_distilled_network_is_said_to_be_one(tmp_path: Path) -> None:
+    net = built(UNet2DConditionModel, **TEXT_UNET, time_cond_proj_dim=12)
+    with pytest.warns(UserWarning, match=r"distilled network.*Renoise.*timestep_cond= \(B, 12\)"):
+        denoiser = load(saved(tmp_path, net, LCMScheduler()))
+    assert denoiser.takes("timestep_cond")
 
 
 def test_unknown_options_are_refused_before_anything_is_read(folder: Path) -> None:

@@ -174,6 +174,8 @@ def test_fixed_sizes(kind: str, tmp_path: Path) -> None:
     x, _ = example(3)
     torch.testing.assert_close(denoiser(x, level).x0, own(x, level).x0)
     assert denoiser.image_size == 8
+    smaller = example(1, 8)[0][..., :6, :]  # filled up by reflection
+    torch.testing.assert_close(denoiser(smaller, level).x0, Denoiser(Net(), **READ, multiple=8)(smaller, level).x0)
     with pytest.raises(ValueError, match="exported for 1 x 3 x 8 x 8 and got .*model.tile=8"):
         denoiser(example(1, 16)[0], level)
     large, tiles = example(1, 20)[0], {"tile": 8, "tile_overlap": 2}
@@ -182,6 +184,15 @@ def test_fixed_sizes(kind: str, tmp_path: Path) -> None:
     assert isinstance(invdiff.self_check(denoiser), list)
     with pytest.raises(ValueError, match="leave out dtype"):
         load_model(path, allow_pickle=True, **READ, dtype=torch.bfloat16)
+
+
+def test_a_fixed_batch_is_filled_up(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt2"
+    quietly(lambda: torch.export.save(torch.export.export(Net().eval(), example(4)), path))
+    denoiser, own, level = load_model(path, allow_pickle=True, **READ), Denoiser(Net(), **READ), schedules.linear()(400)
+    for images in (1, 4, 6):
+        x, _ = example(images)
+        torch.testing.assert_close(denoiser(x, level).x0, own(x, level).x0)
 
 
 def test_whole_numbers_and_scalars_as_times(tmp_path: Path) -> None:
@@ -264,7 +275,6 @@ def test_a_wrong_reading_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     folder = str(wrongly_configured(tmp_path))
     monkeypatch.setattr("invdiff.commands.HINT_AFTER", 0.0)
-    monkeypatch.setattr("invdiff.selfcheck._wrong_range", lambda _: None)  # the longer half, which test_selfcheck runs
     assert main(["info", folder, "--json"]) == 0
     told = capsys.readouterr()
     assert "WARNING: copy denoises" in json.loads(told.out)["reading"] and "with predicts='eps' by" in told.out

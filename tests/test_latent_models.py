@@ -396,6 +396,7 @@ def test_generate_with_prompts(text_folder: Path, tmp_path: Path, capsys: pytest
         (["--prompt", "a", "guidance.negative=3"], "use --negative-prompt"),
         (["--prompt", "a", "--model", "digits32"], "digits32 has no text encoder, so it takes no prompt"),
         (["--prompt", "a", "--size", "15"], "sides that divide by 2, got 15x15"),
+        (["model.autoencoder=false"], "works on 4 channels, which are no images but latents; give model.autoencoder="),
         (["--prompt", "a", "model.encode=median"], "'mode' or 'sample', got 'median'"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
@@ -428,6 +429,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
         "holds a AutoencoderKLWan; .*autoencoder=False",
     ),
     "vae_elsewhere": (lambda f: (f / "vae").rename(f / "movq"), "not in one of the folders vae, vqvae"),
+    "vae_missing": (lambda f: shutil.rmtree(f / "vae"), "names a vae, and that folder is not there"),
     "vae_code": (lambda f: (f / "vae" / "net.py").write_text(""), "custom code"),
     "text_code": (lambda f: edit(f / "text_encoder" / "config.json", auto_map={}), "custom code"),
 }

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,8 @@ import invdiff
 from invdiff import schedules
 from invdiff.denoiser import Denoiser, count_evaluations
 from invdiff.images import read_image, sample_photo
+from invdiff.latent import Autoencoder
+from invdiff.registry import list_plugins
 from invdiff.tiling import Tiled
 
 CONV = torch.nn.Conv2d(3, 6, 5, padding=2, dtype=torch.float64)
@@ -88,7 +92,7 @@ class Shown:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_an_image_condition_larger_than_the_state_is_cut_with_it(batch: int) -> None:
     x, control, level = noise(2, 3, 21, 30), noise(2, 3, 42, 60, seed=1), schedules.linear()(300)
-    whole, cut = (Denoiser(Shown(), schedule=schedules.linear(), multiple=8, tile=tile, tile_batch=batch) for tile in (None, 16))
+    whole, cut = (Denoiser(Shown(), schedule=schedules.linear(), multiple=8, **tile) for tile in ({}, {"tile": 16, "tile_batch": batch}))
     torch.testing.assert_close(cut(x, level, control=control).x0, whole(x, level, control=control).x0)
     with pytest.raises(ValueError, match="larger than"):
         cut(x, level, control=noise(2, 3, 80, 80))
@@ -129,12 +133,90 @@ def test_what_cannot_be_tiled_is_refused() -> None:
         Tiled(convolution, 16, 16)
     with pytest.raises(ValueError, match="at least one at once"):
         Tiled(convolution, 16, 4, 0)
-    with pytest.raises(ValueError, match="multiple of 8"):
-        Denoiser(convolution, schedule=schedules.linear(), multiple=8, tile=20)
+    for options, error, says in (
+        ({"multiple": 8, "tile": 20}, ValueError, "multiple of 8"),
+        ({"tile": 0}, ValueError, "multiple of 1"),
+        ({"tile": "banana"}, TypeError, "tile is a whole number, got 'banana'"),
+        ({"tile": 64.5}, TypeError, "tile is a whole number"),
+        ({"tile": 64, "tile_batch": True}, TypeError, "tile_batch is a whole number"),
+        ({"tile": 64, "tile_batch": 0}, ValueError, "at least one at once"),
+        ({"tile_overlap": 8}, ValueError, "give tile= as well"),
+        ({"tile_batch": 2}, ValueError, "give tile= as well"),
+    ):
+        with pytest.raises(error, match=says):
+            Denoiser(convolution, schedule=schedules.linear(), **options)  # type: ignore[arg-type]
     x = noise(1, 3, 24, 24).requires_grad_()
     (grad,) = torch.autograd.grad(Tiled(convolution, 16, 4)(x, torch.ones(1, dtype=torch.float64)).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+def test_gradients_that_it_cannot_give_are_refused() -> None:
+    x, label, level = noise(1, 3, 24, 24), noise(1).requires_grad_(), schedules.linear()(300)
+    tiled = Denoiser(lambda x, t, label: x * label.view(-1, 1, 1, 1), schedule=schedules.linear(), tile=16)
+    with pytest.raises(ValueError, match="not to label"):
+        tiled._call(x, torch.ones(1), label=label)
+    tiled._call(x, torch.ones(1), label=label.detach())
+    nets: list[Callable[[Tensor, Tensor], Tensor]] = [lambda x, t: torch.from_numpy(np.tanh(x.numpy())), lambda x, t: x.detach().tanh()]
+    for net in nets:
+        denoiser = Denoiser(net, schedule=schedules.linear(), tile=16, name="blind")
+        denoiser(x, level)
+        with pytest.raises(ValueError, match="blind gives no gradient"):
+            denoiser(x.clone().requires_grad_(), level).x0.sum().backward()
+
+
+def test_the_learned_variance_is_cut_too() -> None:
+    x, level, options = noise(2, 3, 20, 30), schedules.linear()(300), {"schedule": schedules.linear(), "learned_variance": True}
+    whole, cut = (Denoiser(lambda x, t: torch.cat([x.tanh(), x.sin()], 1), **options, **tile)(x, level) for tile in ({}, {"tile": 16}))
+    torch.testing.assert_close(cut.variance_fraction, whole.variance_fraction)
+
+
+def test_a_network_of_one_size_takes_images_with_a_shorter_side() -> None:
+    class Fixed:
+        fixed_size = (16, 16)
+
+        def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+            assert x.shape[-2:] == self.fixed_size
+            return x.tanh()
+
+    level = schedules.linear()(300)
+    for size in ((8, 40), (16, 30), (40, 5), (9, 9)):
+        x = noise(1, 3, *size)
+        whole = Denoiser(lambda x, t: x.tanh(), schedule=schedules.linear())(x, level)
+        torch.testing.assert_close(Denoiser(Fixed(), schedule=schedules.linear(), tile=16)(x, level).x0, whole.x0)
+
+
+def test_the_tile_of_a_latent_network_is_one_of_its_images() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(tuple(x.shape))
+        return x.tanh()
+
+    coder = Autoencoder(lambda x: F.avg_pool2d(x, 4), lambda z: F.interpolate(z, scale_factor=4.0), channels=3, factor=4)
+    options = {"schedule": schedules.linear(), "autoencoder": coder, "multiple": 2}
+    measurement = invdiff.make_operator("inpaint", mask="box").measure(noise(1, 3, 64, 96).sigmoid(), seed=0)
+    whole, cut = (invdiff.solve(measurement, Denoiser(net, **options, **tile), "dps", steps=2).x for tile in ({}, {"tile": 32}))
+    torch.testing.assert_close(cut, whole)
+    assert set(seen) == {(1, 3, 16, 24), (1, 3, 8, 8)}
+    with pytest.raises(ValueError, match="multiple of 8"):
+        Denoiser(net, **options, tile=36)
+
+
+@pytest.mark.parametrize("method", list_plugins("guidance"))
+def test_every_method_composes_with_it(method: str) -> None:
+    """On a network that looks at one pixel tiles change nothing."""
+    measurement = invdiff.make_operator("inpaint", mask="random").measure(noise(1, 3, 12, 20).sigmoid(), sigma=0.05, seed=0)
+
+    def run(**tile: int) -> Tensor:
+        denoiser = Denoiser(lambda x, t: x.tanh(), schedule=schedules.linear(20), data_range=(-1, 1), **tile)
+        return invdiff.solve(measurement, denoiser, method, steps=4, dtype=torch.float64).x
+
+    try:
+        whole = run()
+    except ValueError as refusal:
+        pytest.skip(f"it cannot run here at all: {refusal}")
+    torch.testing.assert_close(run(tile=8), whole)
 
 
 def test_seams_of_the_shipped_network_are_small() -> None:

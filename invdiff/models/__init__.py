@@ -33,7 +33,9 @@ def open_model(source: str | Path, *, allow_pickle: bool = False, **options: Any
     Raises:
         ValueError: nothing is there, the hub does not answer, or the checkpoint is not understood.
     """
-    path, wanted = Path(source), parse_hub_id(source) if isinstance(source, str) else None
+    if isinstance(source, str):
+        source = source.removeprefix("https://huggingface.co/")
+    path, wanted = Path(source).expanduser(), parse_hub_id(source) if isinstance(source, str) else None
     if "schedule" in options:
         options["schedule"] = make_schedule(options["schedule"])
     if path.is_file():

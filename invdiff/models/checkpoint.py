@@ -27,7 +27,8 @@ from invdiff import schedules
 from invdiff.classifier import NoisyClassifier
 from invdiff.denoiser import Denoiser
 from invdiff.models import adm, edm
-from invdiff.models.state_dict import filled, listed
+from invdiff.models.scheduler import overridden
+from invdiff.models.state_dict import check_finite, filled, listed
 from invdiff.schedules import Schedule
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
@@ -77,14 +78,14 @@ def load_checkpoint(
     if network.family == "guided-diffusion":
         if not any(name.startswith("output_blocks.") for name in network.tensors):
             raise ValueError(f"{path} holds a classifier, not a denoiser; load_classifier({path.name!r}) reads it")
-        given = _Given(num_heads, num_head_channels, new_attention_order)
+        given = _Given(num_heads, num_head_channels, new_attention_order, "schedule" in options)
         net, found = _guided_diffusion(path, network, given, options)
     else:
         made = edm.from_edm if network.family == "edm" else edm.from_score_sde
-        net, found = _understood(path, lambda: made(network.tensors, preconditioning, options))
+        net, found = _understood(path, lambda: made(network.tensors, preconditioning))
     if network.betas is not None and found["predicts"] == "eps":
         found["schedule"] = schedules.from_betas(network.betas)
-    denoiser = Denoiser(net, **(found | {"name": path.stem} | options))
+    denoiser = Denoiser(net, **({"name": path.stem} | overridden(found, options)))
     storage = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in network.tensors.values()}))
     denoiser.source |= {"kind": f"{network.family} checkpoint", "path": str(path), "weights": network.name or "all", "storage": storage}
     return denoiser
@@ -112,7 +113,7 @@ def load_classifier_checkpoint(
     network = _chosen(path, _understood(path, lambda: _networks(held)), weights)
     if network.family != "guided-diffusion" or any(name.startswith("output_blocks.") for name in network.tensors):
         raise ValueError(f"{path} holds a denoiser ({network.family}), not a classifier; load_checkpoint reads it")
-    a, assumed = _divided(path, network, _Given(num_heads, num_head_channels, new_attention_order), num_res_blocks)
+    a, assumed = _divided(path, network, _Given(num_heads, num_head_channels, new_attention_order, schedule is not None), num_res_blocks)
     net = _understood(path, lambda: filled(lambda: adm.ADMClassifier(a), network.tensors))
     if schedule is None:
         schedule = schedules.from_betas(network.betas) if network.betas is not None else assumed.schedule()
@@ -134,6 +135,14 @@ def _read(path: Path, allow_pickle: bool) -> Any:
         )
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is no checkpoint this package reads: {', '.join(SUFFIXES)}")
+    with path.open("rb") as file:
+        begin = file.read(64).lstrip()
+    if not begin:
+        raise ValueError(f"{path} is empty")
+    if begin.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a pointer of Git LFS and not the file itself, which `git lfs pull` fetches")
+    if begin.startswith(b"<"):
+        raise ValueError(f"{path} is a page of the web and not a checkpoint; download the file itself")
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -150,7 +159,8 @@ def _read(path: Path, allow_pickle: bool) -> Any:
             what = f" ({named[1]})" if named else ""
             raise ValueError(
                 f"{path} is not a plain file of tensors: it holds other objects{what} or is damaged. Reading such objects runs code from the "
-                "file, so do it only for a file you trust: allow_pickle=True (--allow-pickle)"
+                "file, so do it only for a file you trust: allow_pickle=True (--allow-pickle). Whoever made it can save its weights alone, "
+                "torch.save(net.state_dict(), path), which anyone can read"
             ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} cannot be read, is it complete? {_first_line(error)}") from error
@@ -274,13 +284,14 @@ def _chosen(path: Path, networks: list[_Network], weights: str | None) -> _Netwo
         if len(networks) > 1:
             other = next(n.name for n in networks if not n.averaged)
             warnings.warn(
-                f"{path.name}: the averaged weights {picked[0].name!r} are used; weights={other!r} takes the others", stacklevel=4
+                f"{path.name}: the averaged weights {picked[0].name!r} are used; weights={other!r} takes the others", stacklevel=2
             )
     (network,) = picked
     if network.left:
         latent = any(k.startswith("first_stage_model") for k in network.left)
         hint = "; it is a latent diffusion model with its autoencoder, which is read from a diffusers folder" if latent else ""
         raise ValueError(f"{path} holds parameters that belong to no network known here{hint}: {listed(network.left)}")
+    _understood(path, lambda: check_finite(network.tensors))
     return network
 
 
@@ -301,11 +312,12 @@ def _unknown(names: list[str]) -> str:
 
 @dataclass(frozen=True)
 class _Given:
-    """What the caller says of the attention."""
+    """What the caller says of the attention, and whether of the schedule."""
 
     num_heads: int | None
     num_head_channels: int | None
     new_order: bool | None
+    schedule: bool = False
 
 
 @dataclass(frozen=True)
@@ -346,14 +358,16 @@ def _divided(path: Path, network: _Network, given: _Given, blocks: int | None = 
     table = _PUBLISHED if a.pool is None else _PUBLISHED_CLASSIFIERS
     known = table.get(key) if a.resample == "block" and a.scale_shift else None
     assumed = known or _Published(heads=None if a.resample == "block" else 4)
+    unsaid = []
     if given.num_heads is None and given.num_head_channels is None:
         if known is None:
             what = "64 channels a head" if assumed.heads is None else f"{assumed.heads} heads"
-            warnings.warn(
-                f"{path.name} does not say how its attention is divided; {what} are assumed. Give num_head_channels= or num_heads= if it was trained otherwise",
-                stacklevel=5,
-            )
+            unsaid.append(f"how its attention is divided: {what} are assumed (num_head_channels=, num_heads=)")
         a = adm.divided(a, assumed.heads, None, None)
+    if known is None and not given.schedule and network.betas is None:
+        unsaid.append("its noise schedule: linear(1000) is assumed (schedule=)")
+    if unsaid:
+        warnings.warn(f"{path.name} does not say {'; nor '.join(unsaid)}. Say so if it was trained otherwise", stacklevel=2)
     a = adm.divided(a, given.num_heads, given.num_head_channels, assumed.new_order if given.new_order is None else given.new_order)
     return a, assumed
 

@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from invdiff.denoiser import Denoiser
+from invdiff.frame import OfLevel
 from invdiff.schedules import VE, Level
 
 PURE_NOISE = 5.0
@@ -60,7 +61,7 @@ def from_deepinv(denoiser: Callable[..., Tensor], sigma_range: tuple[float, floa
         options: of :class:`~invdiff.denoiser.Denoiser`, e.g. ``clip=False`` or ``channels``.
 
     Raises:
-        ValueError: an impossible range.
+        ValueError: an impossible range; a ``schedule``, which follows from the range.
     """
     if not callable(denoiser):
         raise TypeError(f"a denoiser is a callable denoiser(x, sigma), got {type(denoiser).__name__}")
@@ -69,13 +70,14 @@ def from_deepinv(denoiser: Callable[..., Tensor], sigma_range: tuple[float, floa
         raise ValueError(
             f"sigma_range is (lowest, highest) noise it was trained for, 0 < lowest < highest in [0, 1] units, got {sigma_range}"
         )
+    if "schedule" in options:
+        raise ValueError(f"the schedule of a denoiser follows from its sigma_range, {sigma_range}; give that, and no schedule=")
     name = getattr(denoiser, "__name__", type(denoiser).__name__)
-    schedule = Trained(low, high, of=name, from_noise=high >= PURE_NOISE)
     found: dict[str, Any] = {
         "predicts": "x0",
-        "schedule": schedule,
+        "schedule": Trained(low, high, of=name, from_noise=high >= PURE_NOISE),
         "data_range": (0.0, 1.0),
-        "time": lambda t: schedule(t).sigma,
+        "time": OfLevel(lambda level: level.ratio),
         "name": name,
     }
     # A Module has to be seen as one, so that it is frozen, moved and hashed.

@@ -25,9 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from invdiff import schedules
+from invdiff.frame import OfLevel
 from invdiff.models.state_dict import check_names
 
-PRECONDITIONING = ("edm", "vp", "ve")
+PRECONDITIONING: dict[str, dict[str, Any]] = {
+    "edm": {"predicts": "edm", "schedule": schedules.edm(), "sigma_data": 0.5},
+    "vp": {"predicts": "eps", "schedule": schedules.vp(), "time": lambda t: 999 * t},
+    "ve": {"predicts": "eps", "schedule": schedules.ve(0.02, 100.0), "time": OfLevel(lambda level: (level.ratio / 2).log())},
+}
+"""What each says to a Denoiser."""
 
 
 class Raw(nn.Module):
@@ -46,7 +52,7 @@ class Raw(nn.Module):
         return out if self.sign == 1 else self.sign * out
 
 
-def from_edm(tensors: Mapping[str, Tensor], preconditioning: str | None, options: Mapping[str, Any]) -> tuple[Raw, dict[str, Any]]:
+def from_edm(tensors: Mapping[str, Tensor], preconditioning: str | None) -> tuple[Raw, dict[str, Any]]:
     """The network of an EDM state dict, and what was recognised of it.
 
     Raises:
@@ -54,10 +60,10 @@ def from_edm(tensors: Mapping[str, Tensor], preconditioning: str | None, options
         ValueError: an architecture that deepinv cannot express; missing, unexpected or misshapen parameters, listed.
     """
     kind, config = _config(tensors)
-    return _made(kind, config, tensors, preconditioning or "edm", options)
+    return _made(kind, config, tensors, preconditioning or "edm")
 
 
-def from_score_sde(tensors: Mapping[str, Tensor], preconditioning: str | None, options: Mapping[str, Any]) -> tuple[Raw, dict[str, Any]]:
+def from_score_sde(tensors: Mapping[str, Tensor], preconditioning: str | None) -> tuple[Raw, dict[str, Any]]:
     """The network of a score_sde state dict, renamed, and what was recognised of it. Its image size is not in the file: it is taken to
     attend at 16x16, as all published configurations do.
 
@@ -67,19 +73,15 @@ def from_score_sde(tensors: Mapping[str, Tensor], preconditioning: str | None, o
     kind, config = _config(renamed)
     if preconditioning is None:
         preconditioning = "ve" if "map_noise.freqs" in renamed else "vp"
+    net, found = _made(kind, config, renamed, preconditioning, renamed=True)
     sigmas = tensors.get("sigmas")
-    if preconditioning == "ve" and sigmas is not None and "schedule" not in options:
-        options = {**options, "schedule": schedules.ve(2 * float(sigmas.min()), 2 * float(sigmas.max()))}  # they are for [0, 1]
-    return _made(kind, config, renamed, preconditioning, options, renamed=True)
+    if preconditioning == "ve" and sigmas is not None:
+        found["schedule"] = schedules.ve(2 * float(sigmas.min()), 2 * float(sigmas.max()))  # they are for [0, 1]
+    return net, found
 
 
 def _made(
-    kind: str,
-    config: dict[str, Any],
-    tensors: Mapping[str, Tensor],
-    preconditioning: str,
-    options: Mapping[str, Any],
-    renamed: bool = False,
+    kind: str, config: dict[str, Any], tensors: Mapping[str, Tensor], preconditioning: str, renamed: bool = False
 ) -> tuple[Raw, dict[str, Any]]:
     from invdiff.deepinv_adapter import edm_network
 
@@ -96,8 +98,7 @@ def _made(
             f"it takes {config['in_channels']} channels and returns {config['out_channels']}, which no EDM preconditioning does"
         )
     classes = config["label_dim"]
-    found: dict[str, Any] = {
-        "predicts": "edm" if preconditioning == "edm" else "eps",
+    found = PRECONDITIONING[preconditioning] | {
         "data_range": (-1.0, 1.0),
         "num_classes": classes or None,
         "null_label": False,
@@ -105,14 +106,6 @@ def _made(
         "channels": config["in_channels"],
         "image_size": config["img_resolution"],
     }
-    schedule = options.get("schedule")
-    if preconditioning == "edm":
-        found |= {"schedule": schedule or schedules.edm(), "sigma_data": 0.5}
-    elif preconditioning == "vp":
-        found |= {"schedule": schedule or schedules.vp(), "time": lambda t: 999 * t}
-    else:
-        ve = schedule or schedules.ve(0.02, 100.0)
-        found |= {"schedule": ve, "time": lambda t: (ve(t).sigma / 2).log()}
     return Raw(net, classes, -1.0 if preconditioning == "ve" else 1.0), found
 
 

@@ -17,6 +17,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,10 +194,9 @@ class Exported(nn.Module):
         batch = None if self.inputs[0].shape is None else self.inputs[0].shape[0]
         if batch is None or batch == len(x):
             return self._output(given)
-        if len(x) % batch:
-            raise ValueError(f"{self.path.name} was exported for batches of {batch} and got {len(x)}; export it with a free batch size")
-        parts = zip(*(v.split(batch) if v.ndim and len(v) == len(x) else (v,) * (len(x) // batch) for v in given), strict=True)
-        return torch.cat([self._output(list(part)) for part in parts])
+        missing = -len(x) % batch  # of the last part, filled up with its last entries
+        parts = zip(*(_parts(v, batch, missing) if v.ndim and len(v) == len(x) else repeat(v) for v in given), strict=False)
+        return torch.cat([self._output(list(part)) for part in parts])[: len(x)]
 
     def _check(self, x: Tensor) -> None:
         shape = self.inputs[0].shape
@@ -213,6 +213,11 @@ class Exported(nn.Module):
         if isinstance(out, dict):
             out = next(iter(out.values()))
         return out[0] if isinstance(out, tuple | list) else out
+
+
+def _parts(value: Tensor, batch: int, missing: int) -> tuple[Tensor, ...]:
+    """A batch in parts of ``batch``, with the last entry repeated where some are missing."""
+    return torch.cat([value, value[-1:].expand(missing, *value.shape[1:])]).split(batch) if missing else value.split(batch)
 
 
 def _fitted(value: Any, said: Input) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from invdiff.denoiser import Denoiser
 from invdiff.latent import Autoencoder
 from invdiff.models.autoencoder import AUTOENCODERS, from_diffusers
 from invdiff.models.network import NETWORKS, Network
-from invdiff.models.scheduler import check_variance, read_scheduler, schedule_of, settings_of
+from invdiff.models.scheduler import DISTILLED, check_variance, overridden, read_scheduler, schedule_of, settings_of
+from invdiff.models.state_dict import check_finite
 from invdiff.models.text import TextEncoder
 from invdiff.registry import check_names
 
@@ -30,6 +32,7 @@ WEIGHTS = re.compile(r"diffusion_pytorch_model(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.(s
 def load_folder(
     folder: str | Path,
     *,
+    weights: str | None = None,
     controlnet: str | Path | None = None,
     autoencoder: Autoencoder | str | Path | bool | None = True,
     encode: str = "mode",
@@ -46,25 +49,26 @@ def load_folder(
 
     Args:
         folder: local path; nothing is downloaded.
+        weights: which network of a pipeline with several, e.g. ``"unet"``; by default the averaged one, ``"unet_ema"``.
         controlnet: folder of a ``ControlNetModel`` for it; the conditions ``control`` and ``control_scale`` are then taken, see
             :class:`~invdiff.models.network.Network`.
         autoencoder: by default the folder's own, if it has one; another one, as an object or the path of its folder; ``False`` or None:
             none, what is given and made are latents.
         encode, decode: how it is used, see :func:`~invdiff.models.autoencoder.from_diffusers`.
         allow_pickle: read weights that are kept as pickles (``.bin``) where there are no others; pickles can run code.
-        options: of :class:`~invdiff.denoiser.Denoiser`, on top of what the checkpoint says. With ``schedule`` and ``predicts`` no
-            scheduler configuration is needed.
+        options: of :class:`~invdiff.denoiser.Denoiser`, on top of what the checkpoint says. With ``schedule`` and ``predicts`` a
+            scheduler configuration may be missing or of an unknown kind.
 
     Raises:
         ValueError: what is missing or not understood, with what is; custom code, which is never run.
     """
     folder = Path(folder)
-    network = next((folder / part for part in PARTS if (folder / part).is_dir()), folder)
+    network = _network(folder, weights)
     scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
     _refuse_code(folder, network, scheduler, *(folder / part for part in ("text_encoder", "tokenizer")))
     config = _read(network / "config.json")
     noise, sampled = _noise(scheduler, options)
-    net, weights = _load(network, config, NETWORKS, allow_pickle)
+    net, file = _load(network, config, NETWORKS, allow_pickle)
     config = {**net.config, **config}  # type: ignore[dict-item]
     control = None
     if controlnet is not None:
@@ -79,6 +83,9 @@ def load_folder(
     # Pipelines, and networks that know text, are shown [state, image]; a lone UNet2DModel is an SR3 network, [image, state].
     state_first = (folder / "model_index.json").is_file() or config["_class_name"] != "UNet2DModel"
     labels, null = config.get("num_class_embeds"), config.get("_null_label")  # diffusers leaves keys with an underscore alone
+    if noise.get("_class_name") in DISTILLED or config.get("time_cond_proj_dim"):
+        told = f"; it is told the guidance scale as timestep_cond= (B, {n})" if (n := config.get("time_cond_proj_dim")) else ""
+        warnings.warn(f"{folder}: a distilled network, whose x0 is a sample and not a mean: use transition Renoise{told}", stacklevel=2)
     adapter = Network(net, cond_last=beside if state_first else 0, sign=sampled.pop("sign", 1.0), controlnet=control)
     if labels is None and "class_labels" in adapter.keywords:
         labels = null = config.get("num_embeds_ada_norm")  # DiT: one embedding more than classes, for labels that are left out
@@ -100,7 +107,7 @@ def load_folder(
         "image_size": size * (1 if coder is None else coder.factor) if isinstance(size, int) else None,
         "name": folder.name,
     }
-    options = found | sampled | options
+    options = found | sampled
     if options["data_range"] is not None and not (noise.get("clip_sample", True) and noise.get("clip_sample_range", 1.0) == 1.0):
         options = {"clip": False} | options
     denoiser = Denoiser(adapter, **options)
@@ -113,8 +120,8 @@ def load_folder(
         "scheduler": noise.get("_class_name"),
         "variance": noise.get("variance_type"),
         "needs": ", ".join(adapter.required) or None,
-        "weights": str((network / weights).relative_to(folder)),
-        "storage": _storage(network, weights),
+        "weights": str((network / file).relative_to(folder)),
+        "storage": _storage(network, file),
         **read_card(folder),
     }
     return denoiser
@@ -156,15 +163,35 @@ def read_card(folder: Path) -> dict[str, Any]:
     return {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in stated.items() if v}
 
 
+def _network(folder: Path, weights: str | None) -> Path:
+    """Where a folder keeps the network that is meant: the one named, or the first of PARTS, or the folder itself."""
+    parts = [part for part in PARTS if (folder / part).is_dir()]
+    if weights is not None:
+        if weights not in parts:
+            raise ValueError(f"{folder} has no network {weights!r}; it has {', '.join(map(repr, parts)) or 'a single one'}")
+        return folder / weights
+    if len(parts) > 1:
+        warnings.warn(f"{folder.name}: the averaged weights {parts[0]!r} are used; weights={parts[1]!r} takes the others", stacklevel=2)
+    return folder / parts[0] if parts else folder
+
+
 def _noise(scheduler: Path, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the scheduler's settings, the Denoiser's options they imply), of which what is in ``options`` is not asked for."""
+    """(the scheduler's settings, the Denoiser's options they imply with the user's ``options`` on top)."""
     file = scheduler / "scheduler_config.json"
-    if {"schedule", "predicts"} <= options.keys():
-        return (json.loads(file.read_text()) if file.is_file() else {}), {}
-    noise = settings_of(_read(file))
-    if "schedule" in options and noise.get("use_dynamic_shifting"):
-        noise |= {"use_dynamic_shifting": False}
-    return noise, read_scheduler(noise)
+    config: dict[str, Any] = {}
+    try:
+        if not file.is_file():
+            raise ValueError(f"no {file.name} in {scheduler}; give schedule= and predicts= of a network without one")
+        config = _read(file)
+        settings = settings_of(config)
+        if "schedule" in options:
+            settings["use_dynamic_shifting"] = False
+        implied = read_scheduler(settings)
+    except ValueError:
+        if not {"schedule", "predicts"} <= options.keys():
+            raise
+        return config, overridden({}, options)
+    return settings, overridden(implied, options)
 
 
 def _load(network: Path, config: dict[str, Any], allowed: tuple[str, ...], allow_pickle: bool) -> tuple[torch.nn.Module, str]:
@@ -190,13 +217,18 @@ def _load(network: Path, config: dict[str, Any], allowed: tuple[str, ...], allow
             output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError, ImportError) as error:
-        raise ValueError(f"the weights in {network} cannot be read: {error}") from error
+        said = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])  # of hundreds
+        raise ValueError(f"the weights in {network} cannot be read, do they fit its config.json? {said}") from error
     for kind in ("missing_keys", "unexpected_keys"):
         if info[kind]:
             names = sorted(info[kind])
             raise ValueError(
                 f"{weights} in {network} has {len(names)} {kind.replace('_', ' ')}, nothing was loaded: {', '.join(names[:8])}"
             )
+    try:
+        check_finite(net.state_dict())
+    except ValueError as error:
+        raise ValueError(f"{network}: {error}") from error
     if type(net).__name__ not in allowed:  # older configurations call every transformer a Transformer2DModel
         raise ValueError(f"{network} holds a {type(net).__name__}, which is not one of {', '.join(allowed)}")
     return net, weights
@@ -214,6 +246,8 @@ def _weights(network: Path, allow_pickle: bool) -> tuple[str, str | None]:
             f"{network} keeps its weights as a pickle ({first[0]}), which can run code when it is read; convert it to safetensors, or "
             "allow_pickle=True if you trust whoever made it"
         )
+    if "non_ema" not in first[0] and (others := [m[0] for m in found if "non_ema" in m[0]]):
+        warnings.warn(f"{network}: the averaged weights {first[0]} are used, not {others[0]}; move the first away for these", stacklevel=2)
     variant = first[1] or first[3]
     return first[0], variant[1:] if variant else None
 
@@ -253,6 +287,11 @@ def _autoencoder(
                 f"{folder} has an autoencoder, but not in one of the folders {', '.join(CODERS)}, where it is looked for; give its path, "
                 "autoencoder=PATH, or autoencoder=False for the network in latent space"
             )
+        if given is None and (named := [part for part in CODERS if any(_index(folder).get(part) or [])]):
+            raise ValueError(
+                f"{folder / 'model_index.json'} names a {named[0]}, and that folder is not there: the pipeline is not complete; give another one, "
+                "autoencoder=PATH, or autoencoder=False for the network in latent space"
+            )
     if given is None or given is False:
         if (encode, decode) != ("mode", "whole"):
             raise ValueError(f"encode and decode say how an autoencoder is used, and {folder} is loaded without one")
@@ -275,6 +314,11 @@ def _autoencoder(
     if made.channels != channels:
         raise ValueError(f"the autoencoder makes latents with {made.channels} channels, but the network's states have {channels}")
     return made
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    """What the folder says it is made of, by name; empty where it is no pipeline."""
+    return _read(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
 
 
 def _has_autoencoder(folder: Path) -> bool:

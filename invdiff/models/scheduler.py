@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from invdiff import schedules
-from invdiff.schedules import Discrete, Schedule
+from invdiff.frame import OfLevel
+from invdiff.schedules import Discrete, Schedule, make_schedule
 
 PREDICTION_TYPES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 FLOW_PREDICTION_TYPES = {"flow_prediction": "velocity", "flow": "velocity"} | PREDICTION_TYPES
@@ -23,6 +24,8 @@ SPACINGS = {"linspace": "uniform", "leading": "leading", "trailing": "trailing"}
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range")
 UNHEEDED = ("thresholding", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "shift_terminal", "stochastic_sampling")
 """Options of diffusers' samplers, not facts about a network, that have no counterpart here."""
+DISTILLED = ("LCMScheduler", "TCDScheduler")
+"""Schedulers of networks whose x0 is a sample instead of the mean."""
 
 KNOWN = (
     "those with betas (DDPM, DDIM, PNDM, Euler, Heun, DPMSolver, UniPC, ...), FlowMatchEulerDiscrete, FlowMatchHeunDiscrete, "
@@ -60,20 +63,49 @@ def read_scheduler(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = settings_of(config)
     name = given["_class_name"]
-    for option in UNHEEDED:
+    flow = name.startswith("FlowMatch") or bool(given.get("use_flow_sigmas"))
+    for option in (*UNHEEDED, "use_karras_sigmas") if flow else UNHEEDED:  # on a flow, which has no largest sigma / alpha
         if given.get(option):
             warnings.warn(f"{name} asks for {option}, which is about sampling and not done here; the network is unaffected", stacklevel=2)
-    if name.startswith("FlowMatch") or given.get("use_flow_sigmas"):
+    if flow:
         return _flow(given)
     if name.startswith("EDM"):
         return _edm(given)
     if name == "ScoreSdeVeScheduler":
-        schedule = schedules.ve(given["sigma_min"], given["sigma_max"])
         # These networks are shown sigma, and their images lie in [0, 1] (diffusers' ScoreSdeVePipeline).
-        return {"predicts": "score", "schedule": schedule, "time": lambda t: schedule(t).sigma, "data_range": (0.0, 1.0)}
+        return {
+            "predicts": "score",
+            "schedule": schedules.ve(given["sigma_min"], given["sigma_max"]),
+            "time": OfLevel(lambda level: level.ratio),
+            "data_range": (0.0, 1.0),
+        }
     if "beta_schedule" not in given:
         raise ValueError(f"a noise schedule cannot be read from {name}; known: {KNOWN}. Say what it does: schedule=..., predicts=...")
     return {"predicts": _look_up(PREDICTION_TYPES, given, "prediction_type", "epsilon"), "schedule": _betas(given)}
+
+
+def overridden(found: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """``found`` of a checkpoint with ``options`` on top, which are the user's; what they make untrue of the rest is left out, with a
+    warning where the time that the network is shown may then be wrong.
+
+    Args:
+        found: options of a Denoiser, and ``sign``; empty, if nothing is known.
+        options: of a Denoiser; with ``schedule`` and ``predicts`` where these were not found.
+    """
+    both = {**found, **options}
+    if both["predicts"] != found.get("predicts"):
+        both.pop("sign", None)
+    schedule, time = make_schedule(both["schedule"]), both.get("time")
+    if "time" in options or type(schedule) is type(found.get("schedule")) or isinstance(time, OfLevel):
+        return both
+    both.pop("time", None)
+    if not isinstance(schedule, Discrete) and both["predicts"] != "edm":
+        warnings.warn(
+            f"how the network counts the time of a {type(schedule).__name__} schedule is not known, so it is shown t from {schedule.t_min:g} to "
+            f"{schedule.t_max:g}; if it counts otherwise, say so: time=lambda t: 1000 * t",
+            stacklevel=2,
+        )
+    return both
 
 
 def _betas(given: dict[str, Any]) -> Discrete:
@@ -92,19 +124,20 @@ def _flow(given: dict[str, Any]) -> dict[str, Any]:
     T = int(given["num_train_timesteps"])
     if given.get("use_dynamic_shifting"):
         low, high = given["base_shift"], given["max_shift"]
+        is_mu = given.get("time_shift_type") == "linear"
+        low, high = (low, high) if is_mu else (math.exp(low), math.exp(high))
         raise ValueError(
             f"the timestep shift of this network depends on the image's size (use_dynamic_shifting); give the one of yours, "
-            f"schedule=invdiff.schedules.flow(shift=S) with S = exp(mu): {math.exp(low):.3g} for {given['base_image_seq_len']} patches, "
-            f"{math.exp(high):.3g} for {given['max_image_seq_len']}, mu linear in the number of patches between"
+            f"schedule=invdiff.schedules.flow(shift=S) with S = {'mu' if is_mu else 'exp(mu)'}: {low:.3g} for {given['base_image_seq_len']} patches, "
+            f"{high:.3g} for {given['max_image_seq_len']}, mu linear in the number of patches between"
         )
-    if given.get("invert_sigmas"):
-        raise ValueError("invert_sigmas: time runs the other way; give schedule=invdiff.schedules.flow(noise_first=True) and predicts=")
     predicts = _look_up(FLOW_PREDICTION_TYPES, {"prediction_type": "flow_prediction"} | given, "prediction_type", "flow_prediction")
     if given.get("use_flow_sigmas"):  # DPM-Solver and UniPC go down from 1 - 1/T; here from 1
         schedule = schedules.Flow(given.get("flow_shift") or 1.0)
     else:  # diffusers' grid runs down to the shifted 1/T and is then shifted once more
         shift = given["shift"]
-        schedule = schedules.Flow(shift, spacing="uniform", sigma_min=shift / T / (1 + (shift - 1) / T))
+        lowest = shift / T / (1 + (shift - 1) / T)
+        schedule = schedules.Flow(shift, bool(given.get("invert_sigmas")), spacing="uniform", sigma_min=lowest)
     return {"predicts": predicts, "schedule": schedule, "time": lambda t: T * t}
 
 

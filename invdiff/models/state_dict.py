@@ -37,6 +37,12 @@ def check_names(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> 
         raise ValueError(f"the parameters do not fit the network they seem to belong to. {said}. Nothing was loaded")
 
 
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Refuses parameters that are NaN or infinite, listed."""
+    if broken := [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
+        raise ValueError(f"parameters are not finite, so the training diverged or the file is damaged: {listed(broken)}")
+
+
 def listed(names: Iterable[str], most: int = 8) -> str:
     """The first names, and how many more there are."""
     names = list(names)
