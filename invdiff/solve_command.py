@@ -37,7 +37,7 @@ from invdiff.files import sha256, write_atomically
 from invdiff.measurement import Measurement
 from invdiff.method import Method
 from invdiff.operator import Operator
-from invdiff.registry import load, name_of
+from invdiff.registry import list_plugins, load, name_of
 from invdiff.restoration import Restoration, solve
 
 METRICS = ("psnr", "ssim", "lpips")
@@ -92,7 +92,11 @@ def run(args: argparse.Namespace) -> None:
     failed = [r["name"] for r in records if "error" in r]
     if len(jobs) > 1 and len(failed) < len(jobs):
         scored = [r["metrics"] for r in records if "metrics" in r]
-        means = {m: sum(s[m] for s in scored) / len(scored) for m in METRICS if scored and all(isinstance(s[m], float) for s in scored)}
+        means = {
+            m: sum(s[m] for s in scored) / len(scored)
+            for m in (scored[0] if scored else ())
+            if all(isinstance(s[m], float) for s in scored)
+        }
         write_atomically(output / "summary.json", json.dumps({"mean": means, "results": records}, indent=2) + "\n")
     if args.json:
         print(json.dumps(records if len(jobs) > 1 else records[0], indent=2))
@@ -258,9 +262,9 @@ def _pictures(folder: Path, truth: Tensor | None, measurement: Measurement, resu
 
 
 def _metrics(x: Tensor, truth: Tensor) -> dict[str, float | str | None]:
-    """Every metric of one image; None where the image is too small for it, "inf" where it is infinite (JSON has no such number)."""
+    """Every installed metric of one image, our own first; None where the image is too small, "inf" where it is infinite (JSON has no such number)."""
     values: dict[str, float | str | None] = {}
-    for name in METRICS:
+    for name in dict.fromkeys([*METRICS, *list_plugins("metrics")]):
         try:
             value = round(float(load("metrics", name)(x, truth)[0]), 5)
             values[name] = value if math.isfinite(value) else str(value)

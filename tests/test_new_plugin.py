@@ -69,6 +69,7 @@ def test_the_example_passes_every_check(example: Path, tmp_path: Path) -> None:
     assert skipped == {("grey", "meta"), ("grey", "conditions"), ("pull", "refuses"), ("pull", "x0_shift")}
 
 
+@pytest.mark.slow
 def test_new_plugins_install_and_pass_their_own_tests(tmp_path: Path) -> None:
     packages = [write(f"my_{kind}", kind, tmp_path / kind) for kind in GROUPS]
     install(tmp_path / "site", *packages)

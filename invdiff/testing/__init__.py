@@ -1,0 +1,45 @@
+"""The plug-in kit: checks of operators, methods, models and metrics for their authors' own tests.
+
+    from invdiff.testing import check_guidance
+
+    def test_my_method():
+        check_guidance("my_method")
+
+Each function runs a list of named checks and returns a :class:`Report`, or raises :class:`CheckFailed` with the report if one failed. One
+test for each check:
+
+    @pytest.mark.parametrize("check", GUIDANCE_CHECKS)
+    def test_my_method(check):
+        check_guidance("my_method", only=[check])
+
+What is known to fail is declared with its reason, either here, ``expected_failures={"meta": "looks at the data"}``, or on the registered
+class or function itself as an attribute of that name, which ``invdiff check`` sees too. What a check asks is its function's docstring.
+"""
+
+from __future__ import annotations
+
+from invdiff.testing.plans import (
+    GUIDANCE_CHECKS,
+    METRIC_CHECKS,
+    MODEL_CHECKS,
+    OPERATOR_CHECKS,
+    check_guidance,
+    check_metric,
+    check_model,
+    check_operator,
+)
+from invdiff.testing.report import CheckFailed, Outcome, Report
+
+__all__ = [
+    "GUIDANCE_CHECKS",
+    "METRIC_CHECKS",
+    "MODEL_CHECKS",
+    "OPERATOR_CHECKS",
+    "CheckFailed",
+    "Outcome",
+    "Report",
+    "check_guidance",
+    "check_metric",
+    "check_model",
+    "check_operator",
+]

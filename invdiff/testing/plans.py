@@ -1,0 +1,169 @@
+"""What is checked of each kind of plug-in, from its registered name, its class or function, or an object."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+
+from invdiff.denoiser import Denoiser
+from invdiff.method import Method, make_method
+from invdiff.operator import Operator, Shape
+from invdiff.operators.sr import SuperResolution
+from invdiff.registry import as_operator, load
+from invdiff.sampling import Itinerary, Piece
+from invdiff.testing import methods, metrics, models, operators
+from invdiff.testing.report import Plan, Report
+
+OPERATOR_CHECKS = tuple(operators.CHECKS)
+GUIDANCE_CHECKS = tuple(methods.CHECKS)
+MODEL_CHECKS = tuple(models.CHECKS)
+METRIC_CHECKS = tuple(metrics.CHECKS)
+
+Reasons = Mapping[str, str]
+NONE: Reasons = MappingProxyType({})
+
+
+def check_operator(
+    operator: Any, *, shapes: Sequence[Shape] = operators.SHAPES, only: Sequence[str] | None = None, expected_failures: Reasons = NONE
+) -> Report:
+    """Checks an operator.
+
+    Args:
+        operator: a registered name, a class or function that makes one of its defaults, or an object.
+        shapes: of the images it is tried with, (C, H, W) or (d,), cropped to what it takes.
+        only: some of :data:`OPERATOR_CHECKS`.
+        expected_failures: check -> why it is known to fail.
+
+    Raises:
+        CheckFailed: a check failed that was not expected to.
+        ValueError: a check of that name does not exist.
+    """
+    return plan_operator(operator, shapes, only, expected_failures).report()
+
+
+def check_guidance(
+    method: Any, *, operator: Operator | None = None, only: Sequence[str] | None = None, expected_failures: Reasons = NONE
+) -> Report:
+    """Checks a method on the kit's own network and short runs.
+
+    Args:
+        method: a registered name, a class or function that makes one of its defaults, or an object.
+        operator: what it restores from, of images with 3 channels; by default super-resolution by 2, which is linear and has an SVD.
+        only: some of :data:`GUIDANCE_CHECKS`.
+        expected_failures: check -> why it is known to fail.
+
+    Raises:
+        CheckFailed, ValueError: as :func:`check_operator`.
+    """
+    return plan_guidance(method, operator, only, expected_failures).report()
+
+
+def check_model(
+    model: Any,
+    *,
+    shape: Shape | None = None,
+    cond: Mapping[str, Tensor] = MappingProxyType({}),
+    only: Sequence[str] | None = None,
+    expected_failures: Reasons = NONE,
+) -> Report:
+    """Checks a model in some twenty evaluations.
+
+    Args:
+        model: a registered name, a function that makes one, or a :class:`~invdiff.denoiser.Denoiser`.
+        shape: of its images, (C, H, W) or (d,); by default an odd, non-square one.
+        cond: what it cannot run without besides a label, an image and text, which the kit makes: tensors with two entries.
+        only: some of :data:`MODEL_CHECKS`.
+        expected_failures: check -> why it is known to fail.
+
+    Raises:
+        CheckFailed, ValueError: as :func:`check_operator`.
+    """
+    return plan_model(model, shape, cond, only, expected_failures).report()
+
+
+def check_metric(metric: Any, *, only: Sequence[str] | None = None, expected_failures: Reasons = NONE) -> Report:
+    """Checks a metric.
+
+    Args:
+        metric: a registered name, or a function ``metric(x, reference)``.
+        only: some of :data:`METRIC_CHECKS`.
+        expected_failures: check -> why it is known to fail.
+
+    Raises:
+        CheckFailed, ValueError: as :func:`check_operator`.
+    """
+    return plan_metric(metric, only, expected_failures).report()
+
+
+def plan_operator(
+    operator: Any, shapes: Sequence[Shape] = operators.SHAPES, only: Sequence[str] | None = None, expected: Reasons = NONE
+) -> Plan:
+    """The checks of an operator."""
+    made = loaded("operators", operator)
+    made = as_operator(made() if inspect.isroutine(made) or inspect.isclass(made) else made)
+    case = operators.Case(made, tuple(shapes), type(made).__module__)
+    return _plan("operator", operator, made, operators.CHECKS, case, only, expected)
+
+
+def plan_guidance(method: Any, operator: Operator | None = None, only: Sequence[str] | None = None, expected: Reasons = NONE) -> Plan:
+    """The checks of a method."""
+    factory = loaded("guidance", method)
+    made = make_method(factory if isinstance(factory, Method | Piece | Itinerary) else factory())
+    own = [p for p in (*made.chain, made.transition, made.itinerary) if p is not None]
+    module = factory.__module__ if callable(factory) else type(own[0]).__module__
+    case = methods.Case(made.completed(None, None), made.transition is not None, operator or SuperResolution(2), module)
+    return _plan("guidance", method, factory, methods.CHECKS, case, only, expected)
+
+
+def plan_model(
+    model: Any,
+    shape: Shape | None = None,
+    cond: Mapping[str, Tensor] = MappingProxyType({}),
+    only: Sequence[str] | None = None,
+    expected: Reasons = NONE,
+) -> Plan:
+    """The checks of a model."""
+    made = loaded("models", model)
+    factory = None if isinstance(made, Denoiser) else made
+    denoiser = made if factory is None else factory()
+    module = (type(denoiser.net) if factory is None else factory).__module__
+    return _plan("model", model, made, models.CHECKS, models.Case(denoiser, factory, shape, cond, module), only, expected)
+
+
+def plan_metric(metric: Any, only: Sequence[str] | None = None, expected: Reasons = NONE) -> Plan:
+    """The checks of a metric."""
+    made = loaded("metrics", metric)
+    return _plan("metric", metric, made, metrics.CHECKS, metrics.Case(made, made.__module__), only, expected)
+
+
+PLANS: dict[str, Callable[[Any], Plan]] = {
+    "operators": plan_operator,
+    "guidance": plan_guidance,
+    "models": plan_model,
+    "metrics": plan_metric,
+}
+"""By entry-point group."""
+
+
+def loaded(kind: str, plugin: Any) -> Any:
+    """What is registered under a name; anything else as it is."""
+    return load(kind, plugin) if isinstance(plugin, str) else plugin
+
+
+def _plan(
+    kind: str,
+    plugin: Any,
+    declaring: Any,
+    checks: Mapping[str, Callable[[Any], str]],
+    case: Any,
+    only: Sequence[str] | None,
+    expected: Reasons,
+) -> Plan:
+    name = plugin if isinstance(plugin, str) else getattr(plugin, "__name__", type(plugin).__name__)
+    declared = getattr(declaring, "expected_failures", {})
+    return Plan(kind, name, {check: partial(f, case) for check, f in checks.items()}, {**declared, **expected}, only)

@@ -1,0 +1,1 @@
+"""Hydra's config groups of the example."""
