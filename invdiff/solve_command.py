@@ -268,7 +268,7 @@ def _metrics(x: Tensor, truth: Tensor) -> dict[str, float | str | None]:
         try:
             value = round(float(load("metrics", name)(x, truth)[0]), 5)
             values[name] = value if math.isfinite(value) else str(value)
-        except ValueError as error:
+        except Exception as error:  # whatever a plug-in raises: the restoration is not lost
             warnings.warn(f"{name} was not computed: {error}", stacklevel=2)
             values[name] = None
     return values
