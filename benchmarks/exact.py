@@ -28,7 +28,7 @@ from invdiff.benchmarks.tables import markdown
 from invdiff.config import make_piece
 from invdiff.denoiser import Denoiser
 from invdiff.measurement import Measurement
-from invdiff.method import Method, make_method
+from invdiff.method import Method, describe, make_method
 from invdiff.noise import generator_of
 from invdiff.operators.matrix import Matrix
 from invdiff.registry import make_operator
@@ -135,7 +135,6 @@ def gaussian_problem(operator: dict[str, Any], shape: tuple[int, ...], sigma: fl
     measurement = made.measure(x, sigma=sigma, seed=seed)
     units = torch.eye(x.numel(), dtype=D).view(-1, *shape)
     A = measurement.operator(units).flatten(1).mT
-    A = torch.view_as_real(A.resolve_conj()).movedim(-1, 0).flatten(0, 1) if A.is_complex() else A
     seen = A.abs().amax(1) > 0  # rows that measure nothing, as at missing pixels, say nothing
     return Problem(prior.denoiser(linear(1000), "gaussian"), measurement, prior.posterior(A[seen], measurement.y.flatten()[seen], sigma))
 
@@ -192,12 +191,14 @@ def cells(config: dict[str, Any]) -> list[Cell]:
     methods = {label: {"name": label} | (parameters or {}) for label, parameters in config["methods"].items()}
     only = {label: parameters.pop("problem", None) for label, parameters in methods.items()}
     common = {"samples": config["samples"], "steps": config["steps"], "eta": config["eta"]}
+    # With their defaults, so that another default is another cell.
+    pieces = {label: describe(_method(parameters, config["eta"])) for label, parameters in methods.items()}
     found = []
     for problem in problems:
         found.append({"method": "floor"} | problem | {"samples": config["samples"]})
         for label, parameters in methods.items():
             if only[label] in (None, problem["problem"]):
-                found.append({"method": label} | problem | {"parameters": parameters} | common)
+                found.append({"method": label} | problem | {"parameters": parameters, "pieces": pieces[label]} | common)
     return found
 
 
@@ -217,28 +218,26 @@ def evaluate(cell: Cell) -> dict[str, Any]:
     if cell["method"] == "floor":
         x = problem.posterior.draw(n, generator_of("exact", "floor", cell["seed"]))
     else:
-        parameters = dict(cell["parameters"])
-        steps, particles = parameters.pop("steps", cell["steps"]), parameters.pop("particles", n)
-        method = _method(parameters, cell["eta"])
+        steps, method = cell["parameters"].get("steps", cell["steps"]), _method(cell["parameters"], cell["eta"])
         try:
             check_solve(problem.measurement, problem.denoiser, method, steps=steps, dtype=D)
         except ValueError as error:
             return {"refused": str(error)}
         try:
-            result = solve(problem.measurement, problem.denoiser, method, steps=steps, seed=cell["seed"], num_samples=particles, dtype=D)
+            result = solve(problem.measurement, problem.denoiser, method, steps=steps, seed=cell["seed"], num_samples=n, dtype=D)
         except NonFiniteError as error:
             return {"diverged": str(error)}
         x = result.samples.flatten(2)[:, 0]
-        x = x[torch.randperm(len(x), generator=generator_of("exact", "thin", cell["seed"]))[:n]]
-        cost = {"nfe": result.nfe * particles / n, "nbe": result.nbe * particles / n, "seconds": round(result.seconds, 3)}
+        cost = {"nfe": result.nfe, "nbe": result.nbe, "seconds": round(result.seconds, 3)}
     if cell["problem"] == "gaussian":
         return moments(x, problem.posterior) | cost
     exact = problem.posterior.draw(n, generator_of("exact", "reference", cell["seed"]))
     return {"distance": sliced_wasserstein(x, exact)} | cost
 
 
-def _method(parameters: dict[str, Any], eta: float) -> Method:
+def _method(given: dict[str, Any], eta: float) -> Method:
     """A method from its name and parameters; DDIM(eta) where it has no transition of its own."""
+    parameters = {k: v for k, v in given.items() if k != "steps"}
     transition, itinerary = (make_piece(parameters.pop(kind, None), kind) for kind in ("transition", "itinerary"))
     made = make_method(parameters.pop("name"), **parameters)
     own = made.transition or make_piece({"name": "ddim", "eta": eta}, "transition")
@@ -281,12 +280,12 @@ def _entry(records: Sequence[Record], score: str, interval: bool = False) -> str
     found = [r["result"][score] for r in records if score in r.get("result", {})]
     if failed := sum("failure" in r for r in records):
         return f"{failed} failed"
-    if diverged := sum("diverged" in r["result"] or r["result"].get(score, 0) > DIVERGED for r in records):
-        return f"{diverged} of {len(records)} diverged"
-    if not found:
-        return "–"
-    mean, half = mean_and_interval(found)
-    return f"{mean:.2f} ± {half:.2f}" if interval else f"{mean:.2f}"
+    diverged = sum("diverged" in r["result"] or r["result"].get(score, 0) > DIVERGED for r in records)
+    told = f" ({diverged} of {len(records)} diverged)" if diverged else ""
+    if not (kept := [value for value in found if value <= DIVERGED]):
+        return told.strip(" ()") or "–"
+    mean, half = mean_and_interval(kept)
+    return (f"{mean:.2f} ± {half:.2f}" if interval else f"{mean:.2f}") + told
 
 
 def _cost(records: Sequence[Record]) -> dict[str, str]:

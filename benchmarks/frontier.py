@@ -86,9 +86,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = [
             photos.row(r) | {"front": "yes" if id(r) in best else ""} for r in sorted(own, key=lambda r: r["result"]["sample"]["lpips"])
         ]
-        tables.append(f"{operator}:\n\n{markdown(rows)}")
+        tables.append(f"{operator}:\n\n{markdown(rows)}" + "".join(f"\n\n{line}" for line in photos.without(records, operator)))
     write_atomically(args.output / "results.md", "\n\n".join(tables) + "\n")
     print("\n\n".join(tables))
+    harness.check(records, args.output)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,11 @@ import json
 import multiprocessing
 import platform
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,10 @@ def run(
 
     folder.mkdir(parents=True, exist_ok=True)
     records = {k: record for k, record in ((key(cell), read(folder, cell)) for cell in cells) if record is not None}
+    if old := sum(r["environment"]["code"] != code() for r in records.values()):
+        warnings.warn(
+            f"{old} of the records in {folder} were made by another version of the code; remove them to measure again", stacklevel=2
+        )
     pending = [cell for cell in {key(c): c for c in cells}.values() if key(cell) not in records]
     with tqdm(total=len(cells), initial=len(cells) - len(pending), disable=not progress, unit="cell") as bar:
         for cell, record in _evaluated(suite, pending, context, workers):
@@ -65,6 +72,15 @@ def run(
             bar.set_postfix_str(" ".join(str(v) for v in cell.values() if isinstance(v, str | int)), refresh=False)
             bar.update()
     return [records[key(cell)] for cell in cells]
+
+
+def check(records: Sequence[Record], folder: Path) -> None:
+    """Raises a ValueError if cells failed, which says how many and the first reason."""
+    if failed := [r["failure"]["error"] for r in records if "failure" in r]:
+        raise ValueError(
+            f"{len(failed)} of {len(records)} cells failed, the first with {failed[0]}; their records in {folder} say why, and the same "
+            "command tries again"
+        )
 
 
 def read(folder: Path, cell: Cell) -> Record | None:
@@ -85,22 +101,45 @@ def _evaluated(suite: str, cells: Sequence[Cell], context: Mapping[str, Any], wo
     try:
         waiting = {pool.submit(_evaluate, suite, cell, context): cell for cell in cells}
         for done in as_completed(waiting):
-            yield waiting[done], done.result()
+            try:
+                yield waiting[done], done.result()
+            except BrokenProcessPool as error:  # a worker was killed, and takes those that wait with it
+                yield waiting[done], _record(suite, waiting[done]) | {"failure": {"error": f"a worker died: {error}", "traceback": ""}}
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _evaluate(suite: str, cell: Cell, context: Mapping[str, Any]) -> Record:
-    record: Record = {"format": FORMAT, "suite": suite, "cell": cell, "versions": versions()}
+    record = _record(suite, cell)
     try:
         return record | {"result": importlib.import_module(suite).evaluate(cell, **context)}
     except Exception as error:
         return record | {"failure": {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}}
 
 
-def versions() -> Mapping[str, str]:
-    """What the figures of a record were made with."""
-    return {p: version(p) for p in ("invdiff", "torch", "deepinv")} | {"python": platform.python_version()}
+def _record(suite: str, cell: Cell) -> Record:
+    return {"format": FORMAT, "suite": suite, "cell": cell, "environment": environment()}
+
+
+def environment() -> dict[str, Any]:
+    """What the figures of a record were made with; seconds compare only under one processor and number of threads."""
+    versions = {p: version(p) for p in ("invdiff", "torch", "deepinv")} | {"python": platform.python_version()}
+    return versions | {"code": code(), "processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+
+
+@cache
+def code() -> str:
+    """A digest of the package's modules: records made by other code are told."""
+    import invdiff.benchmarks
+    import invdiff.guidance
+    import invdiff.operators
+
+    digest = hashlib.sha256()
+    for package in (invdiff, invdiff.benchmarks, invdiff.guidance, invdiff.operators):
+        for folder in package.__path__:
+            for file in sorted(Path(folder).rglob("*.py")):
+                digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:

@@ -7,6 +7,7 @@ does not give are those of ``invdiff solve`` for this model, method and operator
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import product
@@ -25,6 +26,7 @@ from invdiff.denoiser import Denoiser
 from invdiff.images import read_image
 from invdiff.registry import load_model
 from invdiff.restoration import check_solve, solve
+from invdiff.sampling import NonFiniteError
 
 TOP = ("steps", "num_samples")
 """What stands beside a method's own parameters and is not one of them."""
@@ -54,6 +56,8 @@ def context(config: Mapping[str, Any]) -> dict[str, Any]:
 def cells(config: dict[str, Any]) -> list[Cell]:
     """Every method with every combination of its values, on every operator."""
     data = {"numbers": config["numbers"], "crop": config["crop"], "size": config["size"]}
+    truth = crops(str(config["photos"]), tuple(config["numbers"]), config["crop"], config["size"])
+    data |= {"images": hashlib.sha256(truth.numpy().tobytes()).hexdigest()}
     common = {"model": config["model"], "dtype": config["dtype"], "weights": model(config["model"], config["dtype"]).hash}
     found = []
     for (label, values), (operator, parameters) in product(config["methods"].items(), config["operators"].items()):
@@ -83,16 +87,12 @@ def evaluate(cell: Cell, photos: str) -> dict[str, Any]:
     n = run["num_samples"]
     try:
         result = solve(measurement, denoiser, method, num_samples=n, **options)
-    except ValueError as error:  # a scale that is too large is a finding of a sweep, not a failure
-        return {"refused": str(error)}
+    except NonFiniteError as error:  # a scale that is too large is a finding of a sweep, not a failure
+        return {"diverged": str(error)}
     found = {"measurement": measurement.hash, "sample": scores(result.x, truth)} | ({"mean": scores(result.mean, truth)} if n > 1 else {})
-    seconds = result.seconds / (len(truth) * n)
-    return found | {"nfe": result.nfe, "nbe": result.nbe, "seconds": round(seconds, 4)}
-
-
-def best(records: Sequence[Record]) -> Record:
-    """The record with the lowest LPIPS of a sample."""
-    return min(records, key=lambda r: r["result"]["sample"]["lpips"])
+    together = n if method.particles else 1  # a sample of a particle system costs the whole system
+    cost = {"nfe": result.nfe, "nbe": result.nbe, "seconds": result.seconds / (len(truth) * n)}
+    return found | {k: round(together * v, 4) for k, v in cost.items()}
 
 
 def report(config: dict[str, Any], records: Sequence[Record]) -> str:
@@ -101,8 +101,18 @@ def report(config: dict[str, Any], records: Sequence[Record]) -> str:
     for operator in config["operators"]:
         own = [r for r in records if r["cell"]["operator"] == operator and "sample" in r.get("result", {})]
         rows = [row(r) for r in sorted(own, key=lambda r: r["result"]["sample"]["lpips"])]
-        parts.append(f"{operator}:\n\n{markdown(rows)}")
+        parts.append(f"{operator}:\n\n{markdown(rows)}" + "".join(f"\n\n{line}" for line in without(records, operator)))
     return "\n\n".join(parts)
+
+
+def without(records: Sequence[Record], operator: str) -> list[str]:
+    """What has no figures, and why."""
+    found = []
+    for record in records:
+        why = record.get("failure", {}).get("error") or record.get("result", {}).get("refused") or record.get("result", {}).get("diverged")
+        if why and record["cell"]["operator"] == operator:
+            found.append(f"- {record['cell']['method']} {record['cell']['values']}: {why}")
+    return found
 
 
 def row(record: Record) -> dict[str, Any]:

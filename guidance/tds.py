@@ -98,6 +98,8 @@ class TDS(Transition):
 
     def twist(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement) -> tuple[Prediction, Tensor, Tensor]:
         """The prediction at x_t, log p~(y | x_t) but for a constant, (B,), and its gradient with C_t held fixed."""
+        if step.t.alpha == 0:  # pure noise: x0 does not depend on it, and all particles weigh the same
+            return predict(x_t, step.t), x_t.new_zeros(len(x_t)), torch.zeros_like(x_t)
         with torch.enable_grad():
             x_t, p = traced(predict, x_t, step.t, "TDS")
         log_p, grad = (_isotropic if self.covariance == "pigdm" else _tweedie)(x_t, p, measurement)

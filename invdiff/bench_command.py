@@ -36,11 +36,6 @@ def run(args: argparse.Namespace) -> None:
     write_atomically(folder / "results.md", table + "\n")
     if not args.quiet:
         print(table)
-    failed = [r for r in records if "failure" in r]
-    if failed:
-        first = failed[0]["failure"]["error"]
-        raise ValueError(
-            f"{len(failed)} of {len(cells)} cells failed, the first with {first}; their records in {folder} say why, and the same command tries again"
-        )
+    harness.check(records, folder)
     if not args.quiet:
         print(f"{len(cells)} cells -> {folder}/results.md", file=sys.stderr)

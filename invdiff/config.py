@@ -96,13 +96,13 @@ def build_method(config: dict[str, Any], default: Transition | None = None) -> M
         chain = [
             replace(
                 m,
-                transition=m.transition.around(transition) if transition and m.transition else m.transition,
+                transition=m.around(transition) if transition else m.transition,
                 itinerary=None if itinerary else m.itinerary,
             )
             for m in chain
         ]
     made = make_method(chain) if len(chain) > 1 else chain[0]
-    return made.completed(transition or made.transition or default, itinerary)
+    return made.completed(transition or (default if made.transition is None else None), itinerary)
 
 
 def _parameters(node: dict[str, Any]) -> dict[str, Any]:

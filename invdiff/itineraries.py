@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from invdiff.measurement import Measurement
-from invdiff.operator import LinearOperator
 from invdiff.sampling import Itinerary
 from invdiff.schedules import Level, Schedule
 
@@ -93,12 +92,11 @@ class LateStart(Itinerary):
     def start(self, measurement: Measurement | None) -> Tensor | None:
         if measurement is None:
             raise ValueError("a late start needs an image to start from, and without a measurement there is none; pass start=image")
-        if isinstance(measurement.operator, LinearOperator):
-            return measurement.linear_estimate()
-        if measurement.y.shape[1:] == measurement.image_shape:
-            return measurement.y
+        image = measurement.estimate()
+        if image is not None:
+            return image
         raise ValueError(
-            f"a late start needs an image to start from, and {type(measurement.operator).__name__} gives none; pass start=image to solve"
+            f"a late start needs an image to start from, and {measurement.operator.kind} gives none; pass start=image to solve"
         )
 
 

@@ -103,14 +103,24 @@ class Measurement:
         sigma = self.sigma
         return self.operator.pinv(self.y, ridge=sigma**2 if isinstance(sigma, float) else sigma.square().flatten(1).mean(1))
 
+    def estimate(self) -> Tensor | None:
+        """An image made from y alone, in the range of this measurement: the linear estimate, or y itself where it is an image; else None."""
+        if isinstance(self.operator, LinearOperator):
+            return self.linear_estimate()
+        if self.y.shape[1:] != self.image_shape:
+            return None
+        return self.operator.low + self.operator.width * self.y if isinstance(self.operator, Rescaled) else self.y
+
     def check_noisy(self, who: str) -> None:
         """For methods that weigh by 1/sigma².
 
         Raises:
             ValueError: sigma is zero, be it for one image or one pixel.
         """
-        sigma = torch.as_tensor(self.sigma)
-        if not sigma.is_meta and not bool((sigma > 0).all()):
+        sigma = torch.as_tensor(self.sigma, device=self.y.device)
+        # Where nothing is measured there is nothing to weigh.
+        silent = self.operator._like(self.y)._observed((sigma <= 0).expand(self.y.shape).to(self.y.real.dtype))
+        if not sigma.is_meta and bool(silent.any()):
             raise ValueError(
                 f"{who} weighs by 1/sigma², but sigma is zero{'' if sigma.ndim == 0 else ' somewhere'}; give the noise a sigma > 0"
             )

@@ -42,14 +42,24 @@ class Method:
         for piece, kind in ((transition, Transition), (itinerary, Itinerary)):
             if piece is not None and not isinstance(piece, kind):
                 raise TypeError(f"a {kind.__name__.lower()} is an object such as invdiff.transitions.DDIM(eta=0.5), got {piece!r}")
-        own = self.transition or DDPM()
-        if transition is not None and own.requires is not None and not self.chain and own.around(transition) is None:
-            name = type(own).__name__
-            raise ValueError(
-                f"{name} is itself the transition that knows the measurement, and {transition} would take its place; leave transition= out"
-            )
-        chosen = own if transition is None else own.around(transition) or transition
+        chosen = (self.transition or DDPM()) if transition is None else self.around(transition) or transition
         return Method(self.chain, chosen, itinerary or self.itinerary or Straight())
+
+    def around(self, transition: Transition) -> Transition | None:
+        """What the method's own transition becomes under one that is chosen: itself around it; None where it makes room.
+
+        Raises:
+            ValueError: it is all that knows the measurement, and would be gone.
+        """
+        if self.transition is None:
+            return None
+        kept = self.transition.around(transition)
+        if kept is None and self.transition.requires is not None and not self.chain:
+            name = type(self.transition).__name__
+            raise ValueError(
+                f"{name} is itself the transition that knows the measurement, and {transition} would take its place; leave that out"
+            )
+        return kept
 
     def bind(self, setting: Setting) -> Method:
         """The completed method made ready for a run.

@@ -210,7 +210,7 @@ def invert(
         raise ValueError(f"inversion needs a deterministic transition, e.g. DDIM(eta=0) or Heun(); {transition} draws noise")
     schedule = schedule or denoiser.schedule
     levels = Straight()(schedule, steps)[-2::-1]  # least noisy first, the clean end left out
-    state = _to_state(denoiser, x.to(denoiser.device or x.device, dtype)) * levels[0].alpha
+    state = _encoded(denoiser, _in_range(denoiser, x.to(denoiser.device or x.device, dtype))) * levels[0].alpha
     cond = _conditions(denoiser, cond, len(x), state.device)
     noise = NoiseSource([0] * len(x), state.device)  # asked for nothing
     return sample(denoiser, state, levels, schedule=schedule, noise=noise, transition=_Upwards(transition), cond=cond)
@@ -326,23 +326,24 @@ class _Run:
         levels = method.itinerary(schedule, steps)
         device = denoiser.device or (measurement.y.device if measurement is not None else torch.device("cpu"))
         first = None if x_T is None else x_T.to(device, dtype)
+        if measurement is not None:
+            measurement = measurement.to(device, dtype).to_range(*(denoiser.image_range or (0.0, 1.0)))
         if first is None:
-            start = method.itinerary.start(measurement) if start is None else start
-            if start is not None:
-                if tuple(start.shape) != shape:
-                    raise ValueError(f"start must have the shape of the images, {shape}, got {tuple(start.shape)}")
+            if start is not None and tuple(start.shape) != shape:
+                raise ValueError(f"start must have the shape of the images, {shape}, got {tuple(start.shape)}")
+            # The itinerary sees the network's range, where missing pixels are grey and not black.
+            image = method.itinerary.start(measurement) if start is None else _in_range(denoiser, start.to(device, dtype))
+            if image is not None:
                 encoding = NoiseSource([seed_of("encode", seed, k) for k in ids], device)
-                first = levels[0].alpha * _to_state(denoiser, start.to(device, dtype), encoding)
+                first = levels[0].alpha * _encoded(denoiser, image, encoding)
             elif not schedule.from_noise:
                 raise ValueError(
                     f"{denoiser.name} knows no noise that drowns the image (at most sigma = {float(levels[0].sigma):g}), so a run cannot start "
                     "from noise alone; give an image to start from: start=operator.pinv(measurement.y)"
                 )
-        if measurement is not None:
-            measurement = measurement.to(device, dtype).to_range(*(denoiser.image_range or (0.0, 1.0)))
-            if denoiser.autoencoder is not None:
-                operator = Decoded(measurement.operator, denoiser.autoencoder, shape=denoiser.state_shape(shape)[1:])
-                measurement = replace(measurement, operator=operator)
+        if measurement is not None and denoiser.autoencoder is not None:
+            operator = Decoded(measurement.operator, denoiser.autoencoder, shape=denoiser.state_shape(shape)[1:])
+            measurement = replace(measurement, operator=operator)
         given = {name for guidance in method.chain for name in guidance.sets}
         resolved = _conditions(denoiser, cond, shape[0], device, given)
         if denoiser.cond_channels is not None and "cond" not in given | set(cond):
@@ -504,11 +505,16 @@ def _conditions(
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in resolved.items()}
 
 
-def _to_state(denoiser: Denoiser, x: Tensor, noise: NoiseSource | None = None) -> Tensor:
-    """Images in the user's range as clean states of the network. With noise, an autoencoder that encodes by a draw draws."""
-    if denoiser.image_range is not None:
-        low, high = denoiser.image_range
-        x = low + (high - low) * x
+def _in_range(denoiser: Denoiser, x: Tensor) -> Tensor:
+    """Images in the user's range as the network has them."""
+    if denoiser.image_range is None:
+        return x
+    low, high = denoiser.image_range
+    return low + (high - low) * x
+
+
+def _encoded(denoiser: Denoiser, x: Tensor, noise: NoiseSource | None = None) -> Tensor:
+    """Images in the network's range as clean states. With noise, an autoencoder that encodes by a draw draws."""
     if denoiser.autoencoder is None:
         return x
     with torch.no_grad():

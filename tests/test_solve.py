@@ -384,7 +384,9 @@ def test_late_start_begins_from_the_noised_pseudo_inverse_or_the_given_image() -
             return super().down(predict, x_t, step, measurement)
 
     given = rand(3, 3, 8, 8, seed=8).sigmoid()
-    for start, image in ((None, measurement.operator.pinv(measurement.y)), (given, given)):  # type: ignore[attr-defined]
+    ranged = measurement.to_range(-1.0, 1.0)  # what is missing is grey, not black
+    blank = (ranged.operator.pinv(ranged.y) + 1) / 2  # type: ignore[attr-defined]
+    for start, image in ((None, blank), (given, given)):
         first.clear()
         solve(measurement, denoiser, "none", steps=10, itinerary=LateStart(0.3), transition=Watch(), start=start, dtype=D, seed=4)
         noise = NoiseSource([seed_of("sampling", 4, k, 0) for k in range(3)]).randn_like(image)

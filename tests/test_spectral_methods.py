@@ -15,6 +15,7 @@ from oracles import D, Gaussian, Mixture, OneStream, correlated, rand, step_of
 from torch import Tensor
 
 from invdiff import schedules
+from invdiff.config import build_method, compose
 from invdiff.denoiser import Denoiser, Prediction
 from invdiff.guidance.ddnm import DDNM, NullSpaceNoise, ddnm
 from invdiff.guidance.ddrm import DDRM
@@ -468,4 +469,9 @@ def test_time_travel_goes_back_from_x0_and_not_from_x_t() -> None:
 def test_a_method_that_is_a_transition_is_not_replaced_silently() -> None:
     with pytest.raises(ValueError, match="DDRM is itself the transition that knows the measurement"):
         make_method("ddrm").completed(DDIM(), None)
+    for chain in (["ddrm"], ["dps", "ddrm"]):
+        config = compose("sr", chain, "photo64")
+        assert build_method(config).transition == DDRM(config["guidance"][-1]["eta"])
+        with pytest.raises(ValueError, match="DDRM is itself"):
+            build_method(config | {"transition": {"name": "ddim"}})
     assert make_method("ddnm").completed(DDIM(), None).transition == DDIM()  # its guidance knows the measurement
