@@ -304,8 +304,13 @@ def test_info_of_a_network_that_is_read_rightly_or_cannot_be_asked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("invdiff.commands.self_check", lambda _: [])  # test_selfcheck runs it on photo64
-    for model, says in (("photo64", "OK"), ("sr3x4", "not checked: it needs conditions")):
-        assert main(["info", model]) == 0
+    told = ["photo64", "model.predicts=eps"]
+    for model, says in (
+        (["photo64"], "as its package registers it"),
+        (told, "OK"),
+        (["sr3x4", "model.clip=true"], "not checked: it needs"),
+    ):
+        assert main(["info", *model]) == 0
         (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("reading ")]
         assert says in line
     assert main(["info", "photo64", "steps=3"]) == 2
