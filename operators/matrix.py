@@ -20,7 +20,7 @@ from invdiff.noise import generator_of
 from invdiff.operator import Shape, SpectralOperator
 
 LARGEST = 2**26
-"""Entries of A beyond which it is refused; its SVD then takes minutes."""
+"""Entries beyond which U or V is refused; an SVD then takes minutes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +48,13 @@ class Matrix(SpectralOperator):
         n = prod(shape)
         if self.matrix is None:
             m = max(1, round(self.fraction * n))
-            if m * n > LARGEST:
-                raise ValueError(f"a dense matrix of {m}x{n} is too large; use the operator compressed_sensing, which needs no matrix")
+            _check_size(m, n)
             matrix = torch.randn(m, n, dtype=torch.float64, generator=generator_of("matrix", self.seed, *shape)) / n**0.5
         else:
             matrix = self.matrix.detach().to("cpu", torch.float64)
             if matrix.shape[1] != n:
                 raise ValueError(f"the matrix has {matrix.shape[1]} columns, but x of shape {shape} has {n} entries")
+            _check_size(*matrix.shape)
         u, s, vt = torch.linalg.svd(matrix, full_matrices=True)
         return {"matrix": matrix.clone(), "u": u.contiguous(), "s": F.pad(s, (0, max(matrix.shape) - len(s))), "v": vt.mT.contiguous()}
 
@@ -90,3 +90,8 @@ class Matrix(SpectralOperator):
     def _image(self, x: Tensor) -> Tensor:
         assert self.shape is not None
         return x.view(len(x), *self.shape)
+
+
+def _check_size(m: int, n: int) -> None:
+    if max(m, n) ** 2 > LARGEST:
+        raise ValueError(f"the SVD of a dense matrix of {m}x{n} is too large; use the operator compressed_sensing, which needs no matrix")
