@@ -60,7 +60,7 @@ def run(
 
     folder.mkdir(parents=True, exist_ok=True)
     records = {k: record for k, record in ((key(cell), read(folder, cell)) for cell in cells) if record is not None}
-    if old := sum(r["environment"]["code"] != code() for r in records.values()):
+    if old := sum(r.get("environment", {}).get("code") != code() for r in records.values()):
         warnings.warn(
             f"{old} of the records in {folder} were made by another version of the code; remove them to measure again", stacklevel=2
         )
