@@ -300,7 +300,7 @@ def tiled(rounds: int) -> dict[str, Any]:
         small, large = (peak_memory_mb(step, warm_up=steps[0]) for step in steps)  # the large one takes minutes
         found[f"{name} step, 512x512 windows"] = {"MB at 512x512": small, "MB at 2048x2048": large, "ratio": round(large / small, 2)}
     x_t, level = state(1, 512), denoiser.schedule(200)
-    windows: dict[str, int] = {"tile": 256, "tile_overlap": 64}
+    windows: dict[str, Any] = {"tile": 256, "tile_overlap": 64}
     whole, cut = (load_model("photo64", channels_last=True, **options)(x_t, level).x0 for options in ({}, windows))
     error = (whole - cut).square().mean().sqrt() / 2
     found["512x512 in windows of 256x256"] = {"difference to whole, RMS in [0, 1]": round(float(error), 5)}
