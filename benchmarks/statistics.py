@@ -1,0 +1,44 @@
+"""Means over images with 95 % intervals. Images are the units: seeds of one image are averaged first, for they are not independent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import sqrt
+from statistics import fmean, stdev
+from typing import Any
+
+CONFIDENCE = 0.95
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean of independent values and half the width of its Student t interval, ``t_{0.975, n-1} sd / sqrt(n)``.
+
+    Returns:
+        ``{"mean", "half", "n"}``; ``mean`` is None without values, ``half`` with fewer than two.
+    """
+    from scipy.special import stdtrit
+
+    n = len(values)
+    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * stdev(values) / sqrt(n) if n > 1 else None
+    return {"mean": fmean(values) if n else None, "half": half, "n": n}
+
+
+def per_image(values: Mapping[tuple[int, int], float]) -> list[float]:
+    """Values by (image, seed) as one for each image, the mean over its seeds."""
+    images: dict[int, list[float]] = {}
+    for (image, _), value in values.items():
+        images.setdefault(image, []).append(value)
+    return [fmean(of) for of in images.values()]
+
+
+def paired(a: Mapping[tuple[int, int], float], b: Mapping[tuple[int, int], float]) -> dict[str, Any]:
+    """:func:`interval` of the differences a - b per image, over the images and seeds that both have.
+
+    The interval is that of the paired t-test: it excludes 0 where the test rejects at 5 %.
+    """
+    return interval(per_image({k: a[k] - b[k] for k in a if k in b}))
+
+
+def decimals(values: Iterable[float | None]) -> int:
+    """How many of the figures of a column are printed: two behind the point if any reaches 10, else three."""
+    return 2 if any(v is not None and abs(v) >= 10 for v in values) else 3
