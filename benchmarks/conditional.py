@@ -1,26 +1,24 @@
 """Whether guided digits are what was asked for, and what guidance costs in variety: CFG and classifier guidance, by strength.
 
-    python -m invdiff.benchmarks.conditional --data mnist.npz --classifier FILE --output FOLDER [--samples 500] [--dtype bfloat16]
+    invdiff bench --suite conditional data=mnist.npz [classifier=FILE] [samples=500] [--dtype bfloat16]
 
 Protocol: equally many digits of each class, the same noise for every setting, DDPM. They are judged by a small network of this
-module, trained on clean digits (a minute or two) and kept in ``--classifier``: neither the sampler nor its guide knows it. Classifier
-guidance steers the network without a label; w = 0 and s = 0 are that network alone, w = 1 is plain conditional sampling.
+module, trained on clean digits (a minute or two) and kept in ``classifier``, by default beside the data: neither the sampler nor its guide
+knows it. Classifier guidance steers the network without a label; w = 0 and s = 0 are that network alone, w = 1 is plain conditional sampling.
 
 as asked    share of digits that the judge calls by their label, with its 95 % interval (Wilson)
 variety     mean distance between two digits of one label, each of mean 0 and unit norm, over the same figure of as many real test
             digits: below 1 they are more alike than real ones. Noise and spoilt digits raise it, so read it beside ``as asked``;
             real digits under shuffled labels, which is what w = 0 can reach, have about 1.14
 NFE         network evaluations per digit; classifier guidance adds a gradient of the classifier in each step
-
-One record per setting goes to ``FOLDER/conditional.json`` when it is done; the same command goes on from there.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +28,17 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 from tqdm import trange
 
+from invdiff.benchmarks.dataset import image_hash
+from invdiff.benchmarks.harness import Cell, Record, Result, Task, key
 from invdiff.benchmarks.tables import markdown
+from invdiff.commands import choose_device
 from invdiff.denoiser import Denoiser
 from invdiff.files import sha256, write_atomically
-from invdiff.guidance.cfg import CFG
-from invdiff.guidance.classifier import ClassifierGuidance
 from invdiff.images import write_image
+from invdiff.method import Method, describe, make_method
 from invdiff.registry import load_model
 from invdiff.restoration import generate
+from invdiff.sampling import NonFiniteError
 from invdiff.zoo.data import Digits
 
 SIZE, CLASSES = 32, 10
@@ -71,13 +72,10 @@ def train_judge(data: Path, steps: int = 1500, batch_size: int = 128) -> nn.Sequ
     return net
 
 
-def judge(file: Path, data: Path) -> nn.Sequential:
-    """The judge of ``file``, trained and written there if it is not."""
-    from safetensors.torch import load_file, save
+def judge(file: Path) -> nn.Sequential:
+    """The judge of a file."""
+    from safetensors.torch import load_file
 
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, save(train_judge(data).state_dict()))
     net = judge_network()
     net.load_state_dict(load_file(file))
     return net.eval().requires_grad_(False)
@@ -102,79 +100,151 @@ def variety(x: Tensor, labels: Tensor) -> float:
     return float(torch.stack([F.pdist(unit[labels == c]).mean() for c in range(CLASSES)]).mean())
 
 
-def evaluate(
-    denoiser: Denoiser, guidance: CFG | ClassifierGuidance, net: nn.Module, labels: Tensor, real: float, args: argparse.Namespace
-) -> tuple[dict[str, Any], Tensor]:
-    """Generates and judges; returns the record and the digits. ``real`` is the variety of real digits."""
-    shape = (len(labels), 1, SIZE, SIZE)
-    result = generate(denoiser, shape, guidance, steps=args.steps, seed=args.seed, batch_size=args.batch_size, progress=True)
-    share = float((calls(net, result.x) == labels).float().mean())
-    record = {"as_asked": round(share, 4), "interval": [round(v, 4) for v in interval(share, len(labels))]}
-    record |= {"variety": round(variety(result.x, labels) / real, 4), "nfe": result.nfe, "seconds": round(result.seconds, 1)}
-    return record, result.x
+def tasks(config: Mapping[str, Any]) -> list[Task]:
+    """Every method at every combination of its values; each cell is a task of its own.
+
+    The judge is trained here if it is not at hand.
+
+    Raises:
+        ValueError: no data, a number of samples that is not the same for each class, a judge that is not good enough.
+    """
+    n, (data, file) = config["samples"], _files(config)
+    if n % CLASSES or n < 2 * CLASSES:
+        raise ValueError(f"samples must be a multiple of {CLASSES}, at least {2 * CLASSES}, got {n}")
+    if not data.is_file():
+        raise ValueError(f"data must be an mnist.npz with x_train, y_train, x_test and y_test, and {data} is no file")
+    run = {k: config[k] for k in ("samples", "steps", "batch_size", "seed")}
+    cells = []
+    for label, values in _chosen(config["methods"]):
+        name = values.pop("name", label)
+        # With its defaults, so that another default is another cell.
+        described = _described(make_method(name, **values))
+        cells.append({"label": label, "values": values, "run": run | {"name": name, "method": described}})
+    common = {"judge": _judged(file, data), "model": _identity(config)}
+    return [[cell | common] for cell in cells]
 
 
-def row(setting: str, record: dict[str, Any]) -> dict[str, Any]:
-    """A record as a line of the table."""
-    low, high = (100 * v for v in record["interval"])
-    shown = {"setting": setting, "as asked": f"{100 * record['as_asked']:.1f} % ({low:.1f} to {high:.1f})"}
-    return shown | {"variety": f"{record['variety']:.2f}", "NFE": f"{record['nfe']:g}", "seconds": f"{record['seconds']:.0f}"}
+def _judged(file: Path, data: Path) -> dict[str, Any]:
+    """What identifies the judge and the digits, and how good it is; trained if it is not there."""
+    if not file.exists():
+        from safetensors.torch import save
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m invdiff.benchmarks.conditional", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="mnist.npz with {x,y}_{train,test}")
-    parser.add_argument("--classifier", type=Path, required=True, help="file of the judge; trained if it does not exist")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--model", default="digits32")
-    parser.add_argument("--samples", type=int, default=500, help="digits per setting")
-    parser.add_argument("--w", type=float, nargs="*", default=[0, 1, 2, 4], help="strengths of CFG")
-    parser.add_argument("--s", type=float, nargs="*", default=[0, 1, 4], help="strengths of classifier guidance")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", default="float32", help="of the network; its classifier stays in float32")
-    args = parser.parse_args(argv)
-    if args.samples % CLASSES or args.samples < 2 * CLASSES:
-        parser.error(f"--samples must be a multiple of {CLASSES}, at least {2 * CLASSES}, got {args.samples}")
-    args.output.mkdir(parents=True, exist_ok=True)
-
-    net, test = judge(args.classifier, args.data), Digits(args.data, SIZE, "test", seed=0)
-    clean = test.x.float() / 255
-    accuracy = float((calls(net, clean) == test.y).float().mean())
-    print(f"judge: {100 * accuracy:.2f} % of {len(clean)} test digits", flush=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, save(train_judge(data).state_dict()))
+    clean, truth = _test_digits(data)
+    accuracy = float((calls(judge(file), clean) == truth).float().mean())
     if accuracy < LEAST_ACCURACY:
-        parser.error(f"the judge of {args.classifier} is below {100 * LEAST_ACCURACY:.0f} %; delete the file to train it again")
-    chosen = torch.cat([(test.y == c).nonzero()[: args.samples // CLASSES, 0] for c in range(CLASSES)])
-    real = variety(clean[chosen], test.y[chosen])
+        raise ValueError(
+            f"the judge in {file} knows {100 * accuracy:.1f} % of the test digits, less than {100 * LEAST_ACCURACY:.0f} %; delete the file "
+            "to train it again"
+        )
+    return {"weights": sha256(file), "data": sha256(data), "accuracy": round(accuracy, 4)}
 
-    denoiser = load_model(args.model, dtype=getattr(torch, args.dtype))
-    labels = torch.arange(args.samples) % CLASSES
-    settings: dict[str, CFG | ClassifierGuidance] = {f"CFG, w = {w:g}": CFG(labels, w=w) for w in args.w}
-    settings |= {f"classifier, s = {s:g}": ClassifierGuidance(labels, s=s) for s in args.s}
-    run = {key: getattr(args, key) for key in ("samples", "steps", "batch_size", "seed", "dtype")}
-    run |= {
-        "weights": denoiser.hash,
-        "spacing": denoiser.schedule.spacing,
-        "judge": sha256(args.classifier),
-        "judge_accuracy": round(accuracy, 4),
+
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies the network and its classifier, and what they compute in."""
+    found = {"name": config["model"], "dtype": config["dtype"], "device": str(choose_device(config["device"]))}
+    denoiser = _model(**found)
+    return found | {"weights": denoiser.hash, "guide": _guide(denoiser), "spacing": denoiser.schedule.spacing}
+
+
+def _chosen(methods: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Labels with each combination of their values."""
+    for label, values in methods.items():
+        lists = [v if isinstance(v, list) else [v] for v in (values or {}).values()]
+        yield from ((label, dict(zip(values or {}, options, strict=True))) for options in product(*lists))
+
+
+def _described(method: Method) -> Any:
+    return describe([*method.chain, method.transition, method.itinerary])
+
+
+def _files(config: Mapping[str, Any]) -> tuple[Path, Path]:
+    """Of the digits, and of the judge."""
+    data = Path(config["data"]).expanduser().absolute()
+    return data, Path(config["classifier"] or data.with_suffix(".judge.safetensors")).expanduser().absolute()
+
+
+def context(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the files are."""
+    data, file = _files(config)
+    return {"data": str(data), "classifier": str(file)}
+
+
+def context_of(cell: Cell, source: str | None, allow_pickle: bool) -> dict[str, Any]:
+    """The same for a recorded cell: ``source`` is the file of the digits, with the judge beside it."""
+    if source is None:
+        raise ValueError("this record is judged with digits: --input mnist.npz, with mnist.judge.safetensors beside it")
+    return context({"data": source, "classifier": None})
+
+
+def evaluate(task: Task, folder: Path, data: str, classifier: str) -> list[Result]:
+    """Generates the digits of one setting and has them judged; fifty of them are drawn into ``pictures/``."""
+    (cell,) = task
+    for file, wanted in ((data, cell["judge"]["data"]), (classifier, cell["judge"]["weights"])):
+        if not Path(file).is_file() or sha256(Path(file)) != wanted:
+            raise ValueError(f"{file} is not the file of this cell, whose SHA-256 begins with {wanted[:12]}")
+    run, model = cell["run"], cell["model"]
+    denoiser = _model(model["name"], model["dtype"], model["device"])
+    if (denoiser.hash, _guide(denoiser)) != (model["weights"], model["guide"]):
+        raise ValueError(f"the weights of {model['name']} are not those of this cell ({model['weights'][:12]})")
+    n = run["samples"]
+    labels = torch.arange(n) % CLASSES
+    method = make_method(run["name"], label=labels, **cell["values"])
+    try:
+        result = generate(denoiser, (n, 1, SIZE, SIZE), method, steps=run["steps"], seed=run["seed"], batch_size=run["batch_size"])
+    except NonFiniteError as error:
+        return [{"diverged": str(error)}]
+    x = result.x.cpu()
+    share = float((calls(judge(Path(classifier)), x) == labels).float().mean())
+    picture = Path("pictures") / f"{key(cell)}.png"
+    (folder / picture).parent.mkdir(exist_ok=True)
+    write_image(folder / picture, make_grid(x[:50], nrow=10))
+    found = {"as_asked": share, "interval": list(interval(share, n)), "variety": variety(x, labels) / _real_variety(data, n)}
+    cost = {"nfe": result.nfe, "nbe": result.nbe, "seconds": result.seconds}
+    return [found | cost | {"restoration": image_hash(x), "files": {"samples": str(picture)}}]
+
+
+@cache
+def _model(name: str, dtype: str, device: str) -> Denoiser:
+    """A network, loaded once a process."""
+    return load_model(name, dtype=getattr(torch, dtype)).to(torch.device(device))
+
+
+def _guide(denoiser: Denoiser) -> str | None:
+    """The weights of the classifier that comes with a network."""
+    guide = denoiser.classifier
+    return Denoiser(guide.net, schedule=guide.schedule).hash if guide is not None and isinstance(guide.net, nn.Module) else None
+
+
+@cache
+def _test_digits(data: Path) -> tuple[Tensor, Tensor]:
+    """Those of the test part, (N, 1, 32, 32) in [0, 1], and their labels."""
+    test = Digits(data, SIZE, "test", seed=0)
+    return test.x.float() / 255, test.y
+
+
+@cache
+def _real_variety(data: str, samples: int) -> float:
+    """The variety of as many real digits."""
+    clean, truth = _test_digits(Path(data))
+    chosen = torch.cat([(truth == c).nonzero()[: samples // CLASSES, 0] for c in range(CLASSES)])
+    return variety(clean[chosen], truth[chosen])
+
+
+def report(config: Mapping[str, Any], records: Sequence[Record]) -> str:
+    """One row for each setting."""
+    return markdown(_row(r["cell"], r.get("result", {})) for r in records)
+
+
+def _row(cell: Cell, result: Result) -> dict[str, str]:
+    row = {
+        "setting": ", ".join(
+            [cell["label"], *(f"{k} = {v:g}" if isinstance(v, float) else f"{k} = {v}" for k, v in cell["values"].items())]
+        )
     }
-    if (guide := denoiser.classifier) is not None and isinstance(guide.net, nn.Module):
-        run["guide"] = Denoiser(guide.net, schedule=guide.schedule).hash
-
-    file = args.output / "conditional.json"
-    found = json.loads(file.read_text()) if file.exists() else {}
-    for name, guidance in settings.items():
-        if found.get(name, {}).get("run") != run:
-            record, x = evaluate(denoiser, guidance, net, labels, real, args)
-            found[name] = record | {"run": run}
-            write_atomically(file, json.dumps(found, indent=2) + "\n")
-            write_image(args.output / f"{name.replace(', ', '-').replace(' = ', '')}.png", make_grid(x[:50], nrow=10))
-        print(json.dumps({name: {k: v for k, v in found[name].items() if k != "run"}}), flush=True)
-    print(markdown(row(name, found[name]) for name in settings))
-
-
-if __name__ == "__main__":
-    main()
+    if "as_asked" not in result:
+        return row | {"as asked": "diverged" if "diverged" in result else "failed"}
+    low, high = (100 * v for v in result["interval"])
+    row |= {"as asked": f"{100 * result['as_asked']:.1f} % ({low:.1f} to {high:.1f})", "variety": f"{result['variety']:.2f}"}
+    return row | {"NFE": f"{result['nfe']:g}", "seconds": f"{result['seconds']:.0f}"}

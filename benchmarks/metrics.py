@@ -1,10 +1,20 @@
-"""Image quality: (B, C, H, W) images in [0, 1] in, one value per image out, a (B,) float tensor on the CPU."""
+"""Image quality: (B, C, H, W) images in [0, 1] in, one value per image out, a (B,) float tensor on the CPU.
+
+A metric is a function with up to four attributes, all optional, that tables and records read:
+
+    better     "higher" or "lower"
+    backend    the package that computes it; its version is recorded
+    network    what that package compares with, where there is a choice
+    crop       pixels at each border that it leaves away, 0
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,8 +22,20 @@ from torch import Tensor
 import invdiff.zoo
 
 _TOLERANCE = 1e-3
+_Metric = TypeVar("_Metric", bound=Callable[[Tensor, Tensor], Tensor])
 
 
+def rated(**attributes: str | int) -> Callable[[_Metric], _Metric]:
+    """Sets the attributes of a metric."""
+
+    def rate(metric: _Metric) -> _Metric:
+        vars(metric).update(attributes)
+        return metric
+
+    return rate
+
+
+@rated(better="higher")
 def psnr(x: Tensor, reference: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, ``-10 log10(mean (x - reference)^2)``; identical images give inf.
 
@@ -27,6 +49,7 @@ def psnr(x: Tensor, reference: Tensor) -> Tensor:
     return (-10 * (x.double() - reference.double()).square().mean((1, 2, 3)).log10()).float().cpu()
 
 
+@rated(better="higher", backend="scikit-image")
 def ssim(x: Tensor, reference: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004), computed by scikit-image in float64.
 
@@ -47,6 +70,7 @@ def ssim(x: Tensor, reference: Tensor) -> Tensor:
     return torch.tensor([float(structural_similarity(a, b, **options)) for a, b in pairs], dtype=torch.float32)
 
 
+@rated(better="lower", backend="lpips", network="alex")
 def lpips(x: Tensor, reference: Tensor) -> Tensor:
     """Learned perceptual distance (Zhang et al. 2018) by the ``lpips`` package: AlexNet, version 0.1. Needs no network.
 

@@ -59,13 +59,16 @@ def dtypes(case: Case) -> str:
 
 
 def order(case: Case) -> str:
-    """More noise is worse, in one direction for every image, and the reference itself is best."""
+    """More noise is worse, in one direction for every image, that declared as ``better`` if any, and the reference itself is best."""
     reference = pair()[1]
     values = torch.stack([case.metric(reference, reference), *(case.metric(*pair(noise)) for noise in NOISE)]).double()
     expect(not bool(values.isnan().any()) and bool(values[1:].isfinite().all()), f"values are not numbers: {values.tolist()}")
     rising = values[1:] > values[:-1]
     expect(bool(rising.all()) or not bool((values[1:] >= values[:-1]).any()), f"values do not follow the noise: {values.tolist()}")
-    return f"{'lower' if rising.all() else 'higher'} is better: {', '.join(f'{v:.3g}' for v in values.flatten(1)[:, 0])}"
+    better = "lower" if rising.all() else "higher"
+    declared = getattr(case.metric, "better", better)
+    expect(declared == better, f"it declares better = {declared!r}, but {better} values are")
+    return f"{better} is better: {', '.join(f'{v:.3g}' for v in values.flatten(1)[:, 0])}"
 
 
 def batch(case: Case) -> str:

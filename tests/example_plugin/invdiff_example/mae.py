@@ -10,3 +10,6 @@ def mae(x: Tensor, reference: Tensor) -> Tensor:
     if x.shape != reference.shape:
         raise ValueError(f"x and reference must have one shape, got {tuple(x.shape)} and {tuple(reference.shape)}")
     return (x - reference).detach().abs().flatten(1).mean(1).cpu()
+
+
+mae.better = "lower"
