@@ -18,12 +18,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from invdiff.benchmarks.harness import Cell, Record, mean_and_interval
+from invdiff.benchmarks.harness import Cell, Record, Result, Task, mean_and_interval
 from invdiff.benchmarks.tables import markdown
 from invdiff.config import make_piece
 from invdiff.denoiser import Denoiser
@@ -174,8 +175,8 @@ def moments(x: Tensor, posterior: Mixture) -> dict[str, float]:
     return {"mean": float(mean), "covariance": float((torch.cov(x.mT) - C).norm() / C.norm())}
 
 
-def cells(config: dict[str, Any]) -> list[Cell]:
-    """Every method, the floor first, on every problem and seed."""
+def tasks(config: dict[str, Any]) -> list[Task]:
+    """Every method, the floor first, on every problem and seed; each cell is a task of its own."""
     problems = [
         {"problem": "gaussian", "operator": {"name": name} | (parameters or {}), "shape": config["gaussian"]["shape"]}
         | {"sigma": config["gaussian"]["sigma"], "seed": seed}
@@ -193,13 +194,13 @@ def cells(config: dict[str, Any]) -> list[Cell]:
     common = {"samples": config["samples"], "steps": config["steps"], "eta": config["eta"]}
     # With their defaults, so that another default is another cell.
     pieces = {label: describe(_method(parameters, config["eta"])) for label, parameters in methods.items()}
-    found = []
+    found: list[Cell] = []
     for problem in problems:
         found.append({"method": "floor"} | problem | {"samples": config["samples"]})
         for label, parameters in methods.items():
             if only[label] in (None, problem["problem"]):
                 found.append({"method": label} | problem | {"parameters": parameters, "pieces": pieces[label]} | common)
-    return found
+    return [[cell] for cell in found]
 
 
 def context(config: dict[str, Any]) -> dict[str, Any]:
@@ -207,8 +208,19 @@ def context(config: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def evaluate(cell: Cell) -> dict[str, Any]:
+def context_of(cell: Cell, source: str | None, allow_pickle: bool) -> dict[str, Any]:
+    """Nothing, likewise."""
+    return {}
+
+
+def evaluate(task: Task, folder: Path) -> list[Result]:
     """Samples one posterior and scores it."""
+    (cell,) = task
+    return [score(cell)]
+
+
+def score(cell: Cell) -> Result:
+    """What a cell's samples are worth and cost."""
     n = cell["samples"]
     if cell["problem"] == "gaussian":
         problem = gaussian_problem(cell["operator"], tuple(cell["shape"]), cell["sigma"], cell["seed"])

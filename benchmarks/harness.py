@@ -1,13 +1,16 @@
-"""Runs a grid of cells: each one's record is written when it is finished, and what is there already is not run again.
+"""Runs the cells of a suite: each one's record is written when it is finished, and what is there already is not run again.
 
-A cell is plain data that says all that its result depends on. A suite is a module with four functions:
+A cell is plain data that says all that its result depends on. A task is a list of cells that are evaluated together, such as the images
+of one batch. A suite is a module with five functions:
 
-    cells(config) -> list[Cell]           the grid
-    context(config) -> dict               what evaluating takes besides, such as where files are
-    evaluate(cell, **context) -> dict     what was found, as plain data
-    report(config, records) -> str        the records as Markdown
+    tasks(config) -> list[Task]                          the grid
+    context(config) -> dict                              what evaluating takes besides, such as where files are; plain data as well
+    context_of(cell, source, allow_pickle) -> dict       the same for one cell of a record; its images are in source
+    evaluate(task, folder, **context) -> list[Result]    what was found, for each cell; pictures and the like go into the folder
+    report(config, records) -> str                       the records as Markdown
 
-A cell that fails is recorded with its failure and runs again the next time; it does not stop the others.
+A cell that fails is recorded with its failure and runs again the next time; it does not stop the others. Where tasks run is up to a
+launcher (:mod:`invdiff.benchmarks.launchers`); this process alone writes records.
 """
 
 from __future__ import annotations
@@ -15,13 +18,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import multiprocessing
 import platform
+import subprocess
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -32,46 +34,70 @@ import torch
 from invdiff.files import write_atomically
 
 Cell = dict[str, Any]
+Task = list[Cell]
+Result = dict[str, Any]
 Record = dict[str, Any]
+Launcher = Callable[[str, Sequence[Task], Path, Mapping[str, Any]], Generator[tuple[Task, list[Record]], None, None]]
+"""Evaluates tasks of a suite (its module's name) somewhere, with :func:`evaluate`, and yields each as it is done, in any order."""
 
-FORMAT = 1
+FORMAT = 2
 """Of the records; it is part of what makes a record that of a cell."""
 
 
 def key(cell: Cell) -> str:
     """A short name that changes with anything in the cell."""
-    content = json.dumps({"format": FORMAT, "cell": cell}, sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    return digest({"format": FORMAT, "cell": cell})[:16]
+
+
+def digest(plain: Any) -> str:
+    """SHA-256 of plain data."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def task_of(cell: Cell) -> Task:
+    """The cells that are evaluated together with this one: those of its batch of images, if it says one."""
+    return [cell | {"image": image} for image in cell["batch"]] if "batch" in cell else [cell]
 
 
 def run(
-    suite: str, cells: Sequence[Cell], context: Mapping[str, Any], folder: Path, workers: int = 1, progress: bool = True
+    suite: str, tasks: Sequence[Task], context: Mapping[str, Any], folder: Path, launcher: Launcher, progress: bool = True
 ) -> list[Record]:
-    """The record of every cell, in order; those that the folder does not hold yet are evaluated.
+    """The record of every cell, in order; tasks that the folder does not hold whole are evaluated.
 
     Args:
         suite: module of the suite, e.g. ``"invdiff.benchmarks.exact"``.
-        cells, context: of the suite.
+        tasks, context: of the suite.
         folder: where the records are, one JSON file each.
-        workers: processes that evaluate cells at the same time.
+        launcher: where tasks run.
         progress: show a bar over all cells with the time left and the current cell.
     """
     from tqdm.auto import tqdm
 
     folder.mkdir(parents=True, exist_ok=True)
+    cells = [cell for task in tasks for cell in task]
     records = {k: record for k, record in ((key(cell), read(folder, cell)) for cell in cells) if record is not None}
     if old := sum(r.get("environment", {}).get("code") != code() for r in records.values()):
         warnings.warn(
             f"{old} of the records in {folder} were made by another version of the code; remove them to measure again", stacklevel=2
         )
-    pending = [cell for cell in {key(c): c for c in cells}.values() if key(cell) not in records]
-    with tqdm(total=len(cells), initial=len(cells) - len(pending), disable=not progress, unit="cell") as bar:
-        for cell, record in _evaluated(suite, pending, context, workers):
-            write_atomically(folder / f"{key(cell)}.json", json.dumps(record, indent=2) + "\n")
-            records[key(cell)] = record
-            bar.set_postfix_str(" ".join(str(v) for v in cell.values() if isinstance(v, str | int)), refresh=False)
-            bar.update()
+    # A task runs as a whole, so that what is missing of a batch is computed in the same batch again.
+    pending = [task for task in {key(t[0]): t for t in tasks}.values() if not all(key(cell) in records for cell in task)]
+    bar = tqdm(total=len(cells), initial=len(cells) - sum(map(len, pending)), disable=not progress, unit="cell")
+    with bar, closing(launcher(suite, pending, folder, context)) as done:  # however this ends, so do the workers
+        for task, found in done:
+            for cell, record in zip(task, found, strict=True):
+                if key(cell) not in records:
+                    write_atomically(folder / f"{key(cell)}.json", json.dumps(record, indent=2) + "\n")
+                    records[key(cell)] = record
+            bar.set_postfix_str(_shown(task), refresh=False)
+            bar.update(len(task))
     return [records[key(cell)] for cell in cells]
+
+
+def _shown(task: Task) -> str:
+    """What tells people which cells these are: the names, texts and numbers of the first, and how many more there are."""
+    parts = [v.get("name") if isinstance(v, dict) else v for v in task[0].values()]
+    return " ".join(str(v) for v in parts if isinstance(v, str | int)) + (f" +{len(task) - 1}" if len(task) > 1 else "")
 
 
 def check(records: Sequence[Record], folder: Path) -> None:
@@ -92,39 +118,56 @@ def read(folder: Path, cell: Cell) -> Record | None:
     return None if "failure" in record else record
 
 
-def _evaluated(suite: str, cells: Sequence[Cell], context: Mapping[str, Any], workers: int) -> Iterator[tuple[Cell, Record]]:
-    if workers == 1:
-        for cell in cells:
-            yield cell, _evaluate(suite, cell, context)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
+def evaluate(suite: str, task: Task, folder: Path, context: Mapping[str, Any]) -> list[Record]:
+    """The record of each cell of a task; what is raised is recorded as their failure."""
     try:
-        waiting = {pool.submit(_evaluate, suite, cell, context): cell for cell in cells}
-        for done in as_completed(waiting):
-            try:
-                yield waiting[done], done.result()
-            except BrokenProcessPool as error:  # a worker was killed, and takes those that wait with it
-                yield waiting[done], _record(suite, waiting[done]) | {"failure": {"error": f"a worker died: {error}", "traceback": ""}}
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _evaluate(suite: str, cell: Cell, context: Mapping[str, Any]) -> Record:
-    record = _record(suite, cell)
-    try:
-        return record | {"result": importlib.import_module(suite).evaluate(cell, **context)}
+        results = importlib.import_module(suite).evaluate(task, folder, **context)
+        json.dumps(results)  # what is no plain data fails here, and not where records are written
+        return [record(suite, cell) | {"result": result} for cell, result in zip(task, results, strict=True)]
     except Exception as error:
-        return record | {"failure": {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}}
+        return failed(suite, task, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
-def _record(suite: str, cell: Cell) -> Record:
+def failed(suite: str, task: Task, error: str, trace: str = "") -> list[Record]:
+    """Records of cells that have no result."""
+    return [record(suite, cell) | {"failure": {"error": error, "traceback": trace}} for cell in task]
+
+
+def record(suite: str, cell: Cell) -> Record:
+    """What every record of a cell says."""
     return {"format": FORMAT, "suite": suite, "cell": cell, "environment": environment()}
 
 
 def environment() -> dict[str, Any]:
     """What the figures of a record were made with; seconds compare only under one processor and number of threads."""
     versions = {p: version(p) for p in ("invdiff", "torch", "deepinv")} | {"python": platform.python_version()}
-    return versions | {"code": code(), "processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    made = {"code": code(), "git": git(), "processor": processor(), "threads": torch.get_num_threads()}
+    return versions | made
+
+
+@cache
+def processor() -> str:
+    """The processor's model where the system tells, else its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+@cache
+def git() -> str | None:
+    """The commit of the checkout that this code runs from, with ``+dirty`` if it was edited since; None where it was installed."""
+    here = Path(__file__).resolve().parent
+
+    def ask(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        ask("ls-files", "--error-unmatch", Path(__file__).name)  # an environment within some other checkout is not ours
+        return ask("rev-parse", "HEAD") + ("+dirty" if ask("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 @cache
@@ -134,12 +177,12 @@ def code() -> str:
     import invdiff.guidance
     import invdiff.operators
 
-    digest = hashlib.sha256()
+    content = hashlib.sha256()
     for package in (invdiff, invdiff.benchmarks, invdiff.guidance, invdiff.operators):
         for folder in package.__path__:
             for file in sorted(Path(folder).rglob("*.py")):
-                digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+                content.update(file.read_bytes())
+    return content.hexdigest()[:16]
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:

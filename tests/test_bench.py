@@ -16,11 +16,11 @@ import pytest
 import torch
 from oracles import Mixture as Oracle
 from oracles import correlated, rand
-from PIL import Image
 from scipy.stats import wasserstein_distance
 
 import invdiff
-from invdiff.benchmarks import exact, frontier, harness, photos
+from invdiff.benchmarks import exact, harness
+from invdiff.benchmarks.launchers import local
 from invdiff.cli import main
 from invdiff.config import compose_suite
 from invdiff.method import make_method
@@ -119,7 +119,7 @@ def test_cells_and_their_scores() -> None:
     config = compose_suite("exact", small)
     config["methods"] = {"none": None, "dps": {"name": "dps", "zeta": 0.5}, "dps longer": {"name": "dps", "steps": 40}}
     config["gaussian"]["operators"] = {"colorize": None}
-    records = [{"cell": cell, "result": exact.evaluate(cell)} for cell in exact.cells(config)]
+    records = [{"cell": cell, "result": exact.score(cell)} for (cell,) in exact.tasks(config)]
     assert len(records) == 2 * 4
     found = {(r["cell"]["method"], r["cell"]["problem"]): r["result"] for r in records}
     assert found["floor", "mixture"]["distance"] < 0.5 * found["none", "mixture"]["distance"]
@@ -132,39 +132,57 @@ def test_cells_and_their_scores() -> None:
 # The harness ---------------------------------------------------------------------------------------------------------------
 
 
-def tiny(seeds: int = 2) -> list[harness.Cell]:
+def tiny(seeds: int = 2) -> list[harness.Task]:
     config = compose_suite("exact", ["mixture.d=[8]", "mixture.d_y=[1]", f"mixture.seeds={seeds}", "samples=20", "steps=3"])
     config["gaussian"]["operators"], config["methods"] = {}, {"none": None, "dps": None}
-    return exact.cells(config)
+    return exact.tasks(config)
+
+
+def run(tasks: list[harness.Task], folder: Path, workers: int = 1) -> list[dict[str, Any]]:
+    return harness.run(EXACT, tasks, {}, folder, local(workers), progress=False)
 
 
 def without_time(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [r | {"result": {k: v for k, v in r["result"].items() if k != "seconds"}} for r in records]
+    untimed = [r | {"result": {k: v for k, v in r["result"].items() if k != "seconds"}} for r in records]
+    return [r | {"environment": {k: v for k, v in r["environment"].items() if k != "threads"}} for r in untimed]
 
 
 def test_finished_cells_are_not_run_again_and_workers_change_nothing(tmp_path: Path) -> None:
-    cells = tiny()
-    first = harness.run(EXACT, cells[:3], {}, tmp_path / "a", progress=False)
+    tasks = tiny()
+    first = run(tasks[:3], tmp_path / "a")
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "a").iterdir()}
-    whole = harness.run(EXACT, cells, {}, tmp_path / "a", workers=2, progress=False)
+    whole = run(tasks, tmp_path / "a", workers=2)
     assert whole[:3] == first and all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
-    assert without_time(whole) == without_time(harness.run(EXACT, cells, {}, tmp_path / "b", progress=False))
+    assert without_time(whole) == without_time(run(tasks, tmp_path / "b"))
+
+
+def test_what_is_missing_of_a_task_is_computed_with_the_whole_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a batch has the same images before and after an interruption."""
+    seen = []
+    monkeypatch.setattr(exact, "evaluate", lambda task, folder: seen.append(len(task)) or [exact.score(cell) for cell in task])
+    task = [cell for (cell,) in tiny(1)]
+    records = run([task], tmp_path)
+    lost, *kept = sorted(tmp_path.iterdir())
+    content, stamps = lost.read_text(), [p.stat().st_mtime_ns for p in kept]
+    lost.unlink()
+    assert without_time(run([task], tmp_path)) == without_time(records) and seen == [3, 3]
+    assert [p.stat().st_mtime_ns for p in kept] == stamps and json.loads(lost.read_text())["cell"] == json.loads(content)["cell"]
 
 
 def test_a_failing_cell_is_told_and_tried_again(tmp_path: Path) -> None:
-    cells = tiny(1)
-    broken = {**cells[1], "parameters": {"name": "nothing_of_that_name"}}
-    records = harness.run(EXACT, [broken, cells[2]], {}, tmp_path, progress=False)
+    tasks = tiny(1)
+    broken = {**tasks[1][0], "parameters": {"name": "nothing_of_that_name"}}
+    records = run([[broken], tasks[2]], tmp_path)
     assert "unknown method" in records[0]["failure"]["error"] and "result" in records[1]
-    assert harness.read(tmp_path, broken) is None and harness.read(tmp_path, cells[2]) == records[1]
+    assert harness.read(tmp_path, broken) is None and harness.read(tmp_path, tasks[2][0]) == records[1]
 
 
 def test_damaged_records_are_made_anew(tmp_path: Path) -> None:
-    cells = tiny(1)[:1]
-    record = harness.run(EXACT, cells, {}, tmp_path, progress=False)
+    tasks = tiny(1)[:1]
+    record = run(tasks, tmp_path)
     (file,) = tmp_path.iterdir()
     file.write_text(file.read_text()[:40])
-    assert harness.run(EXACT, cells, {}, tmp_path, progress=False) == record
+    assert run(tasks, tmp_path) == record
 
 
 def test_the_interval() -> None:
@@ -174,7 +192,19 @@ def test_the_interval() -> None:
 
 # The command ---------------------------------------------------------------------------------------------------------------
 
-SMALL = ["mixture.d=[8]", "mixture.d_y=[1]", "gaussian.seeds=0", "samples=50", "steps=10", "--method", "none", "--method", "dps"]
+SMALL = [
+    "--suite",
+    "exact",
+    "mixture.d=[8]",
+    "mixture.d_y=[1]",
+    "gaussian.seeds=0",
+    "samples=50",
+    "steps=10",
+    "--method",
+    "none",
+    "--method",
+    "dps",
+]
 
 
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
@@ -200,57 +230,18 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--suite", "nothing"], "unknown suite 'nothing'; known: exact"),
-        (["--method", "dsp"], "Did you mean 'dps'"),
-        (["mixture.sed=3"], "cannot apply the overrides"),
+        (["--suite", "nothing"], "unknown suite 'nothing'; known: "),
+        (["--suite", "exact", "--method", "dsp"], "Did you mean 'dps'"),
+        (["--suite", "exact", "--operator", "sr"], "has no operators, so --operator says nothing to it"),
+        (["--suite", "exact", "mixture.sed=3"], "mixture of the suite 'exact' has no 'sed'. Did you mean 'seeds'? It has: d, d_y, seeds."),
+        (["--suite", "exact", "stepz=3"], "Did you mean 'steps'? It has: kind, samples, steps"),
+        (["--suite", "exact", "methods.dsp.zeta=3"], "Did you mean 'dps'"),
+        (["--suite", "exact", "nonsense"], "write key=value"),
         (["--workers", "0"], "--workers must be at least 1"),
-        (["--suite", "frontier"], "needs photos; give it: photos=VALUE"),
+        (["--suite", "photo"], "needs images.source"),
+        (["--reproduce", "missing.json"], "is no record of invdiff bench"),
     ],
 )
 def test_wrong_requests(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--output", str(tmp_path), *arguments]) == 2
     assert message in capsys.readouterr().err
-
-
-# Photographs ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Two files named as Kodak's."""
-    rows, columns = np.mgrid[0:96, 0:80]
-    for number in (1, 3):
-        image = np.stack([rows * 2, columns * 3, 255 - rows * number // 2], axis=-1).astype(np.uint8)
-        image[20:50, 30:50] = (200, 30, 60 * number)
-        Image.fromarray(image).save(tmp_path / f"kodim{number:02d}.png")
-    return tmp_path
-
-
-def test_the_frontier_of_two_photographs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = folder / "out"
-    frontier.main(
-        [
-            "--photos",
-            str(folder),
-            "--output",
-            str(out),
-            "numbers=[1,3]",
-            "crop=64",
-            "size=32",
-            "~suite.methods",
-            "+suite.methods.dps.steps=[2,4]",
-        ]
-        + ["+suite.methods.dps.zeta=3", "+suite.methods.replace.steps=2", "dtype=float32"]
-    )
-    assert {p.name for p in out.iterdir() if p.suffix != ".json"} == {"inpaint.png", "sr.png", "results.md"}
-    assert "| dps | zeta 3 |" in capsys.readouterr().out and len(list(out.glob("*.json"))) == 6
-    record = json.loads(next(out.glob("*.json")).read_text())
-    truth = photos.crops(str(folder), (1, 3), 64, 32)
-    assert truth.shape == (2, 3, 32, 32) and record["result"]["nfe"] == record["cell"]["run"]["steps"]
-
-
-def test_the_front_has_what_nothing_beats() -> None:
-    points = [(1, 0.5), (2, 0.4), (3, 0.45), (4, 0.2), (4, 0.3), (5, 0.2)]
-    records = [{"result": {"nfe": cost, "nbe": 0, "sample": {"lpips": lpips}}} for cost, lpips in points]
-    front = frontier.pareto(records, frontier.COSTS["evaluations, forward and backward"], "lpips")
-    assert [(r["result"]["nfe"], r["result"]["sample"]["lpips"]) for r in front] == [(1, 0.5), (2, 0.4), (4, 0.2)]

@@ -1,0 +1,103 @@
+"""The images of a benchmark: which files, how they are cropped and made smaller, and what identifies them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from invdiff.benchmarks.harness import digest
+from invdiff.images import find_images, read_image
+
+SCIKIT_IMAGE = "scikit-image"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images from files, as they are used.
+
+    Args:
+        source: a file, folder or glob; ``"scikit-image"`` are the images in that package's wheel.
+        names: file names without suffix, in this order; None takes all, sorted.
+        limit: only the first so many.
+        crop: pixels a side of the centre square that is taken; None takes the whole.
+        size: pixels a side that this is reduced to, by averaging over areas; None leaves it.
+        channels: 1 turns colour into luma, 3 repeats grey.
+
+    Raises:
+        ValueError: nothing is there, a name that is missing or that two files bear, an image that is smaller than asked for.
+    """
+
+    source: str
+    names: tuple[str, ...] | None = None
+    limit: int | None = None
+    crop: int | None = None
+    size: int | None = None
+    channels: int = 3
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Dataset:
+        """From a suite's ``images``."""
+        names = config.get("names")
+        return cls(**{**config, "names": None if names is None else tuple(map(str, names))})
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        """The files, in order."""
+        source: str | Path = self.source
+        if self.source == SCIKIT_IMAGE:
+            from skimage import data
+
+            source = Path(data.__file__).parent
+        found: dict[str, Path] = {}
+        for path in find_images(source):
+            if path.stem in found and (self.names is None or path.stem in self.names):
+                raise ValueError(f"two images are called {path.stem}: {found[path.stem].name} and {path.name}; rename one of them")
+            found[path.stem] = path
+        names = tuple(found) if self.names is None else self.names
+        if missing := [name for name in names if name not in found]:
+            raise ValueError(
+                f"no image {missing[0]} in {self.source}; there are {', '.join(sorted(found)[:20])}{' ...' * (len(found) > 20)}"
+            )
+        return [found[name] for name in names][: self.limit]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The image of that name, (1, C, H, W) in [0, 1]."""
+        path = next(path for path in self.paths if path.stem == name)
+        x = read_image(path, channels=self.channels)
+        for what, side in (("crop", self.crop), ("size", self.size)):
+            if side is not None and min(x.shape[-2:]) < side:
+                raise ValueError(f"{path.name} has {x.shape[-1]}x{x.shape[-2]} pixels, fewer than images.{what}={side}")
+            if what == "crop" and side is not None:
+                top, left = ((n - side) // 2 for n in x.shape[-2:])
+                x = x[..., top : top + side, left : left + side]
+            elif side is not None:
+                x = F.adaptive_avg_pool2d(x, side)
+        return x.contiguous()
+
+    def identities(self) -> list[dict[str, Any]]:
+        """Index, name, shape and SHA-256 of the values of every image."""
+        found = []
+        for k, path in enumerate(self.paths):
+            x = self[path.stem]
+            found.append({"index": k, "name": path.stem, "shape": list(x.shape[1:]), "hash": image_hash(x)})
+        return found
+
+
+def image_hash(x: Tensor) -> str:
+    """SHA-256 of the values of an image."""
+    return hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
+
+
+def summary(images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a benchmark says of its images; it changes with any of them and with their order."""
+    return {"count": len(images), "hash": digest([image["hash"] for image in images])}

@@ -1,0 +1,33 @@
+"""Peak memory: of the GPU in use, else of this process."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+import torch
+
+
+def peak_memory_mb(device: torch.device | None) -> float | None:
+    """Peak since :func:`reset_peak_memory`, in MiB: allocated on the GPU, else resident in this process; None where the system does not tell."""
+    if device is not None and device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    with contextlib.suppress(OSError):  # what Linux lets us reset; getrusage's figure is that of the whole life of the process
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10, 1)
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+
+
+def reset_peak_memory(device: torch.device | None) -> None:
+    """Lets the peak begin anew, where the system can: on CUDA and on Linux."""
+    if device is not None and device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
