@@ -59,6 +59,7 @@ class DDNM(Guidance):
 
     eta: float = 0.85
     requires: ClassVar[type[Operator] | None] = LinearOperator
+    one_sigma: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_eta(self.eta)
@@ -66,7 +67,6 @@ class DDNM(Guidance):
     def bind(self, setting: Setting) -> Self:
         bound, measurement = super().bind(setting), setting.measurement
         assert measurement is not None
-        measurement.image_sigma("DDNM")
         if _noisy(measurement) and not isinstance(measurement.operator, SpectralOperator):
             raise ValueError(
                 f"DDNM requires {SpectralOperator.wanted()} where the measurement has noise, but {measurement.operator.kind} is not one; "

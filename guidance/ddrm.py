@@ -20,34 +20,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from invdiff.measurement import Measurement
 from invdiff.operator import Operator, SpectralOperator
-from invdiff.sampling import Denoise, Setting, Step, Transition
+from invdiff.sampling import Denoise, Step, Transition
 
 
 @dataclass(frozen=True)
 class DDRM(Transition):
     """See the module's docstring. A shift of x0 by dx shifts x_s by alpha_s dx in the components that are not measured; in the others y
-    has its say, and the transitions' contract does not hold."""
+    has its say, and the transitions' contract does not hold.
+
+    Args:
+        eta: share of fresh noise in the components that are not measured, or are measured worse than x_s is noised.
+        eta_b: how far the others follow y.
+    """
 
     eta: float = 0.85
     eta_b: float = 1.0
     requires: ClassVar[type[Operator] | None] = SpectralOperator
+    one_sigma: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (0 <= self.eta <= 1 and 0 <= self.eta_b <= 1):
             raise ValueError(f"eta and eta_b must be in [0, 1], got {self.eta} and {self.eta_b}")
-
-    def bind(self, setting: Setting) -> Self:
-        bound = super().bind(setting)
-        assert setting.measurement is not None
-        setting.measurement.image_sigma("DDRM")
-        return bound
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
         assert measurement is not None

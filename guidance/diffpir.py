@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from invdiff.itineraries import Straight
 from invdiff.measurement import Measurement
 from invdiff.method import Method
 from invdiff.operator import LinearOperator, Operator
-from invdiff.sampling import Denoise, Guidance, Itinerary, Setting, Step
+from invdiff.sampling import Denoise, Guidance, Itinerary, Step
 from invdiff.schedules import Discrete, Level, Schedule
 from invdiff.transitions import DDIM
 
@@ -44,16 +44,11 @@ class DiffPIR(Guidance):
     lmbda: float = 1.0
 
     requires: ClassVar[type[Operator] | None] = LinearOperator
+    one_sigma: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.lmbda < math.inf:
             raise ValueError(f"lmbda must be a finite number, at least 0, got {self.lmbda}")
-
-    def bind(self, setting: Setting) -> Self:
-        bound = super().bind(setting)
-        assert setting.measurement is not None
-        setting.measurement.image_sigma("DiffPIR")
-        return bound
 
     def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
         assert measurement is not None and isinstance(measurement.operator, LinearOperator)

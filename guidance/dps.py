@@ -18,9 +18,9 @@ of single counts (gain 1) and without read-out noise the two are equal. The offi
 instead, which weighs all pixels alike.
 
 Either form shifts x_s alone and leaves eps, as in the paper, so zeta holds the whole size of the step; that of the likelihood is
-sigma²/‖y − A(x0)‖ times that of the norm. With the zeta of a step alpha_s/alpha_t (sigma_t² − (alpha_t/alpha_s)² sigma_s²) the likelihood
-form is Bayes' rule in the ancestral step, the score grad log p(y | x0(x_t)) that the paper starts from; ``lgd`` has that score for
-every transition.
+sigma²/‖y − A(x0)‖ times that of the norm, and with zeta = sigma², its default, the step is that of ½‖y − A(x0)‖². With the zeta of a
+step alpha_s/alpha_t (sigma_t² − (alpha_t/alpha_s)² sigma_s²) the likelihood form is Bayes' rule in the ancestral step, the score grad
+log p(y | x0(x_t)) that the paper starts from; ``lgd`` has that score for every transition.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ class DPS(Guidance):
 
     Args:
         zeta: the step size: a number, a list with one for each step of the run (climbs count), or a function of the
-            :class:`~invdiff.sampling.Step`.
+            :class:`~invdiff.sampling.Step`. None is 1 along the norm, and along the likelihood sigma², of an image its mean.
         likelihood: follow the gradient of log p(y | x0), which needs sigma > 0, instead of that of the norm.
     """
 
-    zeta: float | Sequence[float] | Callable[[Step], float] = 1.0
+    zeta: float | Sequence[float] | Callable[[Step], float] | None = None
     likelihood: bool = False
 
     scale: ClassVar[tuple[str, ...]] = ("zeta",)
 
     def __post_init__(self) -> None:
-        if callable(self.zeta):
+        if self.zeta is None or callable(self.zeta):
             return
         if not isinstance(self.zeta, int | float):
             object.__setattr__(self, "zeta", tuple(self.zeta))
         numbers = self.zeta if isinstance(self.zeta, tuple) else (self.zeta,)
-        if not numbers or not all(0 <= zeta < math.inf for zeta in numbers):
+        if not numbers or not all(isinstance(zeta, int | float) and 0 <= zeta < math.inf for zeta in numbers):
             raise ValueError(f"zeta must be a finite number, at least 0, or one for each step, got {self.zeta}")
 
     def bind(self, setting: Setting) -> DPS:
@@ -71,7 +71,7 @@ class DPS(Guidance):
 
     def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
         assert measurement is not None
-        zeta = self.step_size(step)
+        zeta = self.step_size(step, measurement)
         with torch.enable_grad():
             x_t, p = traced(denoise, x_t, step.t, "DPS")
             misfit = -measurement.log_likelihood(p.x0) if self.likelihood else measurement.norm(p.x0)
@@ -79,8 +79,10 @@ class DPS(Guidance):
         (grad,) = torch.autograd.grad(total, x_t)
         return p.detach().move_x0(-zeta / float(step.s.alpha) * grad)
 
-    def step_size(self, step: Step) -> float:
-        """zeta of this step."""
+    def step_size(self, step: Step, measurement: Measurement) -> float | Tensor:
+        """zeta of this step, where it follows from sigma one per image as (B, 1, ...)."""
+        if self.zeta is None:
+            return measurement.mean_variance if self.likelihood else 1.0
         if callable(self.zeta):
             return float(self.zeta(step))
         if isinstance(self.zeta, tuple):

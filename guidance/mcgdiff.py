@@ -27,7 +27,7 @@ instead of multinomial. The first state is drawn from the prior instead of p_T g
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ from torch import Tensor
 from invdiff.measurement import Measurement
 from invdiff.operator import Operator, SpectralOperator
 from invdiff.particles import check_kernel, resample
-from invdiff.sampling import Denoise, Setting, Step, Transition
+from invdiff.sampling import Denoise, Step, Transition
 from invdiff.transitions import DDIM, DDPM, forward_variance
 
 
@@ -49,6 +49,7 @@ class MCGDiff(Transition):
 
     inner: DDPM | DDIM = field(default_factory=lambda: DDIM(1.0))
     requires: ClassVar[type[Operator] | None] = SpectralOperator
+    one_sigma: ClassVar[bool] = True
     particles: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -58,12 +59,6 @@ class MCGDiff(Transition):
 
     def around(self, inner: Transition) -> Transition:
         return inner if isinstance(inner, MCGDiff) else replace(self, inner=inner)  # type: ignore[arg-type]  # __post_init__ refuses others
-
-    def bind(self, setting: Setting) -> Self:
-        bound = super().bind(setting)
-        assert setting.measurement is not None
-        setting.measurement.image_sigma("MCGDiff")
-        return bound
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
         assert measurement is not None

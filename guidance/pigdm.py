@@ -18,7 +18,7 @@ noise, and starts from a noised A† y; here the start is pure noise.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from invdiff.denoiser import Prediction
 from invdiff.measurement import Measurement
 from invdiff.method import Method
 from invdiff.operator import LinearOperator, Operator
-from invdiff.sampling import Denoise, Guidance, Setting, Step, traced
+from invdiff.sampling import Denoise, Guidance, Step, traced
 from invdiff.transitions import DDIM
 
 
@@ -41,12 +41,7 @@ class PiGDM(Guidance):
 
     adaptive: bool = True
     requires: ClassVar[type[Operator] | None] = LinearOperator
-
-    def bind(self, setting: Setting) -> Self:
-        bound = super().bind(setting)
-        assert setting.measurement is not None
-        setting.measurement.image_sigma("PiGDM")
-        return bound
+    one_sigma: ClassVar[bool] = True
 
     def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
         assert measurement is not None

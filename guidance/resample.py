@@ -39,7 +39,16 @@ from invdiff.transitions import DDIM, posterior_variance
 
 @dataclass(frozen=True)
 class ReSample(Transition):
-    """See the module's docstring; ``inner`` is the sampler whose steps it makes."""
+    """See the module's docstring.
+
+    Args:
+        gamma: how far the measurement outweighs the sampler's own step.
+        every: steps between two optimisations.
+        image_iterations, image_lr: of Adam on the decoded image, in the second third of the run.
+        latent_iterations, latent_lr: of Adam on the latent, in the last third.
+        tau: root mean square of the residual, in the network's range, at which an image is finished.
+        inner: the sampler whose steps it makes.
+    """
 
     gamma: float = 40.0
     every: int = 10

@@ -53,6 +53,7 @@ class TDS(Transition):
     ess: float = 0.5
     inner: DDPM | DDIM = field(default_factory=DDPM)
     requires: ClassVar[type[Operator] | None] = LinearOperator
+    one_sigma: ClassVar[bool] = True
     particles: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -68,7 +69,6 @@ class TDS(Transition):
     def bind(self, setting: Setting) -> Self:
         bound = super().bind(setting)
         assert setting.measurement is not None
-        setting.measurement.image_sigma("TDS")
         y = setting.measurement.y
         if self.covariance == "tweedie" and (y[0].numel() > MOST or y.is_complex()):
             raise ValueError(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from invdiff.registry import KINDS, list_plugins
+from invdiff.list_command import LISTED
 
 EPILOG = """
 Everything else is set by Hydra overrides, key=value:
-  {}  transition.name=heun  itinerary.name=jumps  model.channels_last=true
+  {}  transition=heun  itinerary=jumps  model.channels_last=true
+What there is to set: invdiff list guidance dps, list operators inpaint, list transitions heun; in a chain guidance.dps.zeta=0.5.
 """
 
 MODEL = "a registered name, a diffusers folder, a file (.safetensors, .pt, .onnx, ...) or a model of the hub, owner/name"
@@ -97,19 +97,72 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser(
         "bench",
         help="measure methods",
-        description="Runs a suite of configs/suite: every method on every problem. What is finished is kept; the same command goes on from there.",
-        epilog="Hydra overrides change the grid:\n  mixture.seeds=5  mixture.d=[8,80]  methods.dps.zeta=0.3",
+        description="Runs a grid: operators x methods x models x images x seeds, of a suite of configs/suite. What is finished is kept; the same command goes on from there.",
+        epilog="Hydra overrides change the suite:\n  methods.dps.zeta=[0.3,1,3]  operators.sr.factor=2  images.limit=10",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    bench.add_argument("--suite", default="exact", help="what is measured (default: exact, samples against exact posteriors)")
-    bench.add_argument("--method", action="append", metavar="NAME", help="only these of the suite's methods; repeat for several")
-    bench.add_argument("--output", help="folder of the records and of results.md (default: invdiff-bench-SUITE)")
-    bench.add_argument("--workers", type=int, default=1, help="processes, each with one thread if there are several (default: 1)")
-    bench.add_argument("--quiet", action="store_true", help="no progress and no table")
+    bench.add_argument("--suite", default="quick", help="what is measured (default: quick); see `invdiff list suites`")
+    bench.add_argument(
+        "--reproduce",
+        metavar="RECORD",
+        help="instead: evaluate the cell of one record (.json) again and compare; --input says where its images are",
+    )
+    grid = bench.add_argument_group("grid (repeat for several; only these, of the suite or new)")
+    grid.add_argument("--operator", action="append", help="operator or protocol")
+    grid.add_argument("--method", action="append", help="method; values by methods.NAME.key=value")
+    grid.add_argument("--baseline", action="append", help="classical restoration, or a peer of another package")
+    grid.add_argument("--model", action="append", help=MODEL)
+    data = bench.add_argument_group("images and values")
+    data.add_argument("--input", help="the images: a folder or glob")
+    data.add_argument("--seeds", type=int, metavar="N", help="measurements and runs of each image (default: the suite's)")
+    data.add_argument("--sigma", type=float, help="noise of the measurements, in units of [0, 1]")
+    data.add_argument("--steps", type=int, help="of all methods that the suite gives none")
+    data.add_argument("--num-samples", type=int, help="samples per image")
+    data.add_argument("--batch-size", type=int, help="images at once")
+    data.add_argument("--device", help="auto, cpu, cuda, ...")
+    data.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of networks that the suite gives none")
+    data.add_argument("--allow-pickle", action="store_true", help="open pickled checkpoints, which can run code: only from who you trust")
+    where = bench.add_argument_group("where")
+    where.add_argument("--launcher", default="local", choices=("local", "ray", "submitit"), help="where cells run (default: local)")
+    where.add_argument(
+        "--workers", type=int, metavar="N", help="how many at the same time (default: the launcher's; local: one, or one for each GPU)"
+    )
+    where.add_argument(
+        "--launcher-option", action="append", default=[], metavar="KEY=VALUE", help="of the launcher, e.g. address=auto or partition=gpu"
+    )
+    where.add_argument("--output", help="folder of the records and of results.md (default: invdiff-bench-SUITE)")
+    where.add_argument("--quiet", action="store_true", help="no progress and no table")
     bench.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
 
-    listing = commands.add_parser("list", help="list what is installed", description="Lists registered plug-ins and where they come from.")
-    listing.add_argument("kind", nargs="?", choices=(*KINDS, "protocols"))
+    board = commands.add_parser(
+        "leaderboard",
+        help="compare what was measured",
+        usage="invdiff leaderboard [validate | merge] FOLDER ... [options]",
+        description="Tables of the records that bench wrote, from one or many folders. validate checks every record against the schema, its "
+        "cell and its pictures; merge copies records and pictures into the folder --output.",
+    )
+    board.add_argument("folders", nargs="+", metavar="FOLDER", help="with records, in it or below")
+    board.add_argument("--format", choices=("markdown", "csv", "json", "html"), help="of the tables (default: markdown)")
+    board.add_argument("--output", metavar="FILE|-", help="where they go (default: -, printed); of merge, a folder")
+    board.add_argument("--baseline", metavar="LABEL", help="compare every row with this one, image by image")
+    board.add_argument("--benchmark", metavar="HASH", help="only the benchmark whose hash begins so")
+    board.add_argument("--metric", action="append", metavar="NAME", help="only these metrics, in this order; repeat for several")
+    board.add_argument(
+        "--set-score",
+        action="append",
+        choices=("fid", "kid", "is"),
+        help="also of the restorations as a set; needs invdiff[fid] and the weights",
+    )
+    board.add_argument("--weights", metavar="FILE", help="of InceptionV3, for --set-score (default: where torch-fidelity keeps them)")
+    board.add_argument("--pictures", type=int, metavar="N", help="html: images that are shown, the first N (default: 12)")
+
+    listing = commands.add_parser(
+        "list",
+        help="list what is installed, and the parameters of one",
+        description="Lists what is installed and where it comes from; with a name, what that is, needs and takes: invdiff list guidance dps",
+    )
+    listing.add_argument("kind", nargs="?", choices=LISTED, metavar="KIND", help=f"one of {', '.join(LISTED)}; guidance are the methods")
+    listing.add_argument("name", nargs="?", metavar="NAME", help="of one of that kind")
     listing.add_argument("--json", action="store_true")
 
     info = commands.add_parser(
@@ -189,18 +242,9 @@ def _show(parser: argparse.ArgumentParser, gif: str) -> argparse._ArgumentGroup:
 
 
 def _list(args: argparse.Namespace) -> None:
-    from invdiff.config import protocols
+    from invdiff.list_command import run
 
-    kinds = [args.kind] if args.kind else [*KINDS, "protocols"]
-    found = {kind: protocols() if kind == "protocols" else list_plugins(kind) for kind in kinds}
-    if args.json:
-        print(json.dumps(found, indent=2))
-        return
-    for kind, names in found.items():
-        print(f"{kind}:")
-        width = max(map(len, names), default=0)
-        for name, origin in names.items():
-            print(f"  {name:{width}}  {origin}")
+    run(args)
 
 
 def _solve(args: argparse.Namespace) -> None:
@@ -217,6 +261,12 @@ def _generate(args: argparse.Namespace) -> None:
 
 def _bench(args: argparse.Namespace) -> None:
     from invdiff.bench_command import run
+
+    run(args)
+
+
+def _leaderboard(args: argparse.Namespace) -> None:
+    from invdiff.leaderboard_command import run
 
     run(args)
 
@@ -243,6 +293,7 @@ COMMANDS = {
     "solve": _solve,
     "generate": _generate,
     "bench": _bench,
+    "leaderboard": _leaderboard,
     "list": _list,
     "info": _info,
     "check": _check,

@@ -23,6 +23,7 @@ from torch import Tensor
 from invdiff.cascade import Upscaler, make_upscaler
 from invdiff.config import compose, protocols
 from invdiff.denoiser import Denoiser
+from invdiff.memory import peak_memory_mb
 from invdiff.registry import UnknownNameError, call, is_registered, list_plugins, load, load_model
 from invdiff.restoration import Restoration, from_range
 from invdiff.sampling import Progress
@@ -241,20 +242,8 @@ def record_of(result: Restoration, config: dict[str, Any], denoiser: Denoiser) -
         "nfe": result.nfe,
         "nbe": result.nbe,
         "seconds": round(result.seconds, 3),
-        "peak_memory_mb": _peak_memory_mb(denoiser.device),
+        "peak_memory_mb": peak_memory_mb(denoiser.device),
         "device": str(denoiser.device),
         "weights": denoiser.hash,
         "versions": {p: version(p) for p in ("invdiff", "torch", "diffusers", "deepinv")} | {"python": platform.python_version()},
     }
-
-
-def _peak_memory_mb(device: torch.device | None) -> float | None:
-    """Peak memory so far: of the GPU in use, else of the process (None where the system does not tell)."""
-    if device is not None and device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)

@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invdiff.registry import UnknownNameError, call, list_plugins, load, make_operator
+from invdiff.registry import UnknownNameError, call, did_you_mean, list_plugins, load, make_operator
 
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
@@ -35,6 +37,7 @@ FLAGS = {
     "model.allow_pickle": "--allow-pickle",
 }
 OPEN_GROUPS = ("operator", "guidance", "model", "transition", "itinerary", "upscale")
+OPEN_TABLES = ("operators", "methods", "baselines", "models")  # of suites: label -> parameters
 
 
 def compose(
@@ -49,16 +52,20 @@ def compose(
             ``guidance`` has one entry for each; everything else comes from the preset of the last, nearest to the data.
         model: a registered name or a folder.
         preset: ``"auto"`` takes the values tuned for this model, operator and method if there are any; ``"none"`` takes none;
-            any other name, such as ``"paper"``, must exist for them.
+            any other name, such as ``"paper"``, must exist for them. Where an override changes a switch (true or false) of the method
+            that the preset states, what else it states of the method is left out, with a warning: it was tuned with that.
         overrides: Hydra's ``key=value``. Keys below ``operator.``, ``guidance.``, ``model.``, ``transition.``, ``itinerary.`` and
             ``upscale.`` may be new: the object made from them checks them. In a chain ``guidance.key`` goes to the methods that
-            have it.
+            have it, and ``guidance.METHOD.key`` to that one. ``transition=NAME`` is short for ``transition.name=NAME``, likewise
+            for the itinerary.
 
     Raises:
         ValueError: an override that does not parse or names no key, a preset that does not exist, a ``_target_``.
     """
     refused = MEASURING if operator is None else ()
-    for override in overrides:
+    registered = _registered(operator)
+    said = [_addressed(_named(override), methods) for override in overrides]
+    for _, override in said:
         key, equals, _ = override.partition("=")
         if not equals or not key:
             hint = "; for an image use --input" if Path(override).exists() else ""
@@ -66,19 +73,67 @@ def compose(
         first = key.split(".")[0]
         if first in refused or first not in (*KEYS, *OPEN_GROUPS, *FLAGS):
             keys, groups = (", ".join(k for k in known if k not in refused) for known in (KEYS, OPEN_GROUPS))
-            raise ValueError(f"unknown key in {override!r}; known: {keys}, and what stands below {groups}")
+            raise ValueError(
+                f"unknown key in {override!r}{_whose(override, registered, methods)}; known: {keys}, and what stands below {groups}"
+            )
         if key.lstrip("+~") in FLAGS:
             raise ValueError(f"{override!r} cannot be overridden; use {FLAGS[key.lstrip('+~')]}")
-    mine = [o for o in overrides if o.startswith("guidance.")]
+    mine = [(to, o) for to, o in said if o.startswith("guidance.")]
+    rest = [o for to, o in said if (to, o) not in mine]
     guidance, config = [], dict[str, Any]()
     for method in methods:
-        allowed = inspect.signature(load("guidance", method)).parameters
-        own = mine if len(methods) == 1 else [o for o in mine if o.partition("=")[0].removeprefix("guidance.") in allowed]
-        config = _compose(operator, method, model, preset, [o for o in overrides if o not in mine] + own)
+        allowed = inspect.signature(load("guidance", method)).parameters if len(methods) > 1 else None
+        own = [o for to, o in mine if to == method or (to is None and (allowed is None or _parameter(o) in allowed))]
+        config = _compose(operator, registered, method, model, preset, rest + own)
         guidance.append(config["guidance"])
-    if left := [o for o in mine if not any(o.partition("=")[0].removeprefix("guidance.") in g for g in guidance)]:
+    if left := [o for to, o in mine if to is None and not any(_parameter(o) in g for g in guidance)]:
         raise ValueError(f"none of the methods {', '.join(methods)} has the parameter of {left[0]!r}")
     return config | {"guidance": guidance}
+
+
+def _named(override: str) -> str:
+    """``transition=heun`` as ``transition.name=heun``: parameters may then stand beside the name."""
+    key, _, value = override.partition("=")
+    return f"{key}.name={value}" if key in ("transition", "itinerary") and value.isidentifier() and value != "null" else override
+
+
+def _addressed(override: str, methods: Sequence[str]) -> tuple[str | None, str]:
+    """The method that an override names, and what it says to it: ``guidance.dps.zeta=1`` -> ``("dps", "guidance.zeta=1")``."""
+    key, equals, value = override.partition("=")
+    group, _, inner = key.partition(".")
+    method, _, parameter = inner.partition(".")
+    if group != "guidance" or not parameter or method not in list_plugins("guidance"):
+        return None, override
+    if method not in methods:
+        raise ValueError(f"{override!r} is for the method {method}, but this run has {', '.join(methods)}")
+    return method, f"guidance.{parameter}{equals}{value}"
+
+
+def _parameter(override: str) -> str:
+    return override.partition("=")[0].removeprefix("guidance.")
+
+
+def _whose(override: str, operator: str | None, methods: Sequence[str]) -> str:
+    """What to write for an override that leaves out whose parameter it sets."""
+    key = override.partition("=")[0]
+    for group, kind, names in (("guidance", "guidance", methods), ("operator", "operators", [operator])):
+        for name in names:
+            if name in list_plugins(kind) and key in inspect.signature(load(kind, name)).parameters:
+                return f"; the parameter of {name} is set by {FLAGS.get(f'{group}.{key}', f'{group}.{override}')}"
+    return ""
+
+
+def override_value(value: Any) -> str:
+    """A value in the grammar of Hydra's overrides."""
+    match value:
+        case dict():
+            return "{" + ",".join(f"{k}:{override_value(v)}" for k, v in value.items()) + "}"
+        case list() | tuple():
+            return "[" + ",".join(map(override_value, value)) + "]"
+        case str():
+            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+            return f"'{escaped}'"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def build_operator(config: dict[str, Any]) -> Operator:
@@ -141,11 +196,11 @@ def compose_suite(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         known = loader.get_group_options("suite")
         if name not in known:
             raise UnknownNameError(f"unknown suite {name!r}; known: {', '.join(known)}")
+        _check_suite_keys(name, OmegaConf.to_container(hydra_compose(f"suite/{name}")["suite"]), overrides)
         try:
-            config = hydra_compose(f"suite/{name}", [o if o[0] in "+~" else f"suite.{o}" for o in overrides])
+            config = hydra_compose(f"suite/{name}", [_in_suite(override) for override in overrides])
         except (HydraException, OmegaConfBaseException) as error:
-            first = str(error.__cause__ or error).strip().splitlines()[0]
-            raise ValueError(f"cannot apply the overrides {' '.join(overrides) or '(none)'}: {first}") from error
+            raise _cannot_apply(overrides, error) from error
     if missing := [key.removeprefix("suite.") for key in OmegaConf.missing_keys(config)]:
         raise ValueError(f"the suite {name!r} needs {missing[0]}; give it: {missing[0]}=VALUE")
     plain = OmegaConf.to_container(config, resolve=True)
@@ -154,16 +209,64 @@ def compose_suite(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return plain["suite"]
 
 
-def _compose(operator: str | None, method: str, model: str, preset: str, overrides: Sequence[str]) -> dict[str, Any]:
+def _in_suite(override: str) -> str:
+    """An override of a suite as Hydra takes it; parameters of what a table labels may be new (Hydra's ``++``)."""
+    key = override.lstrip("+~")
+    sign = override[: len(override) - len(key)]
+    path = key.partition("=")[0].split(".")
+    inside = any(part in OPEN_TABLES for part in path[:-2])
+    return f"{sign or ('++' if inside else '')}suite.{key}"
+
+
+def _check_suite_keys(suite: str, config: Any, overrides: Sequence[str]) -> None:
+    """Refuses keys that a suite does not have, with the nearest and those that are there."""
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not key.strip("+~") or not (equals or key.startswith("~")):
+            raise ValueError(f"{override!r} is not an override; write key=value, e.g. steps=50")
+        node, path = config, key.lstrip("~").split(".")
+        for depth, part in enumerate(path if not key.startswith("+") else ()):
+            if not isinstance(node, dict) or (depth > 1 and path[depth - 2] in OPEN_TABLES):
+                break  # what a method or an operator takes is its own to check
+            if part not in node:
+                where = f"{'.'.join(path[:depth])} of the suite {suite!r}" if depth else f"the suite {suite!r}"
+                raise ValueError(f"{override!r}: {where} has no {part!r}.{did_you_mean(part, node)} It has: {', '.join(node)}.")
+            node = node[part]
+
+
+def _cannot_apply(overrides: Sequence[str], error: Exception) -> ValueError:
+    first = str(error.__cause__ or error).strip().splitlines()[0]
+    return ValueError(f"cannot apply the overrides {' '.join(overrides) or '(none)'}: {first}")
+
+
+def _registered(operator: str | None) -> str | None:
+    """The registered name of an operator or protocol."""
+    if operator not in protocols():
+        return operator
+    from hydra import compose as hydra_compose
+
+    with _configs():
+        return hydra_compose("config", [f"operator={operator}"])["operator"]["name"]
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """What a preset sets, and nothing else."""
+    from hydra import compose as hydra_compose
+    from omegaconf import OmegaConf
+
+    with _configs():
+        return OmegaConf.to_container(hydra_compose(f"preset/{name}"))  # type: ignore[return-value]
+
+
+def _compose(
+    operator: str | None, registered: str | None, method: str, model: str, preset: str, overrides: Sequence[str]
+) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     with _configs() as loader:
-        registered = operator
-        if operator in protocols():
-            registered = hydra_compose("config", [f"operator={operator}"])["operator"]["name"]
         chosen: list[str] = []
         for group, name in (("operator", registered), ("guidance", method)):
             if name is None:
@@ -172,6 +275,7 @@ def _compose(operator: str | None, method: str, model: str, preset: str, overrid
                 chosen.append(f"{group}={name}")
             else:
                 chosen += [f"~{group}", f"++{group}.name={name}"]
+        general = list(chosen)
         found = _preset(preset, operator, registered, method, model, loader.get_group_options("preset"))
         if found is not None:
             chosen.append(f"+preset={found}")
@@ -180,10 +284,15 @@ def _compose(operator: str | None, method: str, model: str, preset: str, overrid
         try:
             config = hydra_compose("config" if operator is not None else "generate", [*chosen, *map(_open, overrides)])
         except (HydraException, OmegaConfBaseException) as error:
-            first = str(error.__cause__ or error).strip().splitlines()[0]
-            raise ValueError(f"cannot apply the overrides {' '.join(overrides) or '(none)'}: {first}") from error
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
+            raise _cannot_apply(overrides, error) from error
+        plain = OmegaConf.to_container(config, resolve=True)
+        assert isinstance(plain, dict)
+        if found is not None:
+            stated = hydra_compose(f"preset/{found}").get("guidance") or {}
+            if left := _left_out(found, stated, plain["guidance"], overrides):
+                plain["guidance"] = dict(hydra_compose("config", general)["guidance"]) | {
+                    key: value for key, value in plain["guidance"].items() if key not in left
+                }
     _refuse_targets(plain)
     plain["model"]["name"] = model
     plain["preset"] = found
@@ -192,18 +301,38 @@ def _compose(operator: str | None, method: str, model: str, preset: str, overrid
     return plain  # type: ignore[return-value]
 
 
+def _left_out(preset: str, stated: Mapping[str, Any], guidance: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """What a preset says of a method that does not count, since an override changed a switch (true or false) that it was tuned with."""
+    changed = [key for key, value in stated.items() if isinstance(value, bool) and guidance[key] != value]
+    given = [_parameter(override) for override in overrides]
+    left = [key for key in stated if changed and key not in changed and key not in given]
+    if left:
+        warnings.warn(
+            f"the preset {preset} was tuned with guidance.{changed[0]}={str(stated[changed[0]]).lower()}, so its "
+            f"{', '.join(f'{key}={stated[key]}' for key in left)} is left out and the general value taken",
+            stacklevel=2,
+        )
+    return left
+
+
+def config_files(group: str) -> dict[str, tuple[str, Traversable]]:
+    """The files of a config group: name -> (where it comes from, the file). Imports nothing but the packages they are in."""
+    found = dict[str, tuple[str, Traversable]]()
+    for module in _config_packages().values():
+        with contextlib.suppress(ImportError):  # a broken package of configurations takes nothing from the others
+            folder = files(module) / group
+            names = [file for file in folder.iterdir() if file.name.endswith(".yaml")] if folder.is_dir() else []
+            found |= {file.name.removesuffix(".yaml"): (f"{module}: {group}/{file.name}", file) for file in names}
+    return {name: found[name] for name in sorted(found)}
+
+
 def protocols() -> dict[str, str]:
     """The problems of the literature: name -> file. They are files of the config group ``operator`` that bear no registered operator's name.
 
     Such a file starts with ``# @package _global_`` and holds ``operator`` (the registered ``name`` and its parameters) and ``sigma``.
     """
-    found = dict[str, str]()
-    for module in _config_packages().values():
-        with contextlib.suppress(ImportError):  # a broken package of configurations takes nothing from the others
-            group = files(module) / "operator"
-            names = [file.name for file in group.iterdir() if file.name.endswith(".yaml")] if group.is_dir() else []
-            found |= {name.removesuffix(".yaml"): f"{module}: operator/{name}" for name in names}
-    return {name: found[name] for name in sorted(found) if name not in list_plugins("operators")}
+    registered = list_plugins("operators")
+    return {name: origin for name, (origin, _) in config_files("operator").items() if name not in registered}
 
 
 @contextlib.contextmanager
@@ -229,7 +358,17 @@ def _preset(preset: str, operator: str | None, registered: str | None, method: s
             return found
     if preset == "auto":
         return None
-    raise ValueError(f"no preset {preset!r} for method {method!r} with operator {operator!r}; presets: {', '.join(known)}")
+    methods, operators = list_plugins("guidance"), [*list_plugins("operators"), *protocols()]
+    here, of_method, of_operator = (
+        [source for source in known if source.endswith(tuple(f"_{m}_{o}" for m in ms for o in os))]
+        for ms, os in (([method], [operator, registered]), ([method], operators), (methods, [operator, registered]))
+    )
+    what = f"method {method!r} with operator {operator!r}" if here else f"method {method!r}" if of_method else f"operator {operator!r}"
+    names = [n.removesuffix(f"_{registered}").removesuffix(f"_{operator}").removesuffix(f"_{method}") for n in here]
+    there = ", ".join(names or of_method or of_operator) or "none"
+    raise ValueError(
+        f"no preset {preset!r} for method {method!r} with operator {operator!r}.{did_you_mean(preset, names)} The presets of {what}: {there}; or --preset auto, or none"
+    )
 
 
 def _open(override: str) -> str:

@@ -37,6 +37,11 @@ class Jumps(Itinerary):
 
     As in the official schedule the first stretch to be repeated ends at index 0, and the topmost is walked once: 250 steps,
     length 10 and 10 resamplings make 2410 evaluations.
+
+    Args:
+        length: levels of a jump.
+        resamplings: how often each stretch is walked; 1 is straight down.
+        spacing: see :class:`Straight`.
     """
 
     length: int = 10
@@ -71,6 +76,7 @@ class LateStart(Itinerary):
 
     Args:
         strength: share of the itinerary that is run, in (0, 1]; 1 starts at the noisiest level.
+        spacing: see :class:`Straight`.
         repeats: how often it is run, each time from what the last one made.
     """
 

@@ -94,14 +94,20 @@ class Measurement:
             )
         return self.sigma.view(-1, *(1,) * len(self.image_shape))
 
+    @property
+    def mean_variance(self) -> Tensor | float:
+        """sigma² as a number, or its mean over the pixels of every image as (B, 1, ...) that broadcasts against images."""
+        if isinstance(self.sigma, float):
+            return self.sigma**2
+        return self.sigma.square().flatten(1).mean(1).view(-1, *(1,) * len(self.image_shape))
+
     def linear_estimate(self) -> Tensor:
         """An image made from y alone: (A* A + sigma²)^-1 A* y, which is A† y without noise and the posterior mean of a prior N(0, I) with it.
 
         So that noise is not amplified where A measures little, as A† does. Where sigma differs between pixels, their mean sigma² counts.
         """
         assert isinstance(self.operator, LinearOperator)
-        sigma = self.sigma
-        return self.operator.pinv(self.y, ridge=sigma**2 if isinstance(sigma, float) else sigma.square().flatten(1).mean(1))
+        return self.operator.pinv(self.y, ridge=self.mean_variance)
 
     def estimate(self) -> Tensor | None:
         """An image made from y alone, in the range of this measurement: the linear estimate, or y itself where it is an image; else None."""
@@ -147,6 +153,18 @@ class Measurement:
     def norm(self, x: Tensor) -> Tensor:
         """‖y − A(x)‖ of every image, (B,); its gradient is zero, not nan, where the residual is."""
         return torch.linalg.vector_norm(self.residual(x).flatten(1), dim=1)
+
+    def consistency(self, x: Tensor) -> Tensor:
+        """‖A(x) − y‖ / (sigma sqrt(m)) of every image, (B,), over the m values that were measured: about 1 where x fits y as well as the
+        noise allows, far above 1 where it does not fit, far below where it fits the noise.
+
+        Each value is weighed by its own sigma; complex noise has E|n|² = sigma². nan where a sigma is zero, or nothing is measured.
+        """
+        r = self.residual(x)
+        std = torch.as_tensor(self.sigma, dtype=r.real.dtype, device=r.device)
+        measured = self.operator._like(r)._observed(torch.ones_like(r.real)) > 0
+        squares = torch.where(measured, (r.abs() / std.where(std > 0, torch.nan)).square(), 0.0)
+        return (squares.flatten(1).sum(1) / measured.flatten(1).sum(1)).sqrt()
 
     def log_likelihood(self, x: Tensor) -> Tensor:
         """log p(y | x) of every image, (B,): Gaussian, over what was measured; needs sigma > 0.

@@ -17,6 +17,7 @@ state lies on the device and in the dtype of their argument.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,7 +104,7 @@ class Operator(ABC):
         """Simulates ``y = A(x) + sigma * n``, with Poisson noise of the given gain before it.
 
         Args:
-            x: (B, C, H, W) images in [0, 1], or any (B, ...).
+            x: (B, C, H, W) images in [0, 1], or any (B, ...). Warns of what looks like images in another range.
             sigma: standard deviation of the Gaussian noise, in the units of y; a number or one per image.
             seed: of the noise; image k draws its own stream.
             gain: y is ``gain * Poisson(A(x) / gain)`` before the Gaussian noise; 0 is none. The measurement's sigma is
@@ -116,6 +117,7 @@ class Operator(ABC):
             raise TypeError(f"x must be a float tensor, images in [0, 1]; got {x.dtype} (divide 8-bit values by 255)")
         if gain < 0:
             raise ValueError(f"gain must not be negative, got {gain}")
+        _check_range(x)
         operator = self.bind(tuple(x.shape[1:]))
         y = operator(x)
         std = per_image(sigma, y)
@@ -324,6 +326,20 @@ class DiagonalOperator(SpectralOperator):
 def inverted(s: Tensor, keep: Tensor, ridge: Tensor | float) -> Tensor:
     """s / (s² + ridge) of the singular values that are kept, 0 of the others."""
     return torch.where(keep, s / torch.where(keep, s**2 + ridge, 1.0), 0.0)
+
+
+def _check_range(x: Tensor) -> None:
+    """Warns where x looks like images, but not like images in [0, 1]: latents, vectors and toys of a few pixels are as they are."""
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < 16 or x.is_meta or len(x) == 0:
+        return
+    low, high = (float(v) for v in x.detach().aminmax())
+    if low < -0.5 or high > 1.5:
+        range_, how = ("[0, 255]", "x / 255") if high > 2 else ("[-1, 1]", "(x + 1) / 2")
+        warnings.warn(
+            f"x has values from {low:.3g} to {high:.3g}, but images are in [0, 1] here, whatever the network's own range; "
+            f"if these are in {range_}, give {how}",
+            stacklevel=3,
+        )
 
 
 def _per_image(value: float | Tensor, ndim: int) -> float | Tensor:

@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -42,7 +42,12 @@ def _found(kind: str) -> dict[str, list[EntryPoint]]:
 
 def package_of(point: EntryPoint) -> str:
     """The package that registers an entry point."""
-    return point.dist.name if point.dist is not None else point.module.split(".")[0]
+    return _name(point.dist) if point.dist is not None else point.module.split(".")[0]
+
+
+@cache
+def _name(package: Distribution) -> str:
+    return package.name  # which parses its metadata every time
 
 
 def list_plugins(kind: str) -> dict[str, str]:
@@ -80,7 +85,7 @@ def load(kind: str, name: str) -> Any:
     """
     found = _found(kind)
     if name not in found:
-        raise UnknownNameError(f"unknown {_SINGULAR[kind]} {name!r}.{_hint(name, found)} Known: {', '.join(found) or 'none'}.")
+        raise UnknownNameError(f"unknown {_SINGULAR[kind]} {name!r}.{did_you_mean(name, found)} Known: {', '.join(found) or 'none'}.")
     points = found[name]
     if len(points) > 1:
         claims = " and ".join(f"{package_of(p)} ({p.value})" for p in points)
@@ -93,7 +98,8 @@ def load(kind: str, name: str) -> Any:
         ) from error
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The nearest of the known names as a sentence to add to a message; empty where none is near."""
     # Of equally close names one of the same letters: with many short ones the likeliest slip is their order.
     near = sorted(difflib.get_close_matches(name, list(known)), key=lambda other: sorted(other) != sorted(name))
     return f" Did you mean {near[0]!r}?" if near else ""
@@ -132,7 +138,7 @@ def check_names(what: str, given: Iterable[str], allowed: Sequence[str]) -> None
     """Refuses the first unknown parameter, with the nearest and all that exist."""
     for name in given:
         if name not in allowed:
-            raise ValueError(f"{what} has no parameter {name!r}.{_hint(name, allowed)} It has: {', '.join(allowed) or 'none'}.")
+            raise ValueError(f"{what} has no parameter {name!r}.{did_you_mean(name, allowed)} It has: {', '.join(allowed) or 'none'}.")
 
 
 def make_operator(operator: str | Any, **parameters: Any) -> Operator:

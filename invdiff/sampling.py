@@ -89,11 +89,13 @@ class Piece:
 
     Attributes:
         requires: the kind of operator it needs, checked before sampling; None where it needs no measurement.
+        one_sigma: whether it needs one noise level per image and none per pixel, checked before sampling.
         per_image: fields that hold, once bound, a tensor of one entry per image (or a mapping of such tensors).
         particles: whether the samples of an image are one particle system, weighed against each other: they then share a batch.
     """
 
     requires: ClassVar[type[Operator] | None] = None
+    one_sigma: ClassVar[bool] = False
     per_image: ClassVar[tuple[str, ...]] = ()
     particles: ClassVar[bool] = False
 
@@ -108,6 +110,8 @@ class Piece:
             raise ValueError(f"{name} restores a measurement, but there is none: use it with solve, or generate with another method")
         if self.requires is not None and not isinstance(operator := setting.measurement.operator, self.requires):  # type: ignore[union-attr]
             raise ValueError(f"{name} requires {self.requires.wanted()}, but {operator.kind} is not one; choose another method or operator")
+        if self.one_sigma and setting.measurement is not None:
+            setting.measurement.image_sigma(name)
         return self._with(lambda piece: piece.bind(setting))
 
     def select(self, images: Sequence[int]) -> Self:

@@ -31,16 +31,18 @@ from invdiff.commands import (
     place_prompt,
     record_of,
 )
-from invdiff.config import build_method, build_operator
+from invdiff.config import build_method, build_operator, preset_values
 from invdiff.denoiser import Denoiser
 from invdiff.files import sha256, write_atomically
 from invdiff.measurement import Measurement
 from invdiff.method import Method
 from invdiff.operator import Operator
 from invdiff.registry import list_plugins, load, name_of
-from invdiff.restoration import Restoration, solve
+from invdiff.restoration import Restoration, check_solve, solve
 
 METRICS = ("psnr", "ssim", "lpips")
+FAR = 5.0
+"""Consistency above which a restoration is said not to fit its measurement; what works has 0.02 to 3."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,39 @@ def _configure(args: argparse.Namespace, saved: Measurement | None) -> dict[str,
     return config
 
 
+def _untuned(config: dict[str, Any]) -> str | None:
+    """What to say where a step size that was tuned for one number of steps is used with quite another."""
+    tuned = preset_values(config["preset"]) if config["preset"] else {}
+    node, steps, wanted = config["guidance"][-1], config["steps"], tuned.get("steps")
+    sizes = [
+        name
+        for name in getattr(load("guidance", node["name"]), "scale", ())
+        if name in tuned.get("guidance", {}) and node[name] == tuned["guidance"][name]
+    ]
+    if not wanted or not sizes or wanted / 2 <= steps <= 2 * wanted:
+        return None
+    said = " and ".join(f"guidance.{name}={node[name]}" for name in sizes)
+    return (
+        f"{said} of the preset {config['preset']} is tuned for {wanted} steps, and this run has {steps}; "
+        f"say --steps {wanted}, or guidance.{sizes[0]}=VALUE for {steps} steps"
+    )
+
+
+def _check_fit(name: str, consistency: Sequence[float], config: dict[str, Any], method: Method) -> None:
+    """Warns where a method that follows the measurement ended far from it."""
+    assert method.transition is not None
+    follows = any(piece.requires is not None for piece in (*method.chain, method.transition))
+    worst = max(consistency)  # nan, where nothing is known of the noise, is not above anything
+    if follows and worst > FAR:
+        scale = [f"guidance.{key}" for node in config["guidance"] for key in getattr(load("guidance", node["name"]), "scale", ())]
+        tune = f"another {' or '.join(scale)}, " if scale else ""
+        warnings.warn(
+            f"{name}: the restoration does not fit its measurement: ‖A x − y‖ is {worst:.1f} times what the noise explains (about 1 is right); "
+            f"try {tune}more --steps, or a larger --sigma if the measurement is noisier than said",
+            stacklevel=2,
+        )
+
+
 def _jobs(args: argparse.Namespace, denoiser: Denoiser, saved: Measurement | None) -> list[Job]:
     if args.measurement is not None and args.input is not None:
         raise ValueError("--measurement is already degraded and --input is clean: give one of them")
@@ -201,6 +236,9 @@ def _restore(
     measurement, truth = _measure(job, operator, config, denoiser, k)
     if k == 0 and not args.quiet:
         print(f"preset: {config['preset'] or 'none for this model, method and operator; these are general values'}", file=sys.stderr)
+    if k == 0 and (warning := _untuned(config)):
+        check_solve(measurement, denoiser, method, steps=config["steps"], **cond)  # what cannot run is refused, and nothing else said
+        warnings.warn(warning, stacklevel=2)
     watch = Watch(denoiser, positions=(0,) if args.gif else ())
     result = solve(
         measurement,
@@ -215,6 +253,10 @@ def _restore(
         progress=not args.quiet,
         **cond,
     )
+    consistency = [
+        float(measurement.consistency(sample.to(measurement.y.device, measurement.y.real.dtype))[0]) for sample in result.samples
+    ]
+    _check_fit(job.name, consistency, config, method)
     clear(folder)
     written = _pictures(folder, truth, measurement, result)
     if args.gif:
@@ -225,6 +267,7 @@ def _restore(
         "name": job.name,
         "input": job.source,
         "measurement": {"hash": measurement.hash, "sigma": measurement.sigma if isinstance(measurement.sigma, float) else "per pixel"},
+        "consistency": round(mean, 4) if math.isfinite(mean := sum(consistency) / len(consistency)) else None,
         **record_of(result, config, denoiser),
         "files": [*written, "measurement.safetensors", "result.json"],
     }

@@ -239,6 +239,10 @@ class Langevin(Transition):
     does not catch up: use many levels, several corrections at each, or start near the data.
 
     A shift that guidance put on x0 alone enters once in each correction, in full.
+
+    Args:
+        steps: corrections at each level.
+        snr: signal-to-noise ratio of a correction, from which its size follows.
     """
 
     steps: int = 1
@@ -280,6 +284,11 @@ class PredictorCorrector(Transition):
     """Song et al. 2021, algorithm 1: a predictor step to s, then ``steps`` Langevin corrections at s.
 
     The corrector reads eps only: a guidance that moves x0 alone, such as DPS, acts in the predictor, though it is paid for in each.
+
+    Args:
+        predictor: the transition of the first step.
+        steps: corrections after it.
+        snr: signal-to-noise ratio of a correction, from which its size follows.
     """
 
     predictor: Transition = field(default_factory=EulerMaruyama)

@@ -29,7 +29,8 @@ def compose(parts: Sequence[Part] = ("blur", "sr"), *, shape: Shape | None = Non
     """The composition of some operators.
 
     Args:
-        parts: in the order in which they act: operators, registered names, or mappings of a ``name`` and its parameters.
+        parts: in the order in which they act: operators, registered names, or mappings of a ``name`` and its parameters;
+            on the command line ``'operator.parts=[{name: blur, sigma: 2}, {name: sr, factor: 4}]'``.
         shape: of the images, where ``state`` holds the tensors already.
     """
     return assemble(Composition, LinearComposition, parts, shape, state or {})

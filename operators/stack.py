@@ -28,7 +28,8 @@ def stack(parts: Sequence[Part] = ("inpaint", "sr"), *, shape: Shape | None = No
     """Several operators on the same image.
 
     Args:
-        parts: operators, registered names, or mappings of a ``name`` and its parameters.
+        parts: operators, registered names, or mappings of a ``name`` and its parameters;
+            on the command line ``'operator.parts=[{name: inpaint, fraction: 0.9}, {name: sr, factor: 8}]'``.
         shape: of the images, where ``state`` holds the tensors already.
     """
     return assemble(Stack, LinearStack, parts, shape, state or {})

@@ -12,8 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from invdiff import itineraries, transitions
 from invdiff.cli import main
+from invdiff.config import compose
 from invdiff.images import read_image
+from invdiff.list_command import LISTED, describe, names
 from invdiff.measurement import Measurement
 from invdiff.registry import make_operator
 
@@ -37,10 +40,43 @@ def photo(tmp_path: Path) -> Path:
 
 def error_of(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     """The one line on stderr of a request that must fail with exit code 2."""
+    capsys.readouterr()  # what was said before
     assert main(list(args)) == 2
     err = capsys.readouterr().err.strip()
     assert "\n" not in err and err.startswith("invdiff solve: error: ")
     return err
+
+
+def test_list_describes_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "guidance", "ddrm", "--json"]) == 0
+    ddrm = json.loads(capsys.readouterr().out)
+    assert ddrm["parameters"]["eta"]["default"] == 0.85 and "fresh noise" in ddrm["parameters"]["eta"]["text"]
+    assert ddrm["summary"].startswith("Denoising diffusion restoration models (Kawar")
+    assert ddrm["facts"][:2] == ["needs a SpectralOperator", "needs one sigma per image, not per pixel"]
+    assert main(["list", "operators", "compose"]) == 0
+    compose = capsys.readouterr().out
+    assert 'parts=["blur", "sr"]' in compose and "operator.parts=[{name: blur, sigma: 2}, {name: sr, factor: 4}]" in " ".join(
+        compose.split()
+    )
+    assert main(["list", "presets", "paper_dps_inpaint"]) == 0
+    assert "zeta: 0.5" in capsys.readouterr().out
+    assert main(["list", "presets", "paper_dps_inpant"]) == 2
+    assert "Did you mean 'paper_dps_inpaint'? See invdiff list presets." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", LISTED)
+def test_everything_that_is_listed_can_be_described(kind: str) -> None:
+    for name, origin in names(kind).items():
+        described = describe(kind, name)
+        assert described["from"] == origin and (described.get("text") or described["summary"]), name
+        json.dumps(described, allow_nan=False)
+        for parameter, said in described.get("parameters", {}).items():
+            assert said["text"], f"{kind} {name}: {parameter} is not documented"
+
+
+def test_the_tables_are_listed_as_they_are() -> None:
+    for kind, table in (("transitions", transitions.BY_NAME), ("itineraries", itineraries.BY_NAME)):
+        assert names(kind) == {name: f"invdiff ({made.__module__}:{made.__qualname__})" for name, made in table.items()}
 
 
 def test_help_and_list_do_not_import_torch(tmp_path: Path) -> None:
@@ -176,7 +212,17 @@ def test_mask_keep_black(photo: Path, tmp_path: Path) -> None:
         (["guidance.name=repaint"], "--method"),
         (["model.name=x"], "--model"),
         (["model.bogus=1"], "bogus"),
-        (["guidance.zeta=abc"], "is a number"),
+        (["guidance.zeta=abc"], "zeta must be a finite number"),
+        (["guidance.n=abc", "--method", "lgd"], "is a number"),
+        (["zeta=1"], "the parameter of dps is set by guidance.zeta=1"),
+        (["fraction=0.5"], "the parameter of inpaint is set by operator.fraction=0.5"),
+        (["label=3", "--method", "cfg", "--method", "dps"], "the parameter of cfg is set by --label"),
+        (["transition=heun", "transition.foo=1"], "transition 'heun' has no parameter 'foo'"),
+        (["guidance.dps.zetta=1"], "Did you mean 'zeta'"),
+        (["guidance.ddrm.eta=1"], "is for the method ddrm, but this run has dps"),
+        (["guidance.dps.name=x"], "--method"),
+        (["--preset", "papr"], "Did you mean 'paper'? The presets of method 'dps' with operator 'inpaint': paper, photo64;"),
+        (["--preset", "paper", "--operator", "hdr"], "The presets of method 'dps': paper_dps_blur, paper_dps_inpaint,"),
         (["operator.fraction=abc"], "is a number"),
         (["itinerary.name=straight", "itinerary.spacing=[100,500,900]"], "noisy to clean"),
         (["transition.name=predictor_corrector", "transition.predictor=hein"], "unknown transition"),
@@ -186,7 +232,7 @@ def test_mask_keep_black(photo: Path, tmp_path: Path) -> None:
         (["--batch-size", "many"], "batch"),
         (["--num-samples", "0"], "num_samples"),
         (["--device", "cuda:99"], "--device cpu"),
-        (["--preset", "nobody"], "presets"),
+        (["--preset", "paper", "--method", "none"], "The presets of operator 'inpaint': paper_daps_inpaint,"),
         (["transition.name=ddmp"], "unknown transition"),
         (["--input", "missing.png"], "missing.png"),
         (["--measurement", "missing.safetensors"], "missing.safetensors"),
@@ -283,6 +329,50 @@ def test_the_trajectory_is_that_of_one_sample(photo: Path, tmp_path: Path) -> No
     args = ["--num-samples", "3", "--batch-size", "1", "--gif", "--method", "none", "--steps", "5", "--quiet"]
     assert main(["solve", "--input", str(photo), "--output", str(tmp_path / "out"), *args]) == 0
     assert Image.open(tmp_path / "out" / "trajectory.gif").n_frames == 5 + 1  # each step's estimate, and the result
+
+
+def test_steps_far_from_those_of_the_preset_are_told(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*args: str) -> str:
+        given = ["--input", str(photo), "--output", str(tmp_path / "out"), "--overwrite", "--quiet"]
+        assert main(["solve", *given, *args]) == 0
+        return "\n".join(line for line in capsys.readouterr().err.splitlines() if "tuned for" in line)
+
+    warning = said("--steps", "2")
+    assert "guidance.zeta=10.0 of the preset photo64_dps_inpaint is tuned for 100 steps, and this run has 2; say --steps 100" in warning
+    assert said("--steps", "2", "guidance.zeta=3") == "", "the user's own"
+    assert said("--steps", "2", "--preset", "none") == ""
+    assert said("--steps", "2", "--method", "diffpir") == "", "whose weights do not depend on the number of steps"
+
+
+def test_a_restoration_that_does_not_fit_is_told(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*args: str) -> tuple[float | None, str]:
+        given = ["--input", str(photo), "--output", str(tmp_path / "out"), "--overwrite", "--quiet", "--preset", "none"]
+        assert main(["solve", *given, *args]) == 0
+        return json.loads((tmp_path / "out" / "result.json").read_text())["consistency"], capsys.readouterr().err
+
+    far, warning = run("--steps", "3", "guidance.zeta=0")
+    assert far is not None and far > 5 and f"is {far:.1f} times what the noise explains" in warning and "guidance.zeta" in warning
+    near, silence = run("--steps", "20", "--method", "diffpir")
+    assert near is not None and near < 2 and silence == ""
+    assert run("--steps", "3", "--sigma", "0", "guidance.zeta=0") == (None, ""), "nothing is known of the noise"
+    assert run("--steps", "3", "--method", "none")[1] == "", "it does not follow the measurement"
+
+
+def test_a_preset_of_another_form_is_left_out(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--input", str(photo), "--output", str(tmp_path / "out"), "--overwrite", "guidance.likelihood=true", *FAST]
+    assert main(["solve", *given]) == 0
+    assert "was tuned with guidance.likelihood=false, so its zeta=10.0 is left out" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["config"]["guidance"] == [
+        {"name": "dps", "zeta": None, "likelihood": True}
+    ]
+    assert main(["solve", *given, "guidance.zeta=0.002"]) == 0
+    assert "left out" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["config"]["guidance"][0]["zeta"] == 0.002
+
+
+def test_a_parameter_of_one_method_of_a_chain() -> None:
+    config = compose("inpaint", ["diffpir", "dps"], "photo64", overrides=["guidance.zeta=0.5", "guidance.dps.zeta=0.7"])
+    assert [g["zeta"] for g in config["guidance"]] == [0.5, 0.7]
 
 
 def test_a_chain_records_every_method(photo: Path, tmp_path: Path) -> None:

@@ -295,6 +295,23 @@ def test_dit_under_classifier_free_guidance(tmp_path: Path) -> None:
     assert float(theirs.std()) > 0.01
 
 
+def test_sizes_that_a_transformer_does_not_take_are_refused_by_name(tmp_path: Path) -> None:
+    dit = built(DiTTransformer2DModel, **TRANSFORMER | {"in_channels": 3}, out_channels=3, num_embeds_ada_norm=5, norm_num_groups=4)
+    denoiser = load(saved(tmp_path / "dit", dit, DDIMScheduler(clip_sample=False)))
+    assert generate(denoiser, (1, 3, 12, 12), steps=1, dtype=D).x.shape == (1, 3, 12, 12)
+    with pytest.raises(ValueError, match=r"takes square states only, got 8x12; .* model.tile"):
+        generate(denoiser, (1, 3, 8, 12), steps=1, dtype=D)
+    windows = invdiff.load_model(tmp_path / "dit", tile=8)
+    assert generate(windows, (1, 3, 8, 12), steps=1).x.shape == (1, 3, 8, 12)
+
+    text = {"joint_attention_dim": 6, "caption_projection_dim": 16, "pooled_projection_dim": 5, "pos_embed_max_size": 6}
+    sd3 = built(SD3Transformer2DModel, **TRANSFORMER | {"in_channels": 3}, out_channels=3, **text)
+    denoiser = load(saved(tmp_path / "sd3", sd3, FlowMatchEulerDiscreteScheduler()))
+    given = {"encoder_hidden_states": rand(1, 3, 6, seed=3), "pooled_projections": rand(1, 5, seed=4)}
+    with pytest.raises(ValueError, match="takes states of at most 12x12, got 8x16"):
+        generate(denoiser, (1, 3, 8, 16), steps=1, dtype=D, **given)
+
+
 # Conditions --------------------------------------------------------------------------------------------------------------
 
 

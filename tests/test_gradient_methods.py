@@ -135,6 +135,16 @@ def test_the_likelihood_form_is_the_gaussian_algorithm_written_out(name: str) ->
     same(solved(measurement, DPS(zeta, likelihood=True)), x.detach())
 
 
+@pytest.mark.parametrize(("name", "sigma2"), [("number", [0.09]), ("per image", [0.09, 0.36]), ("per pixel", None)])
+def test_zeta_follows_from_the_form_of_the_step(name: str, sigma2: Any) -> None:
+    measurement = measured(SIGMAS[name])
+    variance = torch.tensor(sigma2, dtype=D) if sigma2 else torch.as_tensor(SIGMAS[name]).square().mean(1)
+    for k in range(2):
+        own = measurement.select([k])
+        same(solved(own, DPS(likelihood=True)), solved(own, DPS(float(variance[k % len(variance)]), likelihood=True)))
+    same(solved(measurement, DPS()), solved(measurement, DPS(1.0)))
+
+
 def test_the_likelihood_form_is_the_papers_poisson_form() -> None:
     """‖y − A x0‖²_Λ with Λ = 1/(2y), on a prior of about 50 counts and a positive A."""
     bright = Gaussian(PRIOR.mean + 50, 9 * PRIOR.covariances[0])

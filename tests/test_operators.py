@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invdiff.measurement import Measurement
-from invdiff.operator import LinearOperator, Operator, SpectralOperator
+from invdiff.operator import LinearOperator, Operator, SpectralOperator, _check_range
 from invdiff.operators.blur import Blur, FourierBlur, SeparableBlur, disk
 from invdiff.operators.colorize import REC601, Colorize
 from invdiff.operators.compose import LinearComposition
@@ -598,9 +598,63 @@ def test_log_likelihood_is_the_density() -> None:
     assert close(m.log_likelihood(x), (mask * density).flatten(1).sum(1), 1e-9)  # over what was measured only
 
 
+def test_consistency_is_the_misfit_in_units_of_the_noise() -> None:
+    x = rand(3, 3, 40, 40)
+    per_image, per_pixel = [0.1, 0.2, 0.3], rand(3, 3, 40, 40).abs() + 0.1
+    for operator in (Denoise(), Inpaint(fraction=0.6), stack(["inpaint", "blur"]), CompressedSensing()):
+        for sigma in (0.3, per_image, *([per_pixel] if isinstance(operator, (Denoise, Inpaint)) else [])):
+            m = operator.measure(x, sigma=sigma, seed=1)
+            assert bool(((m.consistency(x) - 1).abs() < 0.04).all()), "the truth is away by the noise, complex noise included"
+    mask = (rand(40, 40) > 0).double()
+    m, other = Inpaint(mask=mask).measure(x, sigma=per_image), rand(3, 3, 40, 40)
+    expected = (mask * (other - m.y)).flatten(1).norm(dim=1) / (torch.tensor(per_image, dtype=torch.float64) * (3 * mask.sum()).sqrt())
+    assert close(m.consistency(other), expected, 1e-9)  # over the m values that were measured
+    assert close(m.to_range(-1, 1).consistency(2 * other - 1), expected, 1e-9), "the same in a network's range"
+
+
+def test_consistency_is_undefined_without_noise() -> None:
+    x, mask = rand(2, 3, 4, 4), torch.ones(4, 4, dtype=torch.float64)
+    assert bool(Denoise().measure(x).consistency(x).isnan().all())
+    assert Denoise().measure(x, sigma=[0.0, 0.1]).consistency(x).isnan().tolist() == [True, False]
+    mask[0] = 0
+    silent = 0.1 * mask.expand(1, 3, 4, 4)
+    assert bool(Inpaint(mask=mask).measure(x, sigma=silent).consistency(x).isfinite().all()), "where nothing is measured sigma says nothing"
+    assert bool(Denoise().measure(x, sigma=silent).consistency(x).isnan().all())
+
+
 def test_nothing_is_measured_under_the_mask() -> None:
     """Neither noise nor what stood there: y is zero, and the residual of the truth is that of the known pixels."""
     mask = (rand(8, 6) > 0).double()
     x = rand(2, 3, 8, 6)
     assert bool((Inpaint(mask=mask).measure(x, sigma=0.5).y[..., mask == 0] == 0).all())
     assert close(Measurement(x, Inpaint(mask=mask), 0.1).norm(x), torch.zeros(2, dtype=torch.float64), 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("x", "how"),
+    [
+        (torch.linspace(-1, 1, 768).view(1, 3, 16, 16), r"from -1 to 1, .* give \(x \+ 1\) / 2"),
+        (torch.linspace(0, 255, 256).view(1, 1, 16, 16), "from 0 to 255, .* give x / 255"),
+    ],
+)
+def test_images_in_another_range_are_told(x: torch.Tensor, how: str) -> None:
+    with pytest.warns(UserWarning, match=how):
+        make_operator("denoise").measure(x)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.linspace(-0.3, 1.3, 768).view(1, 3, 16, 16),  # noisy images
+        torch.linspace(-5, 5, 1024).view(1, 4, 16, 16),  # latents
+        torch.linspace(-5, 5, 48).view(1, 3, 4, 4),  # a toy
+        torch.empty(1, 3, 16, 16, device="meta"),
+    ],
+    ids=["noisy", "latent", "toy", "meta"],
+)
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_image_has_any_range(x: torch.Tensor) -> None:
+    if x.is_meta:
+        _check_range(x)
+    else:
+        make_operator("denoise").measure(x)

@@ -21,6 +21,9 @@ NETWORKS = (
 """Classes of diffusers whose forward takes an image-shaped state and its time, and conditions by keyword. Not among them are those that
 take packed patches (Flux, Qwen-Image, Chroma), count time otherwise (AuraFlow, Lumina) or need tables made outside (HunyuanDiT)."""
 
+SQUARE = ("DiTTransformer2DModel",)
+"""Those whose output is put together as if it were square."""
+
 ADDED = ("text_embeds", "time_ids", "image_embeds", "hint", "resolution", "aspect_ratio")
 """Conditions that diffusers wants inside ``added_cond_kwargs``."""
 
@@ -71,6 +74,7 @@ class Network(torch.nn.Module):
         absent = [name for name in self.required if cond.get(name) is None]
         if absent:
             raise ValueError(f"{type(self.net).__name__} cannot run without {', '.join(absent)}")
+        self._check_size(*x.shape[2:])
         cond = {k: v.to(x.dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in cond.items()}
         control, scale = cond.pop("control", None), cond.pop("control_scale", 1.0)
         if self.cond_last:
@@ -85,6 +89,20 @@ class Network(torch.nn.Module):
         if self.controlnet is not None:
             cond |= self._residuals(x, t, control, scale, cond)
         return self.sign * self.net(x, timestep=t, return_dict=False, **cond)[0]
+
+    def _check_size(self, height: int, width: int) -> None:
+        """Refuses what diffusers would stumble over deep inside: sides that positions are not known for."""
+        name = type(self.net).__name__
+        table = getattr(getattr(self.net, "pos_embed", None), "pos_embed_max_size", None)
+        if table is not None and max(height, width) > (most := table * self.net.pos_embed.patch_size):  # type: ignore[union-attr, operator]
+            raise ValueError(
+                f"{name} takes states of at most {most}x{most}, got {height}x{width}; give smaller images, or denoise in windows with model.tile=..."
+            )
+        if name in SQUARE and height != width:
+            raise ValueError(
+                f"{name} takes square states only, got {height}x{width}; crop or pad the images, or denoise in square windows with "
+                "model.tile=..., at most the shorter side"
+            )
 
     def _residuals(self, x: Tensor, t: Tensor, control: Tensor, scale: float | Tensor, cond: dict[str, Any]) -> dict[str, Any]:
         net: Any = self.controlnet
