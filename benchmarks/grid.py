@@ -281,18 +281,23 @@ def _warm_up(denoiser: Denoiser, measurement: Measurement, method: Method) -> No
             solve(measurement, denoiser, method, steps=2)
 
 
-_warm: set[tuple[Any, ...]] = set()
+_warm: set[Any] = set()
 
 
 def _by_baseline(cell: Cell, measurement: Measurement, denoiser: Denoiser | None, ids: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
     """The same of a baseline, which gives one sample."""
     baseline = make_baseline(cell["run"]["name"], **cell["run"]["parameters"])
-    begun = time.perf_counter()
-    with count_evaluations() as evaluations:
-        try:
+    try:
+        if not baseline.network and (name := cell["run"]["name"]) not in _warm:  # likewise
+            _warm.add(name)
+            baseline(measurement.select([0]))
+        begun = time.perf_counter()
+        with count_evaluations() as evaluations:
             x = baseline(measurement, denoiser, seed=cell["seed"], image_ids=ids)
-        except ValueError as error:
-            raise Unfit(str(error)) from error
+    except NonFiniteError:
+        raise
+    except ValueError as error:
+        raise Unfit(str(error)) from error
     cost = {"nfe": evaluations.forward, "nbe": evaluations.backward, "seconds": time.perf_counter() - begun}
     return x[None].cpu(), {k: round(v / len(ids), 4) for k, v in cost.items()}
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from invdiff import images
@@ -41,8 +42,9 @@ from invdiff.registry import list_plugins, load, name_of
 from invdiff.restoration import Restoration, check_solve, solve
 
 METRICS = ("psnr", "ssim", "lpips")
-FAR = 5.0
-"""Consistency above which a restoration is said not to fit its measurement; what works has 0.02 to 3."""
+FAR, SHARE = 5.0, 0.1
+"""Consistency above which a restoration is said not to fit its measurement, what works has 0.02 to 3; and the share of y that it then
+misses at least: little noise makes small misfits large in its units."""
 
 
 @dataclass(frozen=True)
@@ -158,12 +160,15 @@ def _untuned(config: dict[str, Any]) -> str | None:
     )
 
 
-def _check_fit(name: str, consistency: Sequence[float], config: dict[str, Any], method: Method) -> None:
+def _check_fit(
+    name: str, measurement: Measurement, samples: Sequence[Tensor], consistency: Sequence[float], config: dict[str, Any], method: Method
+) -> None:
     """Warns where a method that follows the measurement ended far from it."""
     assert method.transition is not None
     follows = any(piece.requires is not None for piece in (*method.chain, method.transition))
     worst = max(consistency)  # nan, where nothing is known of the noise, is not above anything
-    if follows and worst > FAR:
+    missed = max(float(measurement.norm(sample)[0]) for sample in samples)
+    if follows and worst > FAR and missed > SHARE * float(torch.linalg.vector_norm(measurement.y)):
         scale = [f"guidance.{key}" for node in config["guidance"] for key in getattr(load("guidance", node["name"]), "scale", ())]
         tune = f"another {' or '.join(scale)}, " if scale else ""
         warnings.warn(
@@ -253,10 +258,9 @@ def _restore(
         progress=not args.quiet,
         **cond,
     )
-    consistency = [
-        float(measurement.consistency(sample.to(measurement.y.device, measurement.y.real.dtype))[0]) for sample in result.samples
-    ]
-    _check_fit(job.name, consistency, config, method)
+    samples = list(result.samples.to(measurement.y.device, measurement.y.real.dtype))
+    consistency = [float(measurement.consistency(sample)[0]) for sample in samples]
+    _check_fit(job.name, measurement, samples, consistency, config, method)
     clear(folder)
     written = _pictures(folder, truth, measurement, result)
     if args.gif:

@@ -354,6 +354,8 @@ def test_a_restoration_that_does_not_fit_is_told(photo: Path, tmp_path: Path, ca
     assert far is not None and far > 5 and f"is {far:.1f} times what the noise explains" in warning and "guidance.zeta" in warning
     near, silence = run("--steps", "20", "--method", "diffpir")
     assert near is not None and near < 2 and silence == ""
+    little, silence = run("--steps", "20", "--sigma", "1e-4", "--method", "diffpir", "guidance.lmbda=1e4")
+    assert little is not None and little > 5 and silence == "", "few per cent of y, which little noise explains badly"
     assert run("--steps", "3", "--sigma", "0", "guidance.zeta=0") == (None, ""), "nothing is known of the noise"
     assert run("--steps", "3", "--method", "none")[1] == "", "it does not follow the measurement"
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from importlib.resources import files
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +33,7 @@ def point(name: str, value: str, package: str | None = "somebody", kind: str = "
     """An entry point as an installed package would declare it."""
     made = EntryPoint(name, value, f"invdiff.{kind}")
     if package is not None:
-        vars(made)["dist"] = SimpleNamespace(name=package)
+        vars(made)["dist"] = type("Package", (), {"name": package})()
     return made
 
 
