@@ -44,6 +44,10 @@ BASELINES = {
 """Name -> class, imported when it is asked for."""
 
 
+class Unfit(ValueError):
+    """A measurement that a method or baseline cannot restore, by its own account: told in its row, where other errors are failures."""
+
+
 def make_baseline(name: str, **parameters: object) -> Baseline:
     """A baseline by name, with its parameters.
 
@@ -82,13 +86,16 @@ class Baseline(ABC):
             (B, C, H, W), float32 in [0, 1].
 
         Raises:
-            ValueError: a measurement, or a network, that it cannot work with; says why.
+            Unfit: a measurement, or a network, that it cannot work with; says why.
             NonFiniteError: the result is not finite.
         """
         who = type(self).__name__
-        check_image_shape(measurement.image_shape, who)
+        try:
+            check_image_shape(measurement.image_shape, who)
+        except ValueError as error:
+            raise Unfit(str(error)) from error
         if self.requires is not None and not isinstance(measurement.operator, self.requires):
-            raise ValueError(f"{who} restores from {self.requires.wanted()}; {measurement.operator.kind} is none")
+            raise Unfit(f"{who} restores from {self.requires.wanted()}; {measurement.operator.kind} is none")
         if self.network and denoiser is None:
             raise ValueError(f"{who} samples with a network; give it a denoiser")
         ids = list(range(len(measurement))) if image_ids is None else list(image_ids)
@@ -122,7 +129,7 @@ class Bicubic(Baseline):
         y, (channels, height, width) = measurement.y, measurement.image_shape
         factor = height // y.shape[-2]
         if y.ndim != 4 or factor < 2 or (y.shape[-2] * factor, y.shape[-1] * factor) != (height, width) or y.shape[1] not in (1, channels):
-            raise ValueError(
+            raise Unfit(
                 f"Bicubic enlarges a smaller image by a whole factor; this measurement has shape {tuple(y.shape[1:])} for images of shape "
                 f"{measurement.image_shape}"
             )
@@ -143,9 +150,9 @@ class Biharmonic(Baseline):
         assert isinstance(operator, DiagonalOperator)
         known = operator.measured.expand(len(measurement), *measurement.image_shape)
         if bool(known.all()):
-            raise ValueError("Biharmonic fills in missing pixels; none is missing here")
+            raise Unfit("Biharmonic fills in missing pixels; none is missing here")
         if not bool(known.flatten(1).any(1).all()):
-            raise ValueError("Biharmonic fills in missing pixels from known ones; an image has none")
+            raise Unfit("Biharmonic fills in missing pixels from known ones; an image has none")
         images = operator.pinv(measurement.y).double().cpu().numpy()  # divides by masks between 0 and 1
         channels = zip(images.reshape(-1, *images.shape[2:]), (~known).cpu().flatten(0, 1).numpy(), strict=True)
         filled = [torch.from_numpy(inpaint_biharmonic(channel, missing)) for channel, missing in channels]

@@ -171,7 +171,7 @@ def context(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"data": str(data), "classifier": str(file)}
 
 
-def context_of(cell: Cell, source: str | None, allow_pickle: bool) -> dict[str, Any]:
+def context_of(cell: Cell, source: str | None, network: str | None, allow_pickle: bool) -> dict[str, Any]:
     """The same for a recorded cell: ``source`` is the file of the digits, with the judge beside it."""
     if source is None:
         raise ValueError("this record is judged with digits: --input mnist.npz, with mnist.judge.safetensors beside it")

@@ -67,12 +67,16 @@ class Dataset:
             )
         return [found[name] for name in names][: self.limit]
 
+    @cached_property
+    def _by_name(self) -> dict[str, Path]:
+        return {path.stem: path for path in self.paths}
+
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, name: str) -> Tensor:
         """The image of that name, (1, C, H, W) in [0, 1]."""
-        path = next(path for path in self.paths if path.stem == name)
+        path = self._by_name[name]
         x = read_image(path, channels=self.channels)
         for what, side in (("crop", self.crop), ("size", self.size)):
             if side is not None and min(x.shape[-2:]) < side:

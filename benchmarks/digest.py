@@ -32,7 +32,7 @@ def of_code(what: Any) -> str:
 
     It covers the modules that define it (of a class, those of its bases as well), and those of the functions and classes that stand
     in their namespaces, as far as they belong to its own package or to invdiff, whose framework does not count. Of other installed
-    packages it covers the version, torch and numpy excepted.
+    packages that any of these import, be it within a function, it covers the version, torch and numpy excepted.
 
     Raises:
         ValueError: it was not read from a file, such as a class of a notebook.
@@ -49,6 +49,8 @@ def of_code(what: Any) -> str:
             found[package] = version(_distributions()[package][0])
             continue
         found[name] = _code(name)
+        foreign = [of for of in _imported(name) if of not in (home, "invdiff", *GROUND) and of in _distributions()]
+        found |= {of: version(_distributions()[of][0]) for of in foreign}
         pending += [v.__module__ for v in vars(sys.modules[name]).values() if inspect.isclass(v) or inspect.isfunction(v)]
     return _digest(found)
 
@@ -91,15 +93,28 @@ def _distributions() -> Mapping[str, list[str]]:
 
 
 @cache
+def _imported(module: str) -> set[str]:
+    """The packages that a module imports anywhere in its code."""
+    nodes = list(ast.walk(ast.parse(_source(module))))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    return {name.partition(".")[0] for name in names}
+
+
+def _source(module: str) -> str:
+    try:
+        return inspect.getsource(sys.modules[module])
+    except (OSError, TypeError) as error:
+        raise ValueError(f"the code of {module} cannot be read, so what it defines has no version; put it into a file") from error
+
+
+@cache
 def _code(module: str) -> str:
     """A module's code without comments, docstrings and empty lines.
 
     It is cut out of the text: what :func:`ast.unparse` writes differs between versions of Python, and with it the digest would.
     """
-    try:
-        source = inspect.getsource(sys.modules[module])
-    except (OSError, TypeError) as error:
-        raise ValueError(f"the code of {module} cannot be read, so what it defines has no version; put it into a file") from error
+    source = _source(module)
     lines = source.split("\n")
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     cuts = [(token.start, token.end) for token in tokens if token.type == tokenize.COMMENT]

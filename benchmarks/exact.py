@@ -208,7 +208,7 @@ def context(config: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def context_of(cell: Cell, source: str | None, allow_pickle: bool) -> dict[str, Any]:
+def context_of(cell: Cell, source: str | None, network: str | None, allow_pickle: bool) -> dict[str, Any]:
     """Nothing, likewise."""
     return {}
 

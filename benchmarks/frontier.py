@@ -71,8 +71,8 @@ def draw(table: Table, path: Path) -> None:
 
 
 def complete(table: Table) -> list[Row]:
-    """Rows that have a score and a cost for every image."""
-    return [row for row in table["rows"] if row["complete"]]
+    """Rows that have the scores and a cost for every image."""
+    return [row for row in table["rows"] if row["complete"] and all(row["scores"][name]["mean"] is not None for name in SCORES)]
 
 
 def lines(table: Table) -> str:
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     launcher = make_launcher("local", args.workers)
     records = harness.run(grid.__name__, grid.tasks(config), grid.context(config), args.output, launcher)
     found = tables(records)
-    for table in found:
+    for table in filter(complete, found):
         draw(table, args.output / f"{table['benchmark']['name']}.png")
     text = "\n\n".join(map(lines, found))
     write_atomically(args.output / "results.md", text + "\n")

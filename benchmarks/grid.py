@@ -7,7 +7,7 @@ by one row of the table; its record is described by ``record.schema.json``.
 What a suite of the kind ``grid`` says (``configs/suite/base/grid.yaml`` has the values where it is silent):
 
 images      of :class:`~invdiff.benchmarks.dataset.Dataset`
-operators   label: parameters, with ``name`` where the label is neither an operator nor a protocol; sigma and gain for this one alone
+operators   label: parameters, with ``name`` where the label is neither an operator nor a protocol
 methods     label: values, a list is a sweep over every combination; ``name`` where it is not the label (a list is a chain); ``preset``;
             ``operators``: only under these labels. Values that are not given are those of ``invdiff solve`` for this model and operator.
 baselines   likewise, of :mod:`invdiff.benchmarks.baselines`
@@ -24,12 +24,13 @@ from dataclasses import asdict
 from functools import cache
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from invdiff.benchmarks.baselines import make_baseline
+from invdiff.benchmarks.baselines import Unfit, make_baseline
 from invdiff.benchmarks.dataset import SCIKIT_IMAGE, Dataset, image_hash, summary
 from invdiff.benchmarks.digest import of_code, operator_version
 from invdiff.benchmarks.harness import Cell, Record, Result, Task, digest, key
@@ -37,12 +38,13 @@ from invdiff.benchmarks.leaderboard import markdown, tables
 from invdiff.benchmarks.scoring import identity, score
 from invdiff.commands import choose_device
 from invdiff.config import build_method, build_operator, compose, override_value
-from invdiff.denoiser import Denoiser, count_evaluations
+from invdiff.denoiser import Denoiser, count_evaluations, weights_hash
 from invdiff.images import std_map, write_image
+from invdiff.itineraries import Straight
 from invdiff.measurement import Measurement
 from invdiff.memory import peak_memory_mb, reset_peak_memory
 from invdiff.method import Method, describe
-from invdiff.registry import load_model
+from invdiff.registry import is_registered, load_model
 from invdiff.restoration import check_solve, solve
 from invdiff.sampling import NonFiniteError
 
@@ -74,21 +76,27 @@ def tasks(config: Mapping[str, Any]) -> list[Task]:
 
 
 def context(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the images are, and whether pickled checkpoints may be opened; cells depend on neither."""
+    """Where images and networks are, and whether pickled checkpoints may be opened; cells depend on none of it."""
     images = dict(config["images"])
     if images["source"] != SCIKIT_IMAGE:
         images["source"] = str(Path(images["source"]).expanduser().absolute())
-    return {"images": images, "allow_pickle": config["allow_pickle"]}
+    names = [_named(label, config)[0] for label in config["models"]]
+    models = {
+        _shown(name): str(Path(name).absolute()) for name in names if _shown(name) != name or "/" not in name and not is_registered(name)
+    }
+    return {"images": images, "models": models, "allow_pickle": config["allow_pickle"]}
 
 
-def context_of(cell: Cell, source: str | None, allow_pickle: bool) -> dict[str, Any]:
-    """Where the images of a recorded cell are: in ``source``, a file, folder or glob, unless they are scikit-image's."""
+def context_of(cell: Cell, source: str | None, network: str | None, allow_pickle: bool) -> dict[str, Any]:
+    """The same for a recorded cell: its images are in ``source``, a file, folder or glob, unless they are scikit-image's, its network is
+    ``network``, unless its name says it."""
     images = {k: v for k, v in cell["benchmark"]["images"].items() if k in ("source", "crop", "size", "channels")}
     if images["source"] != SCIKIT_IMAGE:
         if source is None:
             raise ValueError(f"the images of this record are files; say where: --input FOLDER with {cell['image']['name']}")
         images["source"] = source
-    return {"images": images | {"names": [image["name"] for image in cell["batch"]]}, "allow_pickle": allow_pickle}
+    models = {} if network is None or cell["model"] is None else {cell["model"]["name"]: network}
+    return {"images": images | {"names": [image["name"] for image in cell["batch"]]}, "models": models, "allow_pickle": allow_pickle}
 
 
 def problem(label: str, given: Mapping[str, Any], config: Mapping[str, Any], images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -164,11 +172,21 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _model(label: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What identifies a network and what it computes in."""
-    options = {k: v for k, v in (config["models"][label] or {}).items() if k != "name"}
-    name, dtype = (config["models"][label] or {}).get("name", label), options.pop("dtype", config["dtype"])
-    weights = model(name, dtype, "cpu", json.dumps(options), config["allow_pickle"]).hash  # where this runs need not be where cells run
-    return {"name": name, "options": options, "weights": weights, "dtype": dtype, "device": _device(config["device"])}
+    """What identifies a network and what it computes in. Where its file is stays out of it: others have it elsewhere."""
+    name, options, dtype = _named(label, config)
+    loaded = model(name, dtype, "cpu", json.dumps(options), config["allow_pickle"])  # this need not be where cells run
+    return {"name": _shown(name), "options": options, **_identity(loaded), "dtype": dtype, "device": _device(config["device"])}
+
+
+def _named(label: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any], str]:
+    """Name or path, options and dtype of a suite's model."""
+    options = dict(config["models"][label] or {})
+    return options.pop("name", label), options, options.pop("dtype", config["dtype"])
+
+
+def _shown(name: str) -> str:
+    """A path without its folder, anything else as it is."""
+    return Path(name).name if not is_registered(name) and Path(name).exists() else name
 
 
 def _device(wanted: str) -> str:
@@ -187,25 +205,29 @@ def model(name: str, dtype: str, device: str, options: str, allow_pickle: bool) 
     return loaded.to(torch.device(device))
 
 
-def evaluate(task: Task, folder: Path, images: Mapping[str, Any], allow_pickle: bool) -> list[Result]:
+def evaluate(
+    task: Task, folder: Path, images: Mapping[str, Any], models: Mapping[str, str] = MappingProxyType({}), allow_pickle: bool = False
+) -> list[Result]:
     """Restores the images of a batch and scores each."""
-    cell, ids = task[0], [c["image"]["index"] for c in task]
-    truth = torch.cat([_image(Dataset.of(images), c["image"]) for c in task])
-    measurement = measured(cell, truth, ids, folder)
-    denoiser = None if cell["model"] is None else _network(cell["model"], allow_pickle)
-    device = denoiser.device if denoiser else None
-    reset_peak_memory(device)
+    dataset, cell = Dataset.of(images), task[0]
+    truth = torch.cat([_image(dataset, c["image"]) for c in task])
+    measurement = measured(cell, truth, [c["image"]["index"] for c in task], folder)
+    denoiser = None if cell["model"] is None else _network(cell["model"], models, allow_pickle)
+    return _results(task, folder, truth, measurement, denoiser)
+
+
+def _results(task: Task, folder: Path, truth: Tensor, measurement: Measurement, denoiser: Denoiser | None) -> list[Result]:
+    cell, device = task[0], denoiser.device if denoiser else None
+    resettable = reset_peak_memory(device)
     try:
-        if cell["kind"] == "baseline":
-            samples, cost = _by_baseline(cell, measurement, denoiser, ids)
-        else:
-            assert denoiser is not None
-            samples, cost = _by_method(cell, measurement, denoiser, ids)
-    except Unfit as error:
-        return [{"refused": str(error)} for _ in task]
-    except NonFiniteError as error:  # a scale that is too large is a finding, not a failure
-        return [{"diverged": str(error)} for _ in task]
-    shared = {"samples": len(samples)} | cost | {"peak_memory_mb": peak_memory_mb(device)}
+        samples, cost = (_by_baseline if cell["kind"] == "baseline" else _by_method)(task, measurement, denoiser)
+    except (Unfit, NonFiniteError) as error:
+        if len(task) > 1:  # it may be one image's doing: each is tried alone
+            alone = [(task[k : k + 1], folder, truth[k : k + 1], measurement.select([k]), denoiser) for k in range(len(task))]
+            return [result for arguments in alone for result in _results(*arguments)]
+        # A scale that is too large is a finding, not a failure.
+        return [{"refused" if isinstance(error, Unfit) else "diverged": str(error)}]
+    shared = {"samples": len(samples)} | cost | {"peak_memory_mb": peak_memory_mb(device) if resettable else None}
     found = []
     for k, (one, scores) in enumerate(zip(task, score(measurement, samples, truth, list(cell["benchmark"]["metrics"])), strict=True)):
         own = measurement.select([k])
@@ -214,13 +236,22 @@ def evaluate(task: Task, folder: Path, images: Mapping[str, Any], allow_pickle: 
     return found
 
 
-def _network(wanted: Mapping[str, Any], allow_pickle: bool) -> Denoiser:
-    """The network of a cell, where the cell is to run."""
-    options = json.dumps(wanted["options"])
-    denoiser = model(wanted["name"], wanted["dtype"], str(choose_device(wanted["device"])), options, allow_pickle)
-    if denoiser.hash != wanted["weights"]:
-        raise ValueError(f"the weights of {wanted['name']} are not those of this cell: {denoiser.hash}, not {wanted['weights']}")
+def _network(wanted: Mapping[str, Any], models: Mapping[str, str], allow_pickle: bool) -> Denoiser:
+    """The network of a cell, where the cell is to run; ``models`` says where those that are not registered are."""
+    name = models.get(wanted["name"], wanted["name"])
+    denoiser = model(name, wanted["dtype"], str(choose_device(wanted["device"])), json.dumps(wanted["options"]), allow_pickle)
+    if (found := _identity(denoiser)) != {k: wanted[k] for k in found}:
+        raise ValueError(f"{name} is not the network of this cell: {found}, not { {k: wanted[k] for k in found} }")
     return denoiser
+
+
+def _identity(denoiser: Denoiser) -> dict[str, Any]:
+    """Digests of a network's weights and of how they are read: prediction, levels of the schedule, range, autoencoder."""
+    levels = [[f"{float(value):.6g}" for value in (level.t, level.alpha, level.sigma)] for level in Straight()(denoiser.schedule, 8)]
+    reading: list[Any] = [denoiser.predicts, levels, denoiser.data_range, denoiser.clip]
+    if (encoder := denoiser.autoencoder) is not None:
+        reading += [encoder.channels, encoder.factor, encoder.data_range, None if encoder.net is None else weights_hash(encoder.net)]
+    return {"weights": denoiser.hash, "reading": digest(reading)[:12]}
 
 
 def measured(cell: Cell, truth: Tensor, ids: Sequence[int], folder: Path) -> Measurement:
@@ -242,10 +273,6 @@ def report(config: Mapping[str, Any], records: Sequence[Record]) -> str:
     return markdown(tables(records))
 
 
-class Unfit(ValueError):
-    """A method or baseline that cannot restore this measurement, by its own account."""
-
-
 def _image(dataset: Dataset, wanted: Mapping[str, Any]) -> Tensor:
     """An image, if it is the one that is meant."""
     x = dataset[wanted["name"]]
@@ -257,8 +284,10 @@ def _image(dataset: Dataset, wanted: Mapping[str, Any]) -> Tensor:
     return x
 
 
-def _by_method(cell: Cell, measurement: Measurement, denoiser: Denoiser, ids: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
+def _by_method(task: Task, measurement: Measurement, denoiser: Denoiser | None) -> tuple[Tensor, dict[str, float]]:
     """Samples (S, B, C, H, W), and what one of them costs."""
+    assert denoiser is not None
+    cell, ids = task[0], [c["image"]["index"] for c in task]
     run, method = cell["run"], build_method(cell["run"])
     options: dict[str, Any] = {"steps": run["steps"], "seed": cell["seed"], "image_ids": ids}
     try:
@@ -284,20 +313,16 @@ def _warm_up(denoiser: Denoiser, measurement: Measurement, method: Method) -> No
 _warm: set[Any] = set()
 
 
-def _by_baseline(cell: Cell, measurement: Measurement, denoiser: Denoiser | None, ids: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
+def _by_baseline(task: Task, measurement: Measurement, denoiser: Denoiser | None) -> tuple[Tensor, dict[str, float]]:
     """The same of a baseline, which gives one sample."""
+    cell, ids = task[0], [c["image"]["index"] for c in task]
     baseline = make_baseline(cell["run"]["name"], **cell["run"]["parameters"])
-    try:
-        if not baseline.network and (name := cell["run"]["name"]) not in _warm:  # likewise
-            _warm.add(name)
-            baseline(measurement.select([0]))
-        begun = time.perf_counter()
-        with count_evaluations() as evaluations:
-            x = baseline(measurement, denoiser, seed=cell["seed"], image_ids=ids)
-    except NonFiniteError:
-        raise
-    except ValueError as error:
-        raise Unfit(str(error)) from error
+    if not baseline.network and (name := cell["run"]["name"]) not in _warm:  # likewise
+        _warm.add(name)
+        baseline(measurement.select([0]))
+    begun = time.perf_counter()
+    with count_evaluations() as evaluations:
+        x = baseline(measurement, denoiser, seed=cell["seed"], image_ids=ids)
     cost = {"nfe": evaluations.forward, "nbe": evaluations.backward, "seconds": time.perf_counter() - begun}
     return x[None].cpu(), {k: round(v / len(ids), 4) for k, v in cost.items()}
 

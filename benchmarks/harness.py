@@ -5,7 +5,7 @@ of one batch. A suite is a module with five functions:
 
     tasks(config) -> list[Task]                          the grid
     context(config) -> dict                              what evaluating takes besides, such as where files are; plain data as well
-    context_of(cell, source, allow_pickle) -> dict       the same for one cell of a record; its images are in source
+    context_of(cell, source, network, allow_pickle) -> dict   the same for one cell of a record: its images are in source, its network is network
     evaluate(task, folder, **context) -> list[Result]    what was found, for each cell; pictures and the like go into the folder
     report(config, records) -> str                       the records as Markdown
 
@@ -84,12 +84,15 @@ def run(
     pending = [task for task in {key(t[0]): t for t in tasks}.values() if not all(key(cell) in records for cell in task)]
     bar = tqdm(total=len(cells), initial=len(cells) - sum(map(len, pending)), disable=not progress, unit="cell")
     with bar, closing(launcher(suite, pending, folder, context)) as done:  # however this ends, so do the workers
+        waiting = {key(task[0]): task for task in pending}
+        bar.set_postfix_str(_shown(pending[0]) if pending else "")
         for task, found in done:
             for cell, record in zip(task, found, strict=True):
                 if key(cell) not in records:
                     write_atomically(folder / f"{key(cell)}.json", json.dumps(record, indent=2) + "\n")
                     records[key(cell)] = record
-            bar.set_postfix_str(_shown(task), refresh=False)
+            waiting.pop(key(task[0]))
+            bar.set_postfix_str(_shown(next(iter(waiting.values()), task)), refresh=False)
             bar.update(len(task))
     return [records[key(cell)] for cell in cells]
 
@@ -115,7 +118,7 @@ def read(folder: Path, cell: Cell) -> Record | None:
         record = json.loads((folder / f"{key(cell)}.json").read_text())
     except (OSError, json.JSONDecodeError):
         return None
-    return None if "failure" in record else record
+    return record if record.get("cell") == cell and "failure" not in record else None
 
 
 def evaluate(suite: str, task: Task, folder: Path, context: Mapping[str, Any]) -> list[Record]:

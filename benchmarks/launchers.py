@@ -7,6 +7,7 @@ or is interrupted, so do its workers.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import json
@@ -15,6 +16,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter, deque
@@ -268,9 +270,9 @@ def by_submitit(workers: int | None = None, cluster: str | None = None, **parame
     def launch(suite: str, tasks: Sequence[Task], folder: Path, context: Mapping[str, Any]) -> Done:
         if not tasks:
             return
-        place = folder.absolute() / "jobs"
-        shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
-        place.mkdir(parents=True)
+        # Of this run alone: jobs of one that was killed may still be writing to theirs.
+        (folder / "jobs").mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix="run-", dir=folder.absolute() / "jobs"))
         wanted: dict[str, Any] = {"name": "invdiff", "timeout_min": 240, "cpus_per_task": 1} | parameters
         if any(map(on_cuda, tasks)):
             wanted = {"gpus_per_node": 1} | wanted
@@ -316,6 +318,8 @@ def by_submitit(workers: int | None = None, cluster: str | None = None, **parame
             for job in running:
                 job.cancel(check=False)
             shutil.rmtree(place, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another run's are there
+                place.parent.rmdir()
 
     return launch
 

@@ -101,12 +101,14 @@ def cautions(table: Table) -> list[str]:
         "processor": "on different processors",
         "threads": "with different numbers of threads",
         "code": "by different versions of the code",
+        "torch": "with different versions of torch",
     }
     found = []
     for field, how in what.items():
+        lost = "seconds do not compare" + (", and figures may not either" if field in ("code", "torch") else "")
         seen = [v if isinstance(v := row["environment"].get(field), list) else [v] for row in table["rows"]]
         if len(values := list(dict.fromkeys(str(v) for of in seen for v in of if v is not None))) > 1:
-            found.append(f"measured {how} ({', '.join(values)}): seconds do not compare")
+            found.append(f"measured {how} ({', '.join(values)}): {lost}")
     return found
 
 
@@ -146,10 +148,12 @@ def _table(hashed: str, records: Sequence[Record], baseline: str | None, chosen:
         if unknown := [name for name in chosen if name not in better]:
             raise ValueError(f"{benchmark['name']} has no figures of {unknown[0]!r} (--metric); there are {', '.join(better)}")
         better = {name: better[name] for name in chosen}
-    of_row: dict[str, list[Record]] = {}
-    for record in records:
-        shared = {k: v for k, v in record["cell"].items() if k not in ("benchmark", "image", "seed", "batch")}
-        of_row.setdefault(digest(shared)[:12], []).append(record)
+    by_row: dict[str, dict[tuple[int, int], Record]] = {}
+    for record in sorted(records, key=lambda r: "failure" in r):  # of one image in several batches the first result counts
+        cell = record["cell"]
+        shared = {k: v for k, v in cell.items() if k not in ("benchmark", "image", "seed", "batch")}
+        by_row.setdefault(digest(shared)[:12], {}).setdefault((cell["image"]["index"], cell["seed"]), record)
+    of_row = {name: list(group.values()) for name, group in by_row.items()}
     images = {i: f"image {i}" for i in range(benchmark["images"]["count"])}
     images |= {image["index"]: image["name"] for r in records for image in r["cell"]["batch"]}
     labels = _labels({name: group[0]["cell"] for name, group in of_row.items()})
@@ -358,7 +362,7 @@ def _lines(table: Table) -> list[dict[str, str]]:
                 continue
             for line, row, score in zip(lines, rows, column, strict=True):
                 text = _score(score, digits, "+" if section == "paired" else "")
-                if section == "paired" and score:
+                if section == "paired" and score and row["complete"]:  # images that are missing may be the hard ones
                     text += _verdict(score, better[name])
                 if target := row[section].get(f"{name}_calibrated"):
                     text += f" (calibrated {_score(target | {'half': None}, digits)})"

@@ -49,7 +49,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invdiff.benchmarks.baselines import Baseline, mean_sigma
+from invdiff.benchmarks.baselines import Baseline, Unfit, mean_sigma
 from invdiff.denoiser import Denoiser
 from invdiff.measurement import Measurement
 from invdiff.noise import generator_of, seed_of
@@ -106,7 +106,7 @@ class Spectral(deepinv.physics.DecomposablePhysics):
         )
         self.operator = operator
         if is_complex and not torch.allclose(self.V(self.V_adjoint(x)), x, atol=1e-4):
-            raise ValueError(f"deepinv has no layout for the complex singular vectors of {operator.kind}, which are no Fourier transform")
+            raise Unfit(f"deepinv has no layout for the complex singular vectors of {operator.kind}, which are no Fourier transform")
 
     def A(self, x: Tensor, **_: Any) -> Tensor:
         return self.operator(x)
@@ -168,10 +168,13 @@ class Peer(Baseline):
 
     def restore(self, measurement: Measurement, denoiser: Denoiser | None, seed: int, ids: list[int]) -> Tensor:
         assert denoiser is not None
-        check_solve(measurement, denoiser, "none")  # whether the network makes such images
+        try:
+            check_solve(measurement, denoiser, "none")  # whether the network makes such images
+        except ValueError as error:
+            raise Unfit(str(error)) from error
         who = f"deepinv's {type(self).__name__}"
         if denoiser.autoencoder is not None:
-            raise ValueError(f"{who} works on images; {denoiser.name} is a latent network")
+            raise Unfit(f"{who} works on images; {denoiser.name} is a latent network")
         self.check(measurement, who)
         net = AsDenoiser(denoiser)
         measurement = measurement.to(denoiser.device, torch.float32)
@@ -183,7 +186,7 @@ class Peer(Baseline):
         return self.sample(net, measurement)
 
     def check(self, measurement: Measurement, who: str) -> None:
-        """Raises a ValueError for what it cannot sample."""
+        """Raises :class:`Unfit` for what it cannot sample."""
 
     @abstractmethod
     def sample(self, net: AsDenoiser, measurement: Measurement) -> Tensor:

@@ -153,8 +153,11 @@ def merge(folders: Sequence[str | Path], output: Path) -> list[Record]:
     for record in records:
         source = Path(record["file"])
         for picture in _pictures(record).values():
+            content = (source.parent / picture).read_bytes()
             if not (output / picture).exists():
-                write_atomically(output / picture, (source.parent / picture).read_bytes())
+                write_atomically(output / picture, content)
+            elif (output / picture).read_bytes() != content:
+                raise ValueError(f"{source.parent / picture} is not the picture of that name in {output}; remove one of them")
         target = output / f"{key(record['cell'])}.json"
         if not (target.exists() and target.samefile(source)):
             write_atomically(target, source.read_bytes())

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from invdiff.benchmarks import harness
 from invdiff.benchmarks.harness import Record
 from invdiff.benchmarks.launchers import make_launcher
+from invdiff.benchmarks.records import flaws
 from invdiff.benchmarks.tables import markdown
 from invdiff.commands import check_paths
 from invdiff.config import compose_suite, override_value
@@ -29,6 +30,8 @@ CHOICES = {"operator": "operators", "method": "methods", "baseline": "baselines"
 """Flags that choose among a suite's entries, or add one that it does not have."""
 VALUES = ("sigma", "steps", "num_samples", "batch_size", "dtype", "device")
 """Flags that set a suite's key of that name."""
+OWN = {"steps": ("methods", "baselines"), "num_samples": ("methods",), "dtype": ("models",)}
+"""Where entries of a suite may have a value of their own."""
 DIGITS = 4
 """To which figures of a reproduced cell agree where they are not equal to the bit."""
 
@@ -74,6 +77,9 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"the suite {args.suite!r} has no {key}, so --{flag.replace('_', '-')} says nothing to it")
         if flag not in CHOICES:
             config[key] = list(range(value)) if flag == "seeds" else value
+            for kind in OWN.get(flag, ()):  # what is said here goes before what the suite says of one
+                for own in filter(None, (config.get(kind) or {}).values()):
+                    own |= {key: value} if key in own else {}
         else:
             entries = config[key] or {}
             if config["kind"] != "grid":
@@ -94,9 +100,13 @@ def reproduce(args: argparse.Namespace) -> None:
     except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{args.reproduce} is no record of invdiff bench: {type(error).__name__}: {error}") from error
     suite = _suite(kind)
-    task = harness.task_of(cell)
+    if "benchmark" in cell and (wrong := flaws(old)):
+        raise ValueError(f"{args.reproduce} is no valid record: {wrong[0]}")
+    if args.model and len(args.model) > 1:
+        raise ValueError(f"--reproduce is of one network, got --model {' --model '.join(args.model)}")
+    network, task = args.model[0] if args.model else None, harness.task_of(cell)
     with tempfile.TemporaryDirectory() as folder:
-        found = harness.evaluate(suite.__name__, task, Path(folder), suite.context_of(cell, args.input, args.allow_pickle))
+        found = harness.evaluate(suite.__name__, task, Path(folder), suite.context_of(cell, args.input, network, args.allow_pickle))
     new = found[task.index(cell)]
     if "failure" in new:
         raise ValueError(f"the cell failed: {new['failure']['error']}")

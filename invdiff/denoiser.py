@@ -100,6 +100,15 @@ class Evaluations:
 _counters: ContextVar[tuple[Evaluations, ...]] = ContextVar("invdiff_evaluations", default=())
 
 
+def weights_hash(module: torch.nn.Module) -> str:
+    """SHA-256 of a module's weights and buffers with their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 @contextlib.contextmanager
 def count_evaluations() -> Iterator[Evaluations]:
     """Counts every evaluation of any :class:`Denoiser` made inside the ``with`` block."""
@@ -299,13 +308,7 @@ class Denoiser:
         file."""
         if (of_file := getattr(self.net, "file_hash", None)) is not None:
             return of_file
-        if not isinstance(self.net, torch.nn.Module):
-            return None
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.net.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return weights_hash(self.net) if isinstance(self.net, torch.nn.Module) else None
 
     def takes(self, condition: str) -> bool:
         """Whether the network has a keyword of that name; assumed where neither its ``conditions`` nor its signature tell."""

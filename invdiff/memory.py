@@ -24,10 +24,13 @@ def peak_memory_mb(device: torch.device | None) -> float | None:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 
 
-def reset_peak_memory(device: torch.device | None) -> None:
-    """Lets the peak begin anew, where the system can: on CUDA and on Linux."""
-    if device is not None and device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):
+def reset_peak_memory(device: torch.device | None) -> bool:
+    """Lets the peak begin anew; says whether it does, as on CUDA and, for the process, on Linux."""
+    try:
+        if device is not None and device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
             Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,14 +17,17 @@ import pytest
 import torch
 from PIL import Image
 
-from invdiff.benchmarks import frontier, grid, harness, records, scoring
+import invdiff.zoo
+from invdiff.bench_command import configure
+from invdiff.benchmarks import baselines, frontier, grid, harness, records, scoring
 from invdiff.benchmarks.dataset import Dataset
 from invdiff.benchmarks.launchers import make_launcher
 from invdiff.benchmarks.leaderboard import add_set_scores, tables
-from invdiff.cli import main
+from invdiff.cli import _parser, main
 from invdiff.config import compose, compose_suite, override_value
 from invdiff.images import read_image
 from invdiff.measurement import Measurement
+from invdiff.sampling import NonFiniteError
 
 GRID = "invdiff.benchmarks.grid"
 UNTIMED = ("seconds", "peak_memory_mb")
@@ -181,27 +185,76 @@ def test_refusals_divergence_and_failures_stop_nobody(photos: Path, tmp_path: Pa
     tasks = grid.tasks(config)
     tasks[2] = [cell | {"model": cell["model"] | {"weights": "0" * 64}} for cell in tasks[2]]
     found = harness.run(GRID, tasks, grid.context(config), tmp_path, make_launcher("local"), progress=False)
-    assert "diverged" in found[0]["result"] and "refused" in found[2]["result"] and "the weights of photo64" in found[4]["failure"]["error"]
+    assert (
+        "diverged" in found[0]["result"]
+        and "refused" in found[2]["result"]
+        and "is not the network of this cell" in found[4]["failure"]["error"]
+    )
     text = grid.report(config, found)
     assert "ddrm" in text and "dps" in text
 
 
-COMMAND = [
-    "bench",
-    "--operator",
-    "sr",
-    "--method",
-    "dps",
-    "--method",
-    "diffpir",
-    "--baseline",
-    "bicubic",
-    "--steps",
-    "4",
-    "--batch-size",
-    "1",
+def test_an_image_that_diverges_takes_no_other_with_it(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(configured(photos), tmp_path / "whole")
+    plain, seen = grid.solve, []
+
+    def fragile(measurement: Measurement, *args: Any, **options: Any) -> Any:
+        if 1 in options.get("image_ids", []):
+            raise NonFiniteError("image 1 is too much")
+        seen.append(options.get("image_ids"))
+        return plain(measurement, *args, **options)
+
+    monkeypatch.setattr(grid, "solve", fragile)
+    first, second, *_ = run(configured(photos), tmp_path / "fragile")
+    assert "diverged" in second["result"] and seen[-1] == [0]
+    assert first["result"]["metrics"]["psnr"] == pytest.approx(whole[0]["result"]["metrics"]["psnr"], abs=1e-3)
+    assert first["result"]["measurement"] == whole[0]["result"]["measurement"]
+
+
+def test_an_error_of_a_baseline_is_a_failure_and_no_refusal(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("operands could not be broadcast")
+
+    monkeypatch.setattr(baselines.PseudoInverse, "restore", broken)
+    found = run(configured(photos, methods={}, baselines={"pinv": None, "bicubic": None}), tmp_path)
+    assert "operands" in found[0]["failure"]["error"] and "refused" in found[2]["result"]
+
+
+def test_a_network_is_known_by_what_it_is_and_not_by_where(photos: Path, tmp_path: Path) -> None:
+    """Records of a folder can be made again with the same folder elsewhere, and not with one that is read otherwise."""
+    for place in ("here", "there"):
+        shutil.copytree(Path(invdiff.zoo.__file__).parent / "photo64", tmp_path / place / "prior")
+    config = configured(photos, models={str(tmp_path / "here" / "prior"): None}, baselines={})
+    found = run(config, tmp_path / "out")
+    assert found[0]["cell"]["model"]["name"] == "prior" and str(tmp_path) not in json.dumps(found[0]["cell"])
+    file = tmp_path / "out" / f"{harness.key(found[0]['cell'])}.json"
+    shutil.rmtree(tmp_path / "here")
+    again = ["bench", "--reproduce", str(file), "--input", str(photos), "--quiet", "--model", str(tmp_path / "there" / "prior")]
+    assert main(again) == 0
+    scheduler = tmp_path / "there" / "prior" / "scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"num_train_timesteps": 500}))
+    grid.model.cache_clear()
+    assert main(again) == 2
+
+
+def test_flags_go_before_what_the_suite_says_of_one(photos: Path) -> None:
+    given = ["bench", "--method", "dps", "--method", "pigdm", "--steps", "7", "--sigma", "0.1", "--dtype", "float32", "--operator", "blur"]
+    small = ["images.names=[a]", "images.crop=64", "images.size=32", "+operators.blur.sigma=2"]
+    args = _parser().parse_args([*given, "--input", str(photos), *small])
+    cells = [cell for task in grid.tasks(configure(args)) for cell in task if cell["kind"] == "method"]
+    assert {(cell["run"]["steps"], cell["model"]["dtype"], cell["benchmark"]["sigma"]) for cell in cells} == {(7, "float32", 0.1)}
+    assert cells[0]["benchmark"]["operator"]["sigma"] == 2.0
+
+
+COMMAND = ["bench", "--operator", "sr", "--method", "dps", "--method", "diffpir", "--baseline", "bicubic", "--batch-size", "1"]
+SMALL = [
+    "images.crop=64",
+    "images.size=32",
+    "images.names=[a,b]",
+    "metrics=[psnr]",
+    "methods.dps.steps=[2,3,4,5,6,7]",
+    "methods.diffpir.steps=4",
 ]
-SMALL = ["images.crop=64", "images.size=32", "images.names=[a,b]", "metrics=[psnr]", "methods.dps.steps=[2,3,4,5,6,7]"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
