@@ -33,7 +33,7 @@ ENVIRONMENT = {
     "processor": "abacus",
     "threads": 1,
 }
-PHOTO64 = {"name": "photo64", "options": {}, "weights": "ab" * 32, "dtype": "float32", "device": "cpu"}
+PHOTO64 = {"name": "photo64", "options": {}, "weights": "ab" * 32, "reading": "0123456789ab", "dtype": "float32", "device": "cpu"}
 
 
 def hashed(*content: Any) -> str:
