@@ -47,6 +47,11 @@ class Dataset:
         names = config.get("names")
         return cls(**{**config, "names": None if names is None else tuple(map(str, names))})
 
+    def __post_init__(self) -> None:
+        for name in ("limit", "crop", "size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"images.{name} must be at least 1, got {value}")
+
     @cached_property
     def paths(self) -> list[Path]:
         """The files, in order."""

@@ -65,6 +65,8 @@ def tasks(config: Mapping[str, Any]) -> list[Task]:
             raise ValueError(f"the suite has no {kind}; give --{kind.removesuffix('s')} NAME")
     if not config["methods"] and not config["baselines"]:
         raise ValueError("the suite has no methods; give --method NAME or --baseline NAME")
+    if not config["seeds"]:
+        raise ValueError("the suite has no seeds; give seeds=[0]")
     images = Dataset.of(config["images"]).identities()
     batches = list(_batches(images, config["batch_size"]))
     problems = {label: problem(label, given or {}, config, images) for label, given in config["operators"].items()}
@@ -104,6 +106,8 @@ def problem(label: str, given: Mapping[str, Any], config: Mapping[str, Any], ima
     overrides = [f"operator.{k}={override_value(v)}" for k, v in given.items() if k != "name"]
     overrides += [f"{k}={config[k]}" for k in ("sigma", "gain") if config[k] is not None]
     composed = compose(given.get("name", label), ["none"], next(iter(config["models"])), "none", overrides)
+    if composed["sigma"] < 0 or composed["gain"] < 0:
+        raise ValueError(f"sigma and gain must be at least 0, got {composed['sigma']} and {composed['gain']}")
     data = {k: v for k, v in config["images"].items() if k in ("crop", "size", "channels")}
     data |= {"source": SCIKIT_IMAGE if config["images"]["source"] == SCIKIT_IMAGE else "files"}
     return {

@@ -15,7 +15,6 @@ ranked metrics to the baseline, ``{"mean", "half", "n"}``; ``cost``; ``environme
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -398,4 +397,4 @@ def _verdict(pair: Mapping[str, Any], better: str | None) -> str:
 
 def _escaped(text: str) -> str:
     """Text that Markdown shows as it is, within a cell of a table too."""
-    return re.sub(r"[\\`*|\[\]]", r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))
+    return re.sub(r"[\\`*|\[\]]", r"\\\g<0>", " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;"))

@@ -32,6 +32,7 @@ VALUES = ("sigma", "steps", "num_samples", "batch_size", "dtype", "device")
 """Flags that set a suite's key of that name."""
 OWN = {"steps": ("methods", "baselines"), "num_samples": ("methods",), "dtype": ("models",)}
 """Where entries of a suite may have a value of their own."""
+LEAST = {"seeds": 1, "steps": 1, "num_samples": 1, "batch_size": 1, "sigma": 0}
 DIGITS = 4
 """To which figures of a reproduced cell agree where they are not equal to the bit."""
 
@@ -63,15 +64,27 @@ def run(args: argparse.Namespace) -> None:
 
 
 def configure(args: argparse.Namespace) -> dict[str, Any]:
-    """The suite's configuration with the flags' choices."""
-    overrides = list(args.overrides)
+    """The suite's configuration with the flags' choices.
+
+    Raises:
+        ValueError: what :func:`~invdiff.config.compose_suite` refuses, flags that the suite has no use for, numbers below their least.
+    """
+    for flag, least in LEAST.items():
+        if (value := getattr(args, flag)) is not None and not value >= least:
+            raise ValueError(f"--{flag.replace('_', '-')} must be at least {least}, got {value}")
+    chosen = {key: getattr(args, flag) for flag, key in CHOICES.items() if getattr(args, flag)}
+    # What a flag adds may be given values as well: methods.NAME.key=value.
+    added = tuple(f"{key}.{name}." for key, names in chosen.items() for name in names)
+    overrides = [f"++{override}" if override.startswith(added) else override for override in args.overrides]
     if args.input is not None:  # before the suite is read, which may ask for it
         overrides.append(f"images.source={override_value(args.input)}")
+        if _has_images(args.suite) and not any(o.startswith("images.names=") for o in overrides):
+            overrides.append("images.names=null")  # the suite's are names of its own images
     config = compose_suite(args.suite, overrides)
     flags = {**CHOICES, "seeds": "seeds", "allow_pickle": "allow_pickle", **{key: key for key in VALUES}}
     for flag, key in flags.items():
         value = getattr(args, flag)
-        if value in (None, False):
+        if value is None or value is False:
             continue
         if key not in config:
             raise ValueError(f"the suite {args.suite!r} has no {key}, so --{flag.replace('_', '-')} says nothing to it")
@@ -84,8 +97,20 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
             entries = config[key] or {}
             if config["kind"] != "grid":
                 check_names(f"suite {args.suite!r} (--{flag})", value, list(entries))
-            config[key] = {name: entries.get(name) for name in value}
+            # Where the suite restricts one to some operators, asking for it by name goes before that: a refusal is told in the table.
+            config[key] = {name: {k: v for k, v in (entries.get(name) or {}).items() if k != "operators"} for name in value}
+    if bool(args.method) != bool(args.baseline) and "baselines" in config:
+        config["baselines" if args.method else "methods"] = {}  # only what was asked for
     return config
+
+
+def _has_images(suite: str) -> bool:
+    """Whether a suite says which images it is about, and needs no --input."""
+    try:
+        compose_suite(suite)
+    except ValueError:
+        return False
+    return True
 
 
 def reproduce(args: argparse.Namespace) -> None:

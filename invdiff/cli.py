@@ -107,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RECORD",
         help="instead: evaluate the cell of one record (.json) again and compare; --input says where its images are",
     )
-    grid = bench.add_argument_group("grid (repeat for several; only these, of the suite or new)")
+    grid = bench.add_argument_group(
+        "grid (repeat for several; only these, of the suite or new; with --method alone no baselines, and the reverse)"
+    )
     grid.add_argument("--operator", action="append", help="operator or protocol")
     grid.add_argument("--method", action="append", help="method; values by methods.NAME.key=value")
     grid.add_argument("--baseline", action="append", help="classical restoration, or a peer of another package")
@@ -128,7 +130,11 @@ def _parser() -> argparse.ArgumentParser:
         "--workers", type=int, metavar="N", help="how many at the same time (default: the launcher's; local: one, or one for each GPU)"
     )
     where.add_argument(
-        "--launcher-option", action="append", default=[], metavar="KEY=VALUE", help="of the launcher, e.g. address=auto or partition=gpu"
+        "--launcher-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the launcher, e.g. address=auto or slurm_partition=gpu",
     )
     where.add_argument("--output", help="folder of the records and of results.md (default: invdiff-bench-SUITE)")
     where.add_argument("--quiet", action="store_true", help="no progress and no table")

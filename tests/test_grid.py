@@ -330,9 +330,26 @@ def test_a_record_names_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "unknown kind of suite 'antigravity'" in capsys.readouterr().err
 
 
+def test_flags_choose_rows_and_add_new_ones_with_their_values(photos: Path) -> None:
+    def cells(*given: str) -> list[dict[str, Any]]:
+        small = ["--input", str(photos), "--operator", "inpaint", "images.crop=64", "images.size=32", "images.limit=1"]
+        args, rest = _parser().parse_known_args(["bench", *given, *small])
+        args.overrides += rest
+        return [cell for task in grid.tasks(configure(args)) for cell in task]
+
+    (added,) = cells("--method", "mmps", "methods.mmps.iterations=2")
+    assert added["run"]["guidance"][0]["iterations"] == 2 and added["image"]["name"] == "a"
+    assert [cell["label"] for cell in cells("--baseline", "bicubic")] == ["bicubic"]  # which the suite has for sr alone
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--seeds", "-1"], "--seeds must be at least 1"),
+        (["--sigma", "-1"], "--sigma must be at least 0"),
+        (["sigma=-1"], "sigma and gain must be at least 0"),
+        (["images.limit=0"], "images.limit must be at least 1"),
         (["--method", "dsp"], "Did you mean 'dps'"),
         (["--operator", "bluur"], "Did you mean 'blur'"),
         (["--baseline", "pin"], "Did you mean 'pinv'"),

@@ -331,7 +331,7 @@ def test_text_of_records_is_escaped() -> None:
     ]
     (table,) = tables(given)
     text = markdown([table])
-    assert "a\\|b &lt;script&gt;\\*x\\*" in text and "x\\\\\\|y" in text and "## in\\`p\\|aint" in text
+    assert "a\\|b &lt;script>\\*x\\*" in text and "x\\\\\\|y" in text and "## in\\`p\\|aint" in text
     grid = [line for line in text.splitlines() if line.startswith("|")]
     assert len(grid) == 4 and len({line.replace("\\|", "").count("|") for line in grid}) == 1
 
