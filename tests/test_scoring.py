@@ -130,7 +130,7 @@ def test_what_a_digest_covers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     physics = covered(type(make_operator(deepinv.physics.Inpainting((3, 8, 8)))), monkeypatch)
     assert physics["deepinv"] == deepinv.__version__ and "invdiff.deepinv_adapter" in physics
-    assert set(covered(metrics.psnr, monkeypatch)) == {"invdiff.benchmarks.metrics"}
+    assert set(covered(metrics.psnr, monkeypatch)) == {"invdiff.benchmarks.metrics", "lpips", "safetensors", "skimage"}
 
 
 def test_every_operator_has_a_version_of_its_own() -> None:
