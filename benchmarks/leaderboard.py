@@ -321,7 +321,7 @@ def _markdown(table: Table) -> str:
     said = [
         f"{benchmark['operator']['name']}{f' ({operator})' if operator else ''}",
         noise,
-        f"{count} images, {seeds} seed{'s' * (seeds > 1)}",
+        f"{count} image{'s' * (count > 1)}, {seeds} seed{'s' * (seeds > 1)}",
     ]
     shown = table_of([{_escaped(k): v for k, v in line.items()} for line in _lines(table)])
     legend = "Means over images ± 95 % intervals (Student t); **best** and *second best* of the complete rows."
