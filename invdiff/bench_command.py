@@ -33,6 +33,7 @@ VALUES = ("sigma", "steps", "num_samples", "batch_size", "dtype", "device")
 OWN = {"steps": ("methods", "baselines"), "num_samples": ("methods",), "dtype": ("models",)}
 """Where entries of a suite may have a value of their own."""
 LEAST = {"seeds": 1, "steps": 1, "num_samples": 1, "batch_size": 1, "sigma": 0}
+"""What the numbers of flags must be at least."""
 DIGITS = 4
 """To which figures of a reproduced cell agree where they are not equal to the bit."""
 
