@@ -30,15 +30,10 @@ def read_records(folders: Sequence[str | Path]) -> list[Record]:
         ValueError: a folder that does not exist or has no records; records that are damaged, all of them by name.
     """
     records, damaged, others = [], [], 0
-    for file in _json_files(folders):
-        try:
-            content = _parsed(file)
-        except ValueError as error:
-            damaged.append(f"{file}: {error}")
-            continue
-        if not _is_record(content):
-            continue
-        if isinstance(content["cell"], dict) and "benchmark" not in content["cell"]:
+    for file, content in _candidates(folders):
+        if isinstance(content, ValueError):
+            damaged.append(f"{file}: {content}")
+        elif isinstance(content["cell"], dict) and "benchmark" not in content["cell"]:
             others += 1
         elif wrong := flaws(content):
             damaged.append(f"{file}: {wrong[0]}")
@@ -62,13 +57,9 @@ def problems(folders: Sequence[str | Path]) -> tuple[list[str], list[Record]]:
     Every record is held against the schema, its file's name against its cell, its pictures against the disk, and all against each other.
     """
     wrong, sound = [], []
-    for file in _json_files(folders):
-        try:
-            content = _parsed(file)
-        except ValueError as error:
-            wrong.append(f"{file}: $: {error}")
-            continue
-        if not _is_record(content):
+    for file, content in _candidates(folders):
+        if isinstance(content, ValueError):
+            wrong.append(f"{file}: $: {content}")
             continue
         record = content | {"file": str(file)}
         found = flaws(content) or [*_misnamed(record), *_bad_pictures(record)]
@@ -174,6 +165,18 @@ def _json_files(folders: Sequence[str | Path]) -> Iterator[Path]:
             if file.is_file() and file.resolve() not in seen:
                 seen.add(file.resolve())
                 yield file
+
+
+def _candidates(folders: Sequence[str | Path]) -> Iterator[tuple[Path, Any]]:
+    """Every file below these folders that looks like a record, with its content, or why it has none."""
+    for file in _json_files(folders):
+        try:
+            content = _parsed(file)
+        except ValueError as error:
+            yield file, error
+            continue
+        if _is_record(content):
+            yield file, content
 
 
 def _parsed(file: Path) -> Any:
