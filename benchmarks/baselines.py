@@ -23,13 +23,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invdiff.cascade import RESAMPLING
-from invdiff.denoiser import Denoiser
-from invdiff.measurement import Measurement
-from invdiff.operator import DiagonalOperator, LinearOperator, Operator, conjugate_gradients
-from invdiff.registry import UnknownNameError, call, did_you_mean
+from invdiff.network import Denoiser
+from invdiff.plugins.registry import UnknownNameError, call, did_you_mean
+from invdiff.problem import DiagonalOperator, LinearOperator, Measurement, Operator
+from invdiff.problem.separable import check_image_shape, cosine_matrix
+from invdiff.problem.solvers import conjugate_gradients
 from invdiff.sampling import NonFiniteError
-from invdiff.separable import check_image_shape, cosine_matrix
+from invdiff.solving.cascade import RESAMPLING
 
 BASELINES = {
     "pinv": "invdiff.benchmarks.baselines:PseudoInverse",
@@ -55,7 +55,9 @@ def make_baseline(name: str, **parameters: object) -> Baseline:
         ValueError: an unknown name, parameter or value; says what is known.
     """
     if name not in BASELINES:
-        raise UnknownNameError(f"unknown baseline {name!r}.{did_you_mean(name, BASELINES)} Known: {', '.join(BASELINES)}.")
+        raise UnknownNameError(
+            f"unknown baseline {name!r}.{did_you_mean(name, BASELINES)} Known: {', '.join(BASELINES)}."
+        )
     return call(resolve_name(BASELINES[name]), f"baseline {name!r}", parameters)
 
 
@@ -72,7 +74,12 @@ class Baseline(ABC):
     requires: ClassVar[type[Operator] | None] = LinearOperator
 
     def __call__(
-        self, measurement: Measurement, denoiser: Denoiser | None = None, *, seed: int = 0, image_ids: Sequence[int] | None = None
+        self,
+        measurement: Measurement,
+        denoiser: Denoiser | None = None,
+        *,
+        seed: int = 0,
+        image_ids: Sequence[int] | None = None,
     ) -> Tensor:
         """Restores images.
 
@@ -95,27 +102,37 @@ class Baseline(ABC):
         except ValueError as error:
             raise Unfit(str(error)) from error
         if self.requires is not None and not isinstance(measurement.operator, self.requires):
-            raise Unfit(f"{who} restores from {self.requires.wanted()}; {measurement.operator.kind} is none")
+            raise Unfit(
+                f"{who} restores from {self.requires.wanted()}; {measurement.operator.kind} is none"
+            )
         if self.network and denoiser is None:
             raise ValueError(f"{who} samples with a network; give it a denoiser")
         ids = list(range(len(measurement))) if image_ids is None else list(image_ids)
         if len(ids) != len(measurement):
-            raise ValueError(f"image_ids must name each of the {len(measurement)} images, got {len(ids)}")
+            raise ValueError(
+                f"image_ids must name each of the {len(measurement)} images, got {len(ids)}"
+            )
         x = self.restore(measurement, denoiser, seed, ids).float()
         if not bool(x.isfinite().all()):
-            raise NonFiniteError(f"{who} turned non-finite; other parameters may hold it, of {self}")
+            raise NonFiniteError(
+                f"{who} turned non-finite; other parameters may hold it, of {self}"
+            )
         return x.clamp(0, 1)
 
     @abstractmethod
-    def restore(self, measurement: Measurement, denoiser: Denoiser | None, seed: int, ids: list[int]) -> Tensor:
+    def restore(
+        self, measurement: Measurement, denoiser: Denoiser | None, seed: int, ids: list[int]
+    ) -> Tensor:
         """(B, C, H, W), of a measurement that is known to fit."""
 
 
 @dataclass(frozen=True)
 class PseudoInverse(Baseline):
-    """:meth:`~invdiff.measurement.Measurement.linear_estimate`: A† itself would amplify noise without bound where A measures little."""
+    """:meth:`~invdiff.problem.Measurement.linear_estimate`: A† itself would amplify noise without bound where A measures little."""
 
-    def restore(self, measurement: Measurement, denoiser: Denoiser | None, seed: int, ids: list[int]) -> Tensor:
+    def restore(
+        self, measurement: Measurement, denoiser: Denoiser | None, seed: int, ids: list[int]
+    ) -> Tensor:
         return measurement.linear_estimate()
 
 
@@ -125,10 +142,17 @@ class Bicubic(Baseline):
 
     requires: ClassVar[type[Operator] | None] = None
 
-    def restore(self, measurement: Measurement, denoiser: Denoiser | None, seed: int, ids: list[int]) -> Tensor:
+    def restore(
+        self, measurement: Measurement, denoiser: Denoiser | None, seed: int, ids: list[int]
+    ) -> Tensor:
         y, (channels, height, width) = measurement.y, measurement.image_shape
         factor = height // y.shape[-2]
-        if y.ndim != 4 or factor < 2 or (y.shape[-2] * factor, y.shape[-1] * factor) != (height, width) or y.shape[1] not in (1, channels):
+        if (
+            y.ndim != 4
+            or factor < 2
+            or (y.shape[-2] * factor, y.shape[-1] * factor) != (height, width)
+            or y.shape[1] not in (1, channels)
+        ):
             raise Unfit(
                 f"Bicubic enlarges a smaller image by a whole factor; this measurement has shape {tuple(y.shape[1:])} for images of shape "
                 f"{measurement.image_shape}"
@@ -143,7 +167,9 @@ class Biharmonic(Baseline):
 
     requires: ClassVar[type[Operator] | None] = DiagonalOperator
 
-    def restore(self, measurement: Measurement, denoiser: Denoiser | None, seed: int, ids: list[int]) -> Tensor:
+    def restore(
+        self, measurement: Measurement, denoiser: Denoiser | None, seed: int, ids: list[int]
+    ) -> Tensor:
         from skimage.restoration import inpaint_biharmonic
 
         operator = measurement.operator
@@ -153,9 +179,15 @@ class Biharmonic(Baseline):
             raise Unfit("Biharmonic fills in missing pixels; none is missing here")
         if not bool(known.flatten(1).any(1).all()):
             raise Unfit("Biharmonic fills in missing pixels from known ones; an image has none")
-        images = operator.pinv(measurement.y).double().cpu().numpy()  # divides by masks between 0 and 1
-        channels = zip(images.reshape(-1, *images.shape[2:]), (~known).cpu().flatten(0, 1).numpy(), strict=True)
-        filled = [torch.from_numpy(inpaint_biharmonic(channel, missing)) for channel, missing in channels]
+        images = (
+            operator.pinv(measurement.y).double().cpu().numpy()
+        )  # divides by masks between 0 and 1
+        channels = zip(
+            images.reshape(-1, *images.shape[2:]), (~known).cpu().flatten(0, 1).numpy(), strict=True
+        )
+        filled = [
+            torch.from_numpy(inpaint_biharmonic(channel, missing)) for channel, missing in channels
+        ]
         return torch.stack(filled).view(images.shape).to(measurement.y.device)
 
 
@@ -190,7 +222,9 @@ class TotalVariation(Baseline):
         """lambda of every image, (B, 1, 1, 1)."""
         return self.weight * mean_sigma(measurement).clamp(min=self.FLOOR) ** 1.5
 
-    def restore(self, measurement: Measurement, denoiser: Denoiser | None, seed: int, ids: list[int]) -> Tensor:
+    def restore(
+        self, measurement: Measurement, denoiser: Denoiser | None, seed: int, ids: list[int]
+    ) -> Tensor:
         from deepinv.models import TVDenoiser
         from deepinv.optim import PDCP, L12Prior
         from deepinv.optim.data_fidelity import L2
@@ -201,13 +235,17 @@ class TotalVariation(Baseline):
         solver = PDCP(
             K=TVDenoiser.nabla,
             K_adjoint=TVDenoiser.nabla_adjoint,
-            data_fidelity=L2(sigma=self.strength(measurement).sqrt()),  # divided by lambda, so that it may differ between images
+            data_fidelity=L2(
+                sigma=self.strength(measurement).sqrt()
+            ),  # divided by lambda, so that it may differ between images
             prior=L12Prior(),
             g_first=True,
             stepsize=self.STEP,
             stepsize_dual=1 / (8 * self.STEP),  # ‖∇‖² <= 8
             max_iter=self.iterations,
-            custom_init=lambda y, physics: {"est": (start, start, torch.zeros_like(TVDenoiser.nabla(start)))},
+            custom_init=lambda y, physics: {
+                "est": (start, start, torch.zeros_like(TVDenoiser.nabla(start)))
+            },
         )
         assert isinstance(measurement.operator, LinearOperator)
         with torch.no_grad():
@@ -243,14 +281,18 @@ class Wiener(Baseline):
         if self.iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {self.iterations}")
 
-    def restore(self, measurement: Measurement, denoiser: Denoiser | None, seed: int, ids: list[int]) -> Tensor:
+    def restore(
+        self, measurement: Measurement, denoiser: Denoiser | None, seed: int, ids: list[int]
+    ) -> Tensor:
         measurement = measurement.to(dtype=torch.float64)
         operator, (channels, height, width) = measurement.operator, measurement.image_shape
         assert isinstance(operator, LinearOperator)
         device = measurement.y.device
         rows, columns = cosine_matrix(height).to(device), cosine_matrix(width).to(device)
         root = self.spectrum(height, width).sqrt().to(device)
-        mean = torch.full((len(measurement), channels, height, width), 0.5, dtype=torch.float64, device=device)
+        mean = torch.full(
+            (len(measurement), channels, height, width), 0.5, dtype=torch.float64, device=device
+        )
         variance = mean_sigma(measurement) ** 2
 
         def colour(z: Tensor) -> Tensor:  # C^½
@@ -260,7 +302,10 @@ class Wiener(Baseline):
             return root * (rows @ operator.adjoint(y) @ columns.mT)
 
         z = conjugate_gradients(
-            lambda z: adjoint(operator(colour(z))) + variance * z, adjoint(measurement.residual(mean)), self.iterations, tolerance=1e-8
+            lambda z: adjoint(operator(colour(z))) + variance * z,
+            adjoint(measurement.residual(mean)),
+            self.iterations,
+            tolerance=1e-8,
         )
         return mean + colour(z)
 
@@ -276,5 +321,9 @@ def mean_sigma(measurement: Measurement) -> Tensor:
     """One sigma per image, (B, 1, 1, 1): the root mean square over its values."""
     y = measurement.y
     sigma = torch.as_tensor(measurement.sigma, dtype=y.real.dtype, device=y.device)
-    each = sigma.square().expand(len(y), *sigma.shape[1:]) if sigma.ndim else sigma.square().expand(len(y), 1)
+    each = (
+        sigma.square().expand(len(y), *sigma.shape[1:])
+        if sigma.ndim
+        else sigma.square().expand(len(y), 1)
+    )
     return each.flatten(1).mean(1).sqrt().view(-1, 1, 1, 1)

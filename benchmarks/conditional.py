@@ -31,14 +31,14 @@ from tqdm import trange
 from invdiff.benchmarks.dataset import image_hash
 from invdiff.benchmarks.harness import Cell, Record, Result, Task, key
 from invdiff.benchmarks.tables import markdown
-from invdiff.commands import choose_device
-from invdiff.denoiser import Denoiser
+from invdiff.commands.common import choose_device
 from invdiff.files import sha256, write_atomically
 from invdiff.images import write_image
-from invdiff.method import Method, describe, make_method
-from invdiff.registry import load_model
-from invdiff.restoration import generate
-from invdiff.sampling import NonFiniteError
+from invdiff.loading.model import load_model
+from invdiff.network import Denoiser
+from invdiff.sampling import Method, NonFiniteError, make_method
+from invdiff.sampling.method import describe
+from invdiff.solving import generate
 from invdiff.zoo.data import Digits
 
 SIZE, CLASSES = 32, 10
@@ -50,7 +50,14 @@ def judge_network() -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in ((1, 16), (16, 32), (32, 64)):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * (SIZE // 8) ** 2, 128), nn.ReLU(), nn.Dropout(0.3), nn.Linear(128, CLASSES))
+    return nn.Sequential(
+        *layers,
+        nn.Flatten(),
+        nn.Linear(64 * (SIZE // 8) ** 2, 128),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(128, CLASSES),
+    )
 
 
 def train_judge(data: Path, steps: int = 1500, batch_size: int = 128) -> nn.Sequential:
@@ -89,7 +96,10 @@ def calls(net: nn.Module, x: Tensor) -> Tensor:
 def interval(share: float, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share of n."""
     z = 1.96
-    centre, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    centre, half = (
+        share + z**2 / (2 * n),
+        z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)),
+    )
     return (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
 
 
@@ -110,16 +120,22 @@ def tasks(config: Mapping[str, Any]) -> list[Task]:
     """
     n, (data, file) = config["samples"], _files(config)
     if n % CLASSES or n < 2 * CLASSES:
-        raise ValueError(f"samples must be a multiple of {CLASSES}, at least {2 * CLASSES}, got {n}")
+        raise ValueError(
+            f"samples must be a multiple of {CLASSES}, at least {2 * CLASSES}, got {n}"
+        )
     if not data.is_file():
-        raise ValueError(f"data must be an mnist.npz with x_train, y_train, x_test and y_test, and {data} is no file")
+        raise ValueError(
+            f"data must be an mnist.npz with x_train, y_train, x_test and y_test, and {data} is no file"
+        )
     run = {k: config[k] for k in ("samples", "steps", "batch_size", "seed")}
     cells = []
     for label, values in _chosen(config["methods"]):
         name = values.pop("name", label)
         # With its defaults, so that another default is another cell.
         described = _described(make_method(name, **values))
-        cells.append({"label": label, "values": values, "run": run | {"name": name, "method": described}})
+        cells.append(
+            {"label": label, "values": values, "run": run | {"name": name, "method": described}}
+        )
     common = {"judge": _judged(file, data), "model": _identity(config)}
     return [[cell | common] for cell in cells]
 
@@ -143,16 +159,26 @@ def _judged(file: Path, data: Path) -> dict[str, Any]:
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What identifies the network and its classifier, and what they compute in."""
-    found = {"name": config["model"], "dtype": config["dtype"], "device": str(choose_device(config["device"]))}
+    found = {
+        "name": config["model"],
+        "dtype": config["dtype"],
+        "device": str(choose_device(config["device"])),
+    }
     denoiser = _model(**found)
-    return found | {"weights": denoiser.hash, "guide": _guide(denoiser), "spacing": denoiser.schedule.spacing}
+    return found | {
+        "weights": denoiser.hash,
+        "guide": _guide(denoiser),
+        "spacing": denoiser.schedule.spacing,
+    }
 
 
 def _chosen(methods: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Labels with each combination of their values."""
     for label, values in methods.items():
         lists = [v if isinstance(v, list) else [v] for v in (values or {}).values()]
-        yield from ((label, dict(zip(values or {}, options, strict=True))) for options in product(*lists))
+        yield from (
+            (label, dict(zip(values or {}, options, strict=True))) for options in product(*lists)
+        )
 
 
 def _described(method: Method) -> Any:
@@ -162,7 +188,9 @@ def _described(method: Method) -> Any:
 def _files(config: Mapping[str, Any]) -> tuple[Path, Path]:
     """Of the digits, and of the judge."""
     data = Path(config["data"]).expanduser().absolute()
-    return data, Path(config["classifier"] or data.with_suffix(".judge.safetensors")).expanduser().absolute()
+    return data, Path(
+        config["classifier"] or data.with_suffix(".judge.safetensors")
+    ).expanduser().absolute()
 
 
 def context(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,10 +199,14 @@ def context(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"data": str(data), "classifier": str(file)}
 
 
-def context_of(cell: Cell, source: str | None, network: str | None, allow_pickle: bool) -> dict[str, Any]:
+def context_of(
+    cell: Cell, source: str | None, network: str | None, allow_pickle: bool
+) -> dict[str, Any]:
     """The same for a recorded cell: ``source`` is the file of the digits, with the judge beside it."""
     if source is None:
-        raise ValueError("this record is judged with digits: --input mnist.npz, with mnist.judge.safetensors beside it")
+        raise ValueError(
+            "this record is judged with digits: --input mnist.npz, with mnist.judge.safetensors beside it"
+        )
     return context({"data": source, "classifier": None})
 
 
@@ -183,16 +215,27 @@ def evaluate(task: Task, folder: Path, data: str, classifier: str) -> list[Resul
     (cell,) = task
     for file, wanted in ((data, cell["judge"]["data"]), (classifier, cell["judge"]["weights"])):
         if not Path(file).is_file() or sha256(Path(file)) != wanted:
-            raise ValueError(f"{file} is not the file of this cell, whose SHA-256 begins with {wanted[:12]}")
+            raise ValueError(
+                f"{file} is not the file of this cell, whose SHA-256 begins with {wanted[:12]}"
+            )
     run, model = cell["run"], cell["model"]
     denoiser = _model(model["name"], model["dtype"], model["device"])
     if (denoiser.hash, _guide(denoiser)) != (model["weights"], model["guide"]):
-        raise ValueError(f"the weights of {model['name']} are not those of this cell ({model['weights'][:12]})")
+        raise ValueError(
+            f"the weights of {model['name']} are not those of this cell ({model['weights'][:12]})"
+        )
     n = run["samples"]
     labels = torch.arange(n) % CLASSES
     method = make_method(run["name"], label=labels, **cell["values"])
     try:
-        result = generate(denoiser, (n, 1, SIZE, SIZE), method, steps=run["steps"], seed=run["seed"], batch_size=run["batch_size"])
+        result = generate(
+            denoiser,
+            (n, 1, SIZE, SIZE),
+            method,
+            steps=run["steps"],
+            seed=run["seed"],
+            batch_size=run["batch_size"],
+        )
     except NonFiniteError as error:
         return [{"diverged": str(error)}]
     x = result.x.cpu()
@@ -200,7 +243,11 @@ def evaluate(task: Task, folder: Path, data: str, classifier: str) -> list[Resul
     picture = Path("pictures") / f"{key(cell)}.png"
     (folder / picture).parent.mkdir(exist_ok=True)
     write_image(folder / picture, make_grid(x[:50], nrow=10))
-    found = {"as_asked": share, "interval": list(interval(share, n)), "variety": variety(x, labels) / _real_variety(data, n)}
+    found = {
+        "as_asked": share,
+        "interval": list(interval(share, n)),
+        "variety": variety(x, labels) / _real_variety(data, n),
+    }
     cost = {"nfe": result.nfe, "nbe": result.nbe, "seconds": result.seconds}
     return [found | cost | {"restoration": image_hash(x), "files": {"samples": str(picture)}}]
 
@@ -214,7 +261,11 @@ def _model(name: str, dtype: str, device: str) -> Denoiser:
 def _guide(denoiser: Denoiser) -> str | None:
     """The weights of the classifier that comes with a network."""
     guide = denoiser.classifier
-    return Denoiser(guide.net, schedule=guide.schedule).hash if guide is not None and isinstance(guide.net, nn.Module) else None
+    return (
+        Denoiser(guide.net, schedule=guide.schedule).hash
+        if guide is not None and isinstance(guide.net, nn.Module)
+        else None
+    )
 
 
 @cache
@@ -240,11 +291,20 @@ def report(config: Mapping[str, Any], records: Sequence[Record]) -> str:
 def _row(cell: Cell, result: Result) -> dict[str, str]:
     row = {
         "setting": ", ".join(
-            [cell["label"], *(f"{k} = {v:g}" if isinstance(v, float) else f"{k} = {v}" for k, v in cell["values"].items())]
+            [
+                cell["label"],
+                *(
+                    f"{k} = {v:g}" if isinstance(v, float) else f"{k} = {v}"
+                    for k, v in cell["values"].items()
+                ),
+            ]
         )
     }
     if "as_asked" not in result:
         return row | {"as asked": "diverged" if "diverged" in result else "failed"}
     low, high = (100 * v for v in result["interval"])
-    row |= {"as asked": f"{100 * result['as_asked']:.1f} % ({low:.1f} to {high:.1f})", "variety": f"{result['variety']:.2f}"}
+    row |= {
+        "as asked": f"{100 * result['as_asked']:.1f} % ({low:.1f} to {high:.1f})",
+        "variety": f"{result['variety']:.2f}",
+    }
     return row | {"NFE": f"{result['nfe']:g}", "seconds": f"{result['seconds']:.0f}"}

@@ -63,7 +63,9 @@ class Dataset:
         found: dict[str, Path] = {}
         for path in find_images(source):
             if path.stem in found and (self.names is None or path.stem in self.names):
-                raise ValueError(f"two images are called {path.stem}: {found[path.stem].name} and {path.name}; rename one of them")
+                raise ValueError(
+                    f"two images are called {path.stem}: {found[path.stem].name} and {path.name}; rename one of them"
+                )
             found[path.stem] = path
         names = tuple(found) if self.names is None else self.names
         if missing := [name for name in names if name not in found]:
@@ -85,7 +87,9 @@ class Dataset:
         x = read_image(path, channels=self.channels)
         for what, side in (("crop", self.crop), ("size", self.size)):
             if side is not None and min(x.shape[-2:]) < side:
-                raise ValueError(f"{path.name} has {x.shape[-1]}x{x.shape[-2]} pixels, fewer than images.{what}={side}")
+                raise ValueError(
+                    f"{path.name} has {x.shape[-1]}x{x.shape[-2]} pixels, fewer than images.{what}={side}"
+                )
             if what == "crop" and side is not None:
                 top, left = ((n - side) // 2 for n in x.shape[-2:])
                 x = x[..., top : top + side, left : left + side]
@@ -98,7 +102,9 @@ class Dataset:
         found = []
         for k, path in enumerate(self.paths):
             x = self[path.stem]
-            found.append({"index": k, "name": path.stem, "shape": list(x.shape[1:]), "hash": image_hash(x)})
+            found.append(
+                {"index": k, "name": path.stem, "shape": list(x.shape[1:]), "hash": image_hash(x)}
+            )
         return found
 
 

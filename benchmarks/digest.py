@@ -18,10 +18,25 @@ from typing import Any
 from torch import Tensor
 
 from invdiff.files import sha256
-from invdiff.operator import Operator
-from invdiff.registry import name_of
+from invdiff.plugins.registry import name_of
+from invdiff.problem import Operator
 
-FRAMEWORK = {f"invdiff.{name}" for name in ("denoiser", "measurement", "method", "operator", "registry", "sampling", "schedules")}
+FRAMEWORK = tuple(
+    f"invdiff.{name}"
+    for name in (
+        "network",
+        "noise",
+        "plugins",
+        "problem.composite",
+        "problem.make",
+        "problem.measurement",
+        "problem.operator",
+        "problem.solvers",
+        "problem.spectral",
+        "sampling",
+        "schedules",
+    )
+)
 """What plug-ins are made with, not of."""
 GROUND = {*sys.stdlib_module_names, "torch", "numpy"}
 """Packages whose versions are not to matter."""
@@ -43,15 +58,23 @@ def of_code(what: Any) -> str:
     while pending:
         name = pending.pop()
         package = name.partition(".")[0]
-        if name in found or name in FRAMEWORK or package in GROUND:
+        if name in found or name.startswith(FRAMEWORK) or package in GROUND:
             continue
         if package not in (home, "invdiff") and package in _distributions():
             found[package] = version(_distributions()[package][0])
             continue
         found[name] = _code(name)
-        foreign = [of for of in _imported(name) if of not in (home, "invdiff", *GROUND) and of in _distributions()]
+        foreign = [
+            of
+            for of in _imported(name)
+            if of not in (home, "invdiff", *GROUND) and of in _distributions()
+        ]
         found |= {of: version(_distributions()[of][0]) for of in foreign}
-        pending += [v.__module__ for v in vars(sys.modules[name]).values() if inspect.isclass(v) or inspect.isfunction(v)]
+        pending += [
+            v.__module__
+            for v in vars(sys.modules[name]).values()
+            if inspect.isclass(v) or inspect.isfunction(v)
+        ]
     return _digest(found)
 
 
@@ -64,7 +87,9 @@ def operator_version(operator: Operator) -> str:
         name = name_of("operators", type(operator))
     except ValueError:  # a deepinv Physics has no name
         name = type(operator).__qualname__
-    return _digest({"name": name, "code": of_code(type(operator)), "parameters": _plain(operator.parameters)})
+    return _digest(
+        {"name": name, "code": of_code(type(operator)), "parameters": _plain(operator.parameters)}
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -73,7 +98,11 @@ def _plain(value: Any) -> Any:
         return operator_version(value)
     if isinstance(value, Tensor):
         content = value.detach().cpu().resolve_conj().contiguous()
-        return [str(content.dtype), list(content.shape), hashlib.sha256(content.numpy().tobytes()).hexdigest()]
+        return [
+            str(content.dtype),
+            list(content.shape),
+            hashlib.sha256(content.numpy().tobytes()).hexdigest(),
+        ]
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -97,7 +126,11 @@ def _imported(module: str) -> set[str]:
     """The packages that a module imports anywhere in its code."""
     nodes = list(ast.walk(ast.parse(_source(module))))
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    names += [
+        node.module
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level
+    ]
     return {name.partition(".")[0] for name in names}
 
 
@@ -105,7 +138,9 @@ def _source(module: str) -> str:
     try:
         return inspect.getsource(sys.modules[module])
     except (OSError, TypeError) as error:
-        raise ValueError(f"the code of {module} cannot be read, so what it defines has no version; put it into a file") from error
+        raise ValueError(
+            f"the code of {module} cannot be read, so what it defines has no version; put it into a file"
+        ) from error
 
 
 @cache
@@ -119,10 +154,15 @@ def _code(module: str) -> str:
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     cuts = [(token.start, token.end) for token in tokens if token.type == tokenize.COMMENT]
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node) is not None:
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
             first = node.body[0]
             assert first.end_lineno is not None and first.end_col_offset is not None
-            last = lines[first.end_lineno - 1].encode()[: first.end_col_offset].decode()  # ast counts bytes
+            last = (
+                lines[first.end_lineno - 1].encode()[: first.end_col_offset].decode()
+            )  # ast counts bytes
             cuts.append(((first.lineno, first.col_offset), (first.end_lineno, len(last))))
     for (row, column), (last_row, end) in sorted(cuts, reverse=True):
         lines[row - 1 : last_row] = [lines[row - 1][:column] + lines[last_row - 1][end:]]

@@ -26,16 +26,17 @@ from torch import Tensor
 
 from invdiff.benchmarks.harness import Cell, Record, Result, Task, mean_and_interval
 from invdiff.benchmarks.tables import markdown
-from invdiff.config import make_piece
-from invdiff.denoiser import Denoiser
-from invdiff.measurement import Measurement
-from invdiff.method import Method, describe, make_method
+from invdiff.config.compose import make_piece
+from invdiff.network import Denoiser
 from invdiff.noise import generator_of
 from invdiff.operators.matrix import Matrix
-from invdiff.registry import make_operator
-from invdiff.restoration import check_solve, solve
-from invdiff.sampling import NonFiniteError
+from invdiff.problem import Measurement, make_operator
+from invdiff.sampling import Method, NonFiniteError, make_method
+from invdiff.sampling.method import describe
 from invdiff.schedules import Discrete, Schedule, from_betas, linear
+from invdiff.solving import solve
+from invdiff.solving.plan import complete
+from invdiff.solving.solve import check_solve
 
 D = torch.float64
 DIVERGED = 100.0
@@ -66,7 +67,11 @@ class Mixture:
     @property
     def covariance(self) -> Tensor:
         """C, of each component, (d, d)."""
-        return torch.diag(self.values) if self.basis is None else (self.basis * self.values) @ self.basis.mT
+        return (
+            torch.diag(self.values)
+            if self.basis is None
+            else (self.basis * self.values) @ self.basis.mT
+        )
 
     def posterior_mean(self, x_t: Tensor, alpha: float, sigma: float) -> Tensor:
         """E[x0 | alpha x0 + sigma eps = x_t], for x_t (B, ...)."""
@@ -74,7 +79,11 @@ class Mixture:
         z = self._in_basis(x_t.flatten(1))
         noisy = alpha**2 * values + sigma**2
         # |z − alpha m|² without z², which the softmax does not see.
-        share = (self.weights.log().to(x_t) + alpha * z @ (means / noisy).mT - alpha**2 / 2 * (means**2 / noisy).sum(1)).softmax(1)
+        share = (
+            self.weights.log().to(x_t)
+            + alpha * z @ (means / noisy).mT
+            - alpha**2 / 2 * (means**2 / noisy).sum(1)
+        ).softmax(1)
         mean = share @ means
         mean = mean + alpha * values / noisy * (z - alpha * mean)
         return (mean if self.basis is None else mean @ self.basis.to(mean).mT).view_as(x_t)
@@ -122,13 +131,17 @@ def gaussian_prior(shape: tuple[int, ...]) -> Mixture:
     """Small colour images in [-1, 1]: smooth over 2 pixels, correlated channels, standard deviation 0.5 around grey."""
     channels, *size = shape
     grid = torch.cartesian_prod(*(torch.arange(n, dtype=D) for n in size))
-    space = torch.exp(-(torch.cdist(grid, grid) ** 2) / (2 * 2.0**2)) + 0.02 * torch.eye(len(grid), dtype=D)
+    space = torch.exp(-(torch.cdist(grid, grid) ** 2) / (2 * 2.0**2)) + 0.02 * torch.eye(
+        len(grid), dtype=D
+    )
     colour = 0.8 * torch.ones(channels, channels, dtype=D) + 0.2 * torch.eye(channels, dtype=D)
     covariance = 0.25 * torch.kron(colour, space / space[0, 0])
     return Mixture.of(torch.ones(1, dtype=D), torch.zeros(1, len(covariance), dtype=D), covariance)
 
 
-def gaussian_problem(operator: dict[str, Any], shape: tuple[int, ...], sigma: float, seed: int) -> Problem:
+def gaussian_problem(
+    operator: dict[str, Any], shape: tuple[int, ...], sigma: float, seed: int
+) -> Problem:
     """A Gaussian image under a linear operator by name."""
     prior = gaussian_prior(shape)
     x = prior.draw(1, generator_of("exact", "gaussian", seed)).view(1, *shape)
@@ -137,7 +150,11 @@ def gaussian_problem(operator: dict[str, Any], shape: tuple[int, ...], sigma: fl
     units = torch.eye(x.numel(), dtype=D).view(-1, *shape)
     A = measurement.operator(units).flatten(1).mT
     seen = A.abs().amax(1) > 0  # rows that measure nothing, as at missing pixels, say nothing
-    return Problem(prior.denoiser(linear(1000), "gaussian"), measurement, prior.posterior(A[seen], measurement.y.flatten()[seen], sigma))
+    return Problem(
+        prior.denoiser(linear(1000), "gaussian"),
+        measurement,
+        prior.posterior(A[seen], measurement.y.flatten()[seen], sigma),
+    )
 
 
 def falling_betas() -> Discrete:
@@ -150,15 +167,21 @@ def mixture_problem(d: int, d_y: int, seed: int) -> Problem:
     generator = generator_of("exact", "mixture", d, d_y, seed)
     centres = torch.cartesian_prod(*(torch.arange(-2.0, 3.0, dtype=D),) * 2)
     weights = torch.randn(len(centres), dtype=D, generator=generator) ** 2
-    prior = Mixture(weights / weights.sum(), (-8 * centres).repeat(1, d // 2), torch.ones(d, dtype=D))
-    u, _, vt = torch.linalg.svd(torch.randn(d_y, d, dtype=D, generator=generator), full_matrices=False)
+    prior = Mixture(
+        weights / weights.sum(), (-8 * centres).repeat(1, d // 2), torch.ones(d, dtype=D)
+    )
+    u, _, vt = torch.linalg.svd(
+        torch.randn(d_y, d, dtype=D, generator=generator), full_matrices=False
+    )
     s = torch.rand(d_y, dtype=D, generator=generator).sort(descending=True).values
     A = (u * s) @ vt
     sigma = float(torch.rand((), dtype=D, generator=generator) * s.max())
     x = prior.draw(1, generator)
     y = x @ A.mT + sigma * torch.randn(1, d_y, dtype=D, generator=generator)
     measurement = Measurement(y, Matrix(A).bind((d,)), sigma)
-    return Problem(prior.denoiser(falling_betas(), "mixture"), measurement, prior.posterior(A, y[0], sigma))
+    return Problem(
+        prior.denoiser(falling_betas(), "mixture"), measurement, prior.posterior(A, y[0], sigma)
+    )
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 1000) -> float:
@@ -178,7 +201,11 @@ def moments(x: Tensor, posterior: Mixture) -> dict[str, float]:
 def tasks(config: dict[str, Any]) -> list[Task]:
     """Every method, the floor first, on every problem and seed; each cell is a task of its own."""
     problems = [
-        {"problem": "gaussian", "operator": {"name": name} | (parameters or {}), "shape": config["gaussian"]["shape"]}
+        {
+            "problem": "gaussian",
+            "operator": {"name": name} | (parameters or {}),
+            "shape": config["gaussian"]["shape"],
+        }
         | {"sigma": config["gaussian"]["sigma"], "seed": seed}
         for name, parameters in config["gaussian"]["operators"].items()
         for seed in range(config["gaussian"]["seeds"])
@@ -189,17 +216,27 @@ def tasks(config: dict[str, Any]) -> list[Task]:
         for d_y in config["mixture"]["d_y"]
         for seed in range(config["mixture"]["seeds"])
     ]
-    methods = {label: {"name": label} | (parameters or {}) for label, parameters in config["methods"].items()}
+    methods = {
+        label: {"name": label} | (parameters or {})
+        for label, parameters in config["methods"].items()
+    }
     only = {label: parameters.pop("problem", None) for label, parameters in methods.items()}
     common = {"samples": config["samples"], "steps": config["steps"], "eta": config["eta"]}
     # With their defaults, so that another default is another cell.
-    pieces = {label: describe(_method(parameters, config["eta"])) for label, parameters in methods.items()}
+    pieces = {
+        label: describe(_method(parameters, config["eta"])) for label, parameters in methods.items()
+    }
     found: list[Cell] = []
     for problem in problems:
         found.append({"method": "floor"} | problem | {"samples": config["samples"]})
         for label, parameters in methods.items():
             if only[label] in (None, problem["problem"]):
-                found.append({"method": label} | problem | {"parameters": parameters, "pieces": pieces[label]} | common)
+                found.append(
+                    {"method": label}
+                    | problem
+                    | {"parameters": parameters, "pieces": pieces[label]}
+                    | common
+                )
     return [[cell] for cell in found]
 
 
@@ -208,7 +245,9 @@ def context(config: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def context_of(cell: Cell, source: str | None, network: str | None, allow_pickle: bool) -> dict[str, Any]:
+def context_of(
+    cell: Cell, source: str | None, network: str | None, allow_pickle: bool
+) -> dict[str, Any]:
     """Nothing, likewise."""
     return {}
 
@@ -223,20 +262,33 @@ def score(cell: Cell) -> Result:
     """What a cell's samples are worth and cost."""
     n = cell["samples"]
     if cell["problem"] == "gaussian":
-        problem = gaussian_problem(cell["operator"], tuple(cell["shape"]), cell["sigma"], cell["seed"])
+        problem = gaussian_problem(
+            cell["operator"], tuple(cell["shape"]), cell["sigma"], cell["seed"]
+        )
     else:
         problem = mixture_problem(cell["d"], cell["d_y"], cell["seed"])
     cost: dict[str, float] = {}
     if cell["method"] == "floor":
         x = problem.posterior.draw(n, generator_of("exact", "floor", cell["seed"]))
     else:
-        steps, method = cell["parameters"].get("steps", cell["steps"]), _method(cell["parameters"], cell["eta"])
+        steps, method = (
+            cell["parameters"].get("steps", cell["steps"]),
+            _method(cell["parameters"], cell["eta"]),
+        )
         try:
             check_solve(problem.measurement, problem.denoiser, method, steps=steps, dtype=D)
         except ValueError as error:
             return {"refused": str(error)}
         try:
-            result = solve(problem.measurement, problem.denoiser, method, steps=steps, seed=cell["seed"], num_samples=n, dtype=D)
+            result = solve(
+                problem.measurement,
+                problem.denoiser,
+                method,
+                steps=steps,
+                seed=cell["seed"],
+                num_samples=n,
+                dtype=D,
+            )
         except NonFiniteError as error:
             return {"diverged": str(error)}
         x = result.samples.flatten(2)[:, 0]
@@ -250,16 +302,20 @@ def score(cell: Cell) -> Result:
 def _method(given: dict[str, Any], eta: float) -> Method:
     """A method from its name and parameters; DDIM(eta) where it has no transition of its own."""
     parameters = {k: v for k, v in given.items() if k != "steps"}
-    transition, itinerary = (make_piece(parameters.pop(kind, None), kind) for kind in ("transition", "itinerary"))
+    transition, itinerary = (
+        make_piece(parameters.pop(kind, None), kind) for kind in ("transition", "itinerary")
+    )
     made = make_method(parameters.pop("name"), **parameters)
     own = made.transition or make_piece({"name": "ddim", "eta": eta}, "transition")
-    return replace(made, transition=own).completed(transition, itinerary)
+    return complete(replace(made, transition=own), transition, itinerary).method
 
 
 def report(config: dict[str, Any], records: Sequence[Record]) -> str:
     """Two tables: the mixture's distances, and the Gaussian's errors by operator."""
     methods = list(dict.fromkeys(r["cell"]["method"] for r in records))
-    mixture, gaussian = ([r for r in records if r["cell"]["problem"] == kind] for kind in ("mixture", "gaussian"))
+    mixture, gaussian = (
+        [r for r in records if r["cell"]["problem"] == kind] for kind in ("mixture", "gaussian")
+    )
     parts = []
     if mixture:
         columns = {(r["cell"]["d"], r["cell"]["d_y"]): None for r in mixture}
@@ -268,9 +324,15 @@ def report(config: dict[str, Any], records: Sequence[Record]) -> str:
             own = [r for r in mixture if r["cell"]["method"] == method]
             row = {"(d, d_y)": method}
             for d, d_y in columns:
-                row[f"({d}, {d_y})"] = _entry([r for r in own if (r["cell"]["d"], r["cell"]["d_y"]) == (d, d_y)], "distance", True)
+                row[f"({d}, {d_y})"] = _entry(
+                    [r for r in own if (r["cell"]["d"], r["cell"]["d_y"]) == (d, d_y)],
+                    "distance",
+                    True,
+                )
             rows.append(row | _cost(own))
-        parts.append(f"Sliced Wasserstein distance to the exact posterior, mean ± 1.96 sd/√n over the seeds:\n\n{markdown(rows)}")
+        parts.append(
+            f"Sliced Wasserstein distance to the exact posterior, mean ± 1.96 sd/√n over the seeds:\n\n{markdown(rows)}"
+        )
     if gaussian:
         operators = dict.fromkeys(r["cell"]["operator"]["name"] for r in gaussian)
         for score, what in (
@@ -281,7 +343,10 @@ def report(config: dict[str, Any], records: Sequence[Record]) -> str:
             for method in methods:
                 own = [r for r in gaussian if r["cell"]["method"] == method]
                 row = {"operator": method}
-                row |= {name: _entry([r for r in own if r["cell"]["operator"]["name"] == name], score) for name in operators}
+                row |= {
+                    name: _entry([r for r in own if r["cell"]["operator"]["name"] == name], score)
+                    for name in operators
+                }
                 rows.append(row)
             parts.append(f"{what}, a Gaussian prior under linear operators:\n\n{markdown(rows)}")
     return "\n\n".join(parts)
@@ -292,7 +357,9 @@ def _entry(records: Sequence[Record], score: str, interval: bool = False) -> str
     found = [r["result"][score] for r in records if score in r.get("result", {})]
     if failed := sum("failure" in r for r in records):
         return f"{failed} failed"
-    diverged = sum("diverged" in r["result"] or r["result"].get(score, 0) > DIVERGED for r in records)
+    diverged = sum(
+        "diverged" in r["result"] or r["result"].get(score, 0) > DIVERGED for r in records
+    )
     told = f" ({diverged} of {len(records)} diverged)" if diverged else ""
     if not (kept := [value for value in found if value <= DIVERGED]):
         return told.strip(" ()") or "–"
@@ -303,5 +370,14 @@ def _entry(records: Sequence[Record], score: str, interval: bool = False) -> str
 def _cost(records: Sequence[Record]) -> dict[str, str]:
     """Evaluations a sample, from the fewest to the most."""
     results = [r["result"] for r in records if "nfe" in r.get("result", {})]
-    spans = {k.upper(): (min(r[k] for r in results), max(r[k] for r in results)) for k in ("nfe", "nbe")} if results else {}
-    return {k: f"{low:g}" if low == high else f"{low:g} to {high:g}" for k, (low, high) in spans.items()}
+    spans = (
+        {
+            k.upper(): (min(r[k] for r in results), max(r[k] for r in results))
+            for k in ("nfe", "nbe")
+        }
+        if results
+        else {}
+    )
+    return {
+        k: f"{low:g}" if low == high else f"{low:g} to {high:g}" for k, (low, high) in spans.items()
+    }

@@ -17,7 +17,7 @@ from invdiff.benchmarks import grid, harness
 from invdiff.benchmarks.launchers import make_launcher
 from invdiff.benchmarks.leaderboard import Row, Table, tables
 from invdiff.benchmarks.tables import markdown
-from invdiff.config import compose_suite, override_value
+from invdiff.config.compose import compose_suite, override_value
 from invdiff.files import write_atomically
 
 COSTS: dict[str, Callable[[Row], float]] = {
@@ -51,28 +51,54 @@ def draw(table: Table, path: Path) -> None:
     rows, benchmark = complete(table), table["benchmark"]
     methods = sorted({row["method"] for row in rows})
     colours = dict(zip(methods, plt.get_cmap("tab20").colors * 2, strict=False))  # type: ignore[attr-defined]
-    figure, axes = plt.subplots(len(SCORES), len(COSTS), figsize=(14, 10), sharey="row", layout="constrained")
+    figure, axes = plt.subplots(
+        len(SCORES), len(COSTS), figsize=(14, 10), sharey="row", layout="constrained"
+    )
     for panels, score in zip(axes, SCORES, strict=True):
         for panel, (name, cost) in zip(panels, COSTS.items(), strict=True):
             for method in methods:
                 own = sorted((row for row in rows if row["method"] == method), key=cost)
                 x, y = [cost(row) for row in own], [row["scores"][score]["mean"] for row in own]
                 panel.plot(x, y, "o-", color=colours[method], lw=0.6, ms=4)
-                panel.annotate(method, (x[-1], y[-1]), xytext=(4, 2), textcoords="offset points", fontsize=8, color=colours[method])
+                panel.annotate(
+                    method,
+                    (x[-1], y[-1]),
+                    xytext=(4, 2),
+                    textcoords="offset points",
+                    fontsize=8,
+                    color=colours[method],
+                )
             front = pareto(rows, cost, score)
-            panel.plot([cost(r) for r in front], [r["scores"][score]["mean"] for r in front], color="black", lw=1.5, alpha=0.5, zorder=0)
-            panel.set(xscale="log", xlabel=name, ylabel=f"{score.upper()} ({'lower' if SCORES[score] > 0 else 'higher'} is better)")
+            panel.plot(
+                [cost(r) for r in front],
+                [r["scores"][score]["mean"] for r in front],
+                color="black",
+                lw=1.5,
+                alpha=0.5,
+                zorder=0,
+            )
+            panel.set(
+                xscale="log",
+                xlabel=name,
+                ylabel=f"{score.upper()} ({'lower' if SCORES[score] > 0 else 'higher'} is better)",
+            )
             panel.grid(alpha=0.2)
     size = benchmark["images"].get("size")
     crops = f"{benchmark['images']['count']} images{f' of {size}x{size}' if size else ''}"
-    figure.suptitle(f"{benchmark['name']}: {rows[0]['model']['name']}, {crops}, sigma {benchmark['sigma']}")
+    figure.suptitle(
+        f"{benchmark['name']}: {rows[0]['model']['name']}, {crops}, sigma {benchmark['sigma']}"
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def complete(table: Table) -> list[Row]:
     """Rows that have the scores and a cost for every image."""
-    return [row for row in table["rows"] if row["complete"] and all(row["scores"][name]["mean"] is not None for name in SCORES)]
+    return [
+        row
+        for row in table["rows"]
+        if row["complete"] and all(row["scores"][name]["mean"] is not None for name in SCORES)
+    ]
 
 
 def lines(table: Table) -> str:
@@ -81,26 +107,53 @@ def lines(table: Table) -> str:
     front = {row["id"] for row in pareto(rows, next(iter(COSTS.values())), "lpips")}
     found = []
     for row in rows:
-        figures = {name.upper(): f"{row['scores'][name]['mean']:.{digits}f}" for name, digits in (("lpips", 3), ("psnr", 2))}
-        cost = {"NFE": f"{row['cost']['nfe']:g}", "NBE": f"{row['cost']['nbe']:g}", "s per image": f"{row['cost']['seconds']:.3g}"}
+        figures = {
+            name.upper(): f"{row['scores'][name]['mean']:.{digits}f}"
+            for name, digits in (("lpips", 3), ("psnr", 2))
+        }
+        cost = {
+            "NFE": f"{row['cost']['nfe']:g}",
+            "NBE": f"{row['cost']['nbe']:g}",
+            "s per image": f"{row['cost']['seconds']:.3g}",
+        }
         values = ", ".join(f"{k} {v}" for k, v in row["values"].items())
-        found.append({"method": row["method"], "values": values} | figures | cost | {"front": "yes" if row["id"] in front else ""})
-    absent = [f"- {row['label']}: {'; '.join(row['problems'])}" for row in table["rows"] if not row["complete"]]
+        found.append(
+            {"method": row["method"], "values": values}
+            | figures
+            | cost
+            | {"front": "yes" if row["id"] in front else ""}
+        )
+    absent = [
+        f"- {row['label']}: {'; '.join(row['problems'])}"
+        for row in table["rows"]
+        if not row["complete"]
+    ]
     return "\n\n".join([f"{table['benchmark']['name']}:", markdown(found), *absent])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m invdiff.benchmarks.frontier", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m invdiff.benchmarks.frontier",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--input", required=True, help="folder with kodim01.png ... kodim24.png")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread; seconds then are those of a busy machine")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="processes, each with one thread; seconds then are those of a busy machine",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the suite")
     args = parser.parse_args(argv)
-    config = compose_suite("frontier", [f"images.source={override_value(args.input)}", *args.overrides])
+    config = compose_suite(
+        "frontier", [f"images.source={override_value(args.input)}", *args.overrides]
+    )
     launcher = make_launcher("local", args.workers)
-    records = harness.run(grid.__name__, grid.tasks(config), grid.context(config), args.output, launcher)
+    records = harness.run(
+        grid.__name__, grid.tasks(config), grid.context(config), args.output, launcher
+    )
     found = tables(records)
     for table in filter(complete, found):
         draw(table, args.output / f"{table['benchmark']['name']}.png")

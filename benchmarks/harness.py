@@ -37,7 +37,9 @@ Cell = dict[str, Any]
 Task = list[Cell]
 Result = dict[str, Any]
 Record = dict[str, Any]
-Launcher = Callable[[str, Sequence[Task], Path, Mapping[str, Any]], Generator[tuple[Task, list[Record]], None, None]]
+Launcher = Callable[
+    [str, Sequence[Task], Path, Mapping[str, Any]], Generator[tuple[Task, list[Record]], None, None]
+]
 """Evaluates tasks of a suite (its module's name) somewhere, with :func:`evaluate`, and yields each as it is done, in any order."""
 
 FORMAT = 2
@@ -60,7 +62,12 @@ def task_of(cell: Cell) -> Task:
 
 
 def run(
-    suite: str, tasks: Sequence[Task], context: Mapping[str, Any], folder: Path, launcher: Launcher, progress: bool = True
+    suite: str,
+    tasks: Sequence[Task],
+    context: Mapping[str, Any],
+    folder: Path,
+    launcher: Launcher,
+    progress: bool = True,
 ) -> list[Record]:
     """The record of every cell, in order; tasks that the folder does not hold whole are evaluated.
 
@@ -75,21 +82,40 @@ def run(
 
     folder.mkdir(parents=True, exist_ok=True)
     cells = [cell for task in tasks for cell in task]
-    records = {k: record for k, record in ((key(cell), read(folder, cell)) for cell in cells) if record is not None}
+    records = {
+        k: record
+        for k, record in ((key(cell), read(folder, cell)) for cell in cells)
+        if record is not None
+    }
     if old := sum(r.get("environment", {}).get("code") != code() for r in records.values()):
         warnings.warn(
-            f"{old} of the records in {folder} were made by another version of the code; remove them to measure again", stacklevel=2
+            f"{old} of the records in {folder} were made by another version of the code; remove them to measure again",
+            stacklevel=2,
         )
     # A task runs as a whole, so that what is missing of a batch is computed in the same batch again.
-    pending = [task for task in {key(t[0]): t for t in tasks}.values() if not all(key(cell) in records for cell in task)]
-    bar = tqdm(total=len(cells), initial=len(cells) - sum(map(len, pending)), disable=not progress, unit="cell")
-    with bar, closing(launcher(suite, pending, folder, context)) as done:  # however this ends, so do the workers
+    pending = [
+        task
+        for task in {key(t[0]): t for t in tasks}.values()
+        if not all(key(cell) in records for cell in task)
+    ]
+    bar = tqdm(
+        total=len(cells),
+        initial=len(cells) - sum(map(len, pending)),
+        disable=not progress,
+        unit="cell",
+    )
+    with (
+        bar,
+        closing(launcher(suite, pending, folder, context)) as done,
+    ):  # however this ends, so do the workers
         waiting = {key(task[0]): task for task in pending}
         bar.set_postfix_str(_shown(pending[0]) if pending else "")
         for task, found in done:
             for cell, record in zip(task, found, strict=True):
                 if key(cell) not in records:
-                    write_atomically(folder / f"{key(cell)}.json", json.dumps(record, indent=2) + "\n")
+                    write_atomically(
+                        folder / f"{key(cell)}.json", json.dumps(record, indent=2) + "\n"
+                    )
                     records[key(cell)] = record
             waiting.pop(key(task[0]))
             bar.set_postfix_str(_shown(next(iter(waiting.values()), task)), refresh=False)
@@ -100,7 +126,9 @@ def run(
 def _shown(task: Task) -> str:
     """What tells people which cells these are: the names, texts and numbers of the first, and how many more there are."""
     parts = [v.get("name") if isinstance(v, dict) else v for v in task[0].values()]
-    return " ".join(str(v) for v in parts if isinstance(v, str | int)) + (f" +{len(task) - 1}" if len(task) > 1 else "")
+    return " ".join(str(v) for v in parts if isinstance(v, str | int)) + (
+        f" +{len(task) - 1}" if len(task) > 1 else ""
+    )
 
 
 def check(records: Sequence[Record], folder: Path) -> None:
@@ -126,14 +154,19 @@ def evaluate(suite: str, task: Task, folder: Path, context: Mapping[str, Any]) -
     try:
         results = importlib.import_module(suite).evaluate(task, folder, **context)
         json.dumps(results)  # what is no plain data fails here, and not where records are written
-        return [record(suite, cell) | {"result": result} for cell, result in zip(task, results, strict=True)]
+        return [
+            record(suite, cell) | {"result": result}
+            for cell, result in zip(task, results, strict=True)
+        ]
     except Exception as error:
         return failed(suite, task, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
 def failed(suite: str, task: Task, error: str, trace: str = "") -> list[Record]:
     """Records of cells that have no result."""
-    return [record(suite, cell) | {"failure": {"error": error, "traceback": trace}} for cell in task]
+    return [
+        record(suite, cell) | {"failure": {"error": error, "traceback": trace}} for cell in task
+    ]
 
 
 def record(suite: str, cell: Cell) -> Record:
@@ -143,8 +176,15 @@ def record(suite: str, cell: Cell) -> Record:
 
 def environment() -> dict[str, Any]:
     """What the figures of a record were made with; seconds compare only under one processor and number of threads."""
-    versions = {p: version(p) for p in ("invdiff", "torch", "deepinv")} | {"python": platform.python_version()}
-    made = {"code": code(), "git": git(), "processor": processor(), "threads": torch.get_num_threads()}
+    versions = {p: version(p) for p in ("invdiff", "torch", "deepinv")} | {
+        "python": platform.python_version()
+    }
+    made = {
+        "code": code(),
+        "git": git(),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+    }
     return versions | made
 
 
@@ -155,7 +195,10 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 @cache
@@ -164,11 +207,17 @@ def git() -> str | None:
     here = Path(__file__).resolve().parent
 
     def ask(*command: str) -> str:
-        return subprocess.run(["git", *command], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *command], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        ask("ls-files", "--error-unmatch", Path(__file__).name)  # an environment within some other checkout is not ours
-        return ask("rev-parse", "HEAD") + ("+dirty" if ask("status", "--porcelain", "--untracked-files=no") else "")
+        ask(
+            "ls-files", "--error-unmatch", Path(__file__).name
+        )  # an environment within some other checkout is not ours
+        return ask("rev-parse", "HEAD") + (
+            "+dirty" if ask("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -34,7 +34,7 @@ import torch
 from invdiff.benchmarks import harness
 from invdiff.benchmarks.harness import Launcher, Record, Task
 from invdiff.files import write_atomically
-from invdiff.registry import check_names
+from invdiff.plugins.registry import check_names
 
 Done = Generator[tuple[Task, list[Record]], None, None]
 
@@ -80,7 +80,9 @@ def _package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(f"--launcher {name} needs a package that is not here: pip install 'invdiff[{name}]' ({error})") from error
+        raise ValueError(
+            f"--launcher {name} needs a package that is not here: pip install 'invdiff[{name}]' ({error})"
+        ) from error
 
 
 # This machine --------------------------------------------------------------------------------------------------------------
@@ -100,7 +102,10 @@ def local(workers: int | None = None) -> Launcher:
             for task in tasks:
                 yield task, harness.evaluate(suite, task, folder, context)
             return
-        places = [{"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} if devices else {} for i in range(min(count, len(tasks)))]
+        places = [
+            {"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} if devices else {}
+            for i in range(min(count, len(tasks)))
+        ]
         waiting = deque((task, 1) for task in tasks)
         crew: list[_Worker] = []
         try:
@@ -119,7 +124,11 @@ def local(workers: int | None = None) -> Launcher:
                         if attempt < ATTEMPTS:
                             waiting.append((task, attempt + 1))
                         else:
-                            found = harness.failed(suite, task, f"a worker died at it {ATTEMPTS} times, the last time with {error}")
+                            found = harness.failed(
+                                suite,
+                                task,
+                                f"a worker died at it {ATTEMPTS} times, the last time with {error}",
+                            )
                     if waiting:
                         worker.begin(*waiting.popleft())
                     if found:
@@ -138,20 +147,30 @@ def local(workers: int | None = None) -> Launcher:
 def cuda_devices() -> list[str]:
     """What this process may use, as ``CUDA_VISIBLE_DEVICES`` names it."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [str(k) for k in range(torch.cuda.device_count())] if given is None else [d for d in given.split(",") if d]
+    return (
+        [str(k) for k in range(torch.cuda.device_count())]
+        if given is None
+        else [d for d in given.split(",") if d]
+    )
 
 
 class _Worker:
     """A process that evaluates one task at a time, so that one that dies tells which task it was."""
 
-    def __init__(self, place: Mapping[str, str], suite: str, folder: Path, context: Mapping[str, Any]) -> None:
+    def __init__(
+        self, place: Mapping[str, str], suite: str, folder: Path, context: Mapping[str, Any]
+    ) -> None:
         spawn = multiprocessing.get_context("spawn")
         self.place = place
         self.task: Task = []
         self.attempt = 0
         self.connection, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=_serve, args=(theirs, suite, folder, dict(context)), daemon=True)
-        with _environment({"OMP_NUM_THREADS": "1"} | dict(place)):  # it is there before the process imports anything
+        self.process = spawn.Process(
+            target=_serve, args=(theirs, suite, folder, dict(context)), daemon=True
+        )
+        with _environment(
+            {"OMP_NUM_THREADS": "1"} | dict(place)
+        ):  # it is there before the process imports anything
             self.process.start()
         theirs.close()  # so that the end of the process is the end of the connection
 
@@ -169,12 +188,16 @@ class _Worker:
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode or 0
-            raise ChildProcessError(signal.Signals(-code).name if code < 0 else f"exit code {code}") from None
+            raise ChildProcessError(
+                signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            ) from None
 
 
 def _serve(connection: Connection, suite: str, folder: Path, context: Mapping[str, Any]) -> None:
     """Evaluates what comes, as long as somebody is there to send it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the one that started this one decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes; the one that started this one decides
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # nothing half-written is left behind
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError):
@@ -222,15 +245,23 @@ def on_ray(workers: int | None = None, address: str | None = None) -> Launcher:
         if not tasks:
             return
         if mine := not ray.is_initialized():
-            own = {} if address else {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 2**27}  # records are small
-            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)  # its log breaks the progress bar
+            own = (
+                {}
+                if address
+                else {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 2**27}
+            )  # records are small
+            ray.init(
+                address=address or "local", log_to_driver=False, logging_level="ERROR", **own
+            )  # its log breaks the progress bar
         evaluate = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(harness.evaluate)
         waiting = iter(tasks)
         flying: dict[Any, Task] = {}
         try:
             while True:
                 for task in islice(waiting, (workers or len(tasks)) - len(flying)):
-                    reference = evaluate.options(num_gpus=int(on_cuda(task))).remote(suite, task, folder.absolute(), dict(context))
+                    reference = evaluate.options(num_gpus=int(on_cuda(task))).remote(
+                        suite, task, folder.absolute(), dict(context)
+                    )
                     flying[reference] = task
                 if not flying:
                     return
@@ -239,7 +270,12 @@ def on_ray(workers: int | None = None, address: str | None = None) -> Launcher:
                     try:
                         found = ray.get(reference)
                     except ray.exceptions.RayError as error:  # after the retries
-                        found = harness.failed(suite, task, f"{type(error).__name__}: {str(error).splitlines()[0]}", str(error))
+                        found = harness.failed(
+                            suite,
+                            task,
+                            f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                            str(error),
+                        )
                     yield task, found
         finally:
             for reference in flying:
@@ -253,7 +289,9 @@ def on_ray(workers: int | None = None, address: str | None = None) -> Launcher:
 # SLURM ---------------------------------------------------------------------------------------------------------------------
 
 
-def by_submitit(workers: int | None = None, cluster: str | None = None, **parameters: Any) -> Launcher:
+def by_submitit(
+    workers: int | None = None, cluster: str | None = None, **parameters: Any
+) -> Launcher:
     """Jobs of SLURM by way of submitit, in one array; each evaluates its share of the tasks, one after another.
 
     A job that is preempted or reaches its time limit is queued again, up to three times, and goes on where it was. What jobs find comes
@@ -273,7 +311,11 @@ def by_submitit(workers: int | None = None, cluster: str | None = None, **parame
         # Of this run alone: jobs of one that was killed may still be writing to theirs.
         (folder / "jobs").mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix="run-", dir=folder.absolute() / "jobs"))
-        wanted: dict[str, Any] = {"name": "invdiff", "timeout_min": 240, "cpus_per_task": 1} | parameters
+        wanted: dict[str, Any] = {
+            "name": "invdiff",
+            "timeout_min": 240,
+            "cpus_per_task": 1,
+        } | parameters
         if any(map(on_cuda, tasks)):
             wanted = {"gpus_per_node": 1} | wanted
         with _refusals():
@@ -284,7 +326,12 @@ def by_submitit(workers: int | None = None, cluster: str | None = None, **parame
         deaths: Counter[int] = Counter()
 
         def submit(*shares: dict[int, Task]) -> None:
-            made = [Share(suite, share, folder.absolute(), dict(context), place, wanted["cpus_per_task"]) for share in shares]
+            made = [
+                Share(
+                    suite, share, folder.absolute(), dict(context), place, wanted["cpus_per_task"]
+                )
+                for share in shares
+            ]
             with _refusals(), executor.batch():
                 jobs = [executor.submit(share) for share in made]
             running.update(zip(jobs, made, strict=True))
@@ -306,12 +353,22 @@ def by_submitit(workers: int | None = None, cluster: str | None = None, **parame
                     if over and left:
                         first, lost = next(iter(left)), {}
                         deaths[first] += 1
-                        if not share.begun(first).exists():  # then no task is to blame, and another job would do no better
+                        if not share.begun(
+                            first
+                        ).exists():  # then no task is to blame, and another job would do no better
                             lost, left = left, {}
                         elif deaths[first] == ATTEMPTS:
                             lost = {first: left.pop(first)}
                         for task in lost.values():
-                            yield task, harness.failed(suite, task, "its job ended without a result", "\n".join(said.splitlines()[-TAIL:]))
+                            yield (
+                                task,
+                                harness.failed(
+                                    suite,
+                                    task,
+                                    "its job ended without a result",
+                                    "\n".join(said.splitlines()[-TAIL:]),
+                                ),
+                            )
                         if left:
                             submit(left)
         finally:
@@ -358,7 +415,10 @@ class Share:
         for i, task in self.tasks.items():
             if not self.done(i).exists():
                 self.begun(i).touch()
-                write_atomically(self.done(i), json.dumps(harness.evaluate(self.suite, task, self.folder, self.context)))
+                write_atomically(
+                    self.done(i),
+                    json.dumps(harness.evaluate(self.suite, task, self.folder, self.context)),
+                )
 
     def checkpoint(self) -> Any:
         """What submitit queues when the job is preempted."""
@@ -380,4 +440,8 @@ class Share:
             yield i, json.loads(self.done(i).read_text())
 
 
-LAUNCHERS: dict[str, Callable[..., Launcher]] = {"local": local, "ray": on_ray, "submitit": by_submitit}
+LAUNCHERS: dict[str, Callable[..., Launcher]] = {
+    "local": local,
+    "ray": on_ray,
+    "submitit": by_submitit,
+}

@@ -66,8 +66,16 @@ def ssim(x: Tensor, reference: Tensor) -> Tensor:
 
     x, reference = _checked(x, reference, smallest=11)
     pairs = zip(x.double().cpu().numpy(), reference.double().cpu().numpy(), strict=True)
-    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1, "channel_axis": 0}
-    return torch.tensor([float(structural_similarity(a, b, **options)) for a, b in pairs], dtype=torch.float32)
+    options = {
+        "gaussian_weights": True,
+        "sigma": 1.5,
+        "use_sample_covariance": False,
+        "data_range": 1,
+        "channel_axis": 0,
+    }
+    return torch.tensor(
+        [float(structural_similarity(a, b, **options)) for a, b in pairs], dtype=torch.float32
+    )
 
 
 @rated(better="lower", backend="lpips", network="alex")
@@ -101,7 +109,9 @@ def _lpips_network(device: torch.device) -> torch.nn.Module:
         network = LPIPS(net="alex", pnet_rand=True, verbose=False)
     features = _alexnet_features()
     # lpips cuts `features` into slices whose layers keep their numbers: features.3.bias is slice2.3.bias.
-    names = {".".join(["features", *name.split(".")[1:]]): name for name in network.net.state_dict()}
+    names = {
+        ".".join(["features", *name.split(".")[1:]]): name for name in network.net.state_dict()
+    }
     network.net.load_state_dict({name: features[source] for source, name in names.items()})
     return network.to(device).requires_grad_(False)
 
@@ -118,13 +128,23 @@ def _alexnet_features() -> dict[str, Tensor]:
 def _checked(x: Tensor, reference: Tensor, smallest: int = 1) -> tuple[Tensor, Tensor]:
     """Both without gradients, the reference on x's device, clamped to [0, 1]."""
     if x.shape != reference.shape or x.ndim != 4:
-        raise ValueError(f"x and reference must both be (B, C, H, W), got {tuple(x.shape)} and {tuple(reference.shape)}")
+        raise ValueError(
+            f"x and reference must both be (B, C, H, W), got {tuple(x.shape)} and {tuple(reference.shape)}"
+        )
     if min(x.shape[2:]) < smallest:
         size = f"{x.shape[2]} x {x.shape[3]}"
-        raise ValueError(f"this metric needs images of at least {smallest} x {smallest} pixels, got {size}; enlarge both alike")
+        raise ValueError(
+            f"this metric needs images of at least {smallest} x {smallest} pixels, got {size}; enlarge both alike"
+        )
     for name, v in (("x", x), ("reference", reference)):
         if not v.is_floating_point():
-            raise TypeError(f"{name} must be floating point in [0, 1], got {v.dtype}; divide 8-bit images by 255")
-        if v.numel() and not ((v >= -_TOLERANCE) & (v <= 1 + _TOLERANCE)).all():  # nan compares false
-            raise ValueError(f"{name} must lie in [0, 1], got values from {v.min():.4g} to {v.max():.4g}; clamp or rescale it first")
+            raise TypeError(
+                f"{name} must be floating point in [0, 1], got {v.dtype}; divide 8-bit images by 255"
+            )
+        if (
+            v.numel() and not ((v >= -_TOLERANCE) & (v <= 1 + _TOLERANCE)).all()
+        ):  # nan compares false
+            raise ValueError(
+                f"{name} must lie in [0, 1], got values from {v.min():.4g} to {v.max():.4g}; clamp or rescale it first"
+            )
     return x.detach().clamp(0, 1), reference.detach().to(x.device).clamp(0, 1)

@@ -61,15 +61,25 @@ def render(data: Mapping[str, Any], picture: Picture, pictures: int = PICTURES) 
         for row in table["rows"]:
             cells = []
             for cell in sorted(row["cells"], key=lambda c: order[c["image"], c["seed"]]):
-                kinds = cell.get("files", {}) if order[cell["image"], cell["seed"]] < pictures else {}
-                found = {kind: content for kind in kinds if (content := picture(cell, kind)) is not None}
-                kept = {name: value for name, value in cell.items() if name not in ("folder", "files")}
-                cells.append(kept | {"pictures": {kind: number(content) for kind, content in found.items()}})
+                kinds = (
+                    cell.get("files", {}) if order[cell["image"], cell["seed"]] < pictures else {}
+                )
+                found = {
+                    kind: content for kind in kinds if (content := picture(cell, kind)) is not None
+                }
+                kept = {
+                    name: value for name, value in cell.items() if name not in ("folder", "files")
+                }
+                cells.append(
+                    kept | {"pictures": {kind: number(content) for kind, content in found.items()}}
+                )
             rows.append({**row, "cells": cells})
         tables.append({**table, "rows": rows, "cautions": cautions(table)})
     uris = ["data:image/png;base64," + base64.b64encode(content).decode() for content in embedded]
     template = files("invdiff.benchmarks").joinpath("page.html").read_text(encoding="utf-8")
-    return template.replace("{{policy}}", _policy(template), 1).replace("{{data}}", _json({"tables": tables, "pictures": uris}), 1)
+    return template.replace("{{policy}}", _policy(template), 1).replace(
+        "{{data}}", _json({"tables": tables, "pictures": uris}), 1
+    )
 
 
 def read_picture(cell: Mapping[str, Any], kind: str) -> bytes | None:
@@ -83,12 +93,16 @@ def read_picture(cell: Mapping[str, Any], kind: str) -> bytes | None:
         return None
     folder = Path(cell["folder"]).resolve()
     if not (path := (folder / name).resolve()).is_relative_to(folder):
-        raise ValueError(f"a record in {folder} names the {kind} picture {name!r}, which lies outside this folder; correct or remove it")
+        raise ValueError(
+            f"a record in {folder} names the {kind} picture {name!r}, which lies outside this folder; correct or remove it"
+        )
     if not path.is_file():
         return None
     content = path.read_bytes()
     if not content.startswith(_PNG):
-        raise ValueError(f"a record in {folder} names the {kind} picture {name!r}, which is no PNG file; correct or remove it")
+        raise ValueError(
+            f"a record in {folder} names the {kind} picture {name!r}, which is no PNG file; correct or remove it"
+        )
     return content
 
 
@@ -97,7 +111,10 @@ def _policy(template: str) -> str:
 
     def known(tag: str) -> str:
         blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)
-        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()}'" for block in blocks)
+        return " ".join(
+            f"'sha256-{base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()}'"
+            for block in blocks
+        )
 
     own = f"style-src {known('style')}; script-src {known('script')}"
     return f"default-src 'none'; img-src data:; {own}; base-uri 'none'; form-action 'none'"

@@ -50,11 +50,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invdiff.benchmarks.baselines import Baseline, Unfit, mean_sigma
-from invdiff.denoiser import Denoiser
-from invdiff.measurement import Measurement
+from invdiff.network import Denoiser
 from invdiff.noise import generator_of, seed_of
-from invdiff.operator import LinearOperator, Operator, SpectralOperator
-from invdiff.restoration import check_solve
+from invdiff.problem import LinearOperator, Measurement, Operator, SpectralOperator
+from invdiff.solving.solve import check_solve
 
 
 class AsDenoiser(deepinv.models.Denoiser):
@@ -90,7 +89,9 @@ class Spectral(deepinv.physics.DecomposablePhysics):
         assert operator.shape is not None
         s = operator.singular_values
         s = s if operator.per_image else s[None]
-        x = torch.rand(1, *operator.shape, dtype=s.dtype, generator=generator_of("peers")).to(s.device)
+        x = torch.rand(1, *operator.shape, dtype=s.dtype, generator=generator_of("peers")).to(
+            s.device
+        )
         is_complex, width = operator.Vt(x).is_complex(), operator.shape[-1]
         if is_complex:
             s = s[..., : width // 2 + 1, None].expand(*s.shape[:-1], -1, 2)
@@ -106,7 +107,9 @@ class Spectral(deepinv.physics.DecomposablePhysics):
         )
         self.operator = operator
         if is_complex and not torch.allclose(self.V(self.V_adjoint(x)), x, atol=1e-4):
-            raise Unfit(f"deepinv has no layout for the complex singular vectors of {operator.kind}, which are no Fourier transform")
+            raise Unfit(
+                f"deepinv has no layout for the complex singular vectors of {operator.kind}, which are no Fourier transform"
+            )
 
     def A(self, x: Tensor, **_: Any) -> Tensor:
         return self.operator(x)
@@ -132,7 +135,9 @@ def _from_pairs(inverse: Callable[[Tensor], Tensor], width: int) -> Callable[[Te
 
     def whole(z: Tensor) -> Tensor:
         columns = torch.view_as_complex(z)
-        return inverse(F.pad(torch.where(single.to(z.device), columns, 2 * columns), (0, width - half)))
+        return inverse(
+            F.pad(torch.where(single.to(z.device), columns, 2 * columns), (0, width - half))
+        )
 
     return whole
 
@@ -166,7 +171,9 @@ class Peer(Baseline):
         if self.steps < 2:
             raise ValueError(f"steps must be at least 2, got {self.steps}")
 
-    def restore(self, measurement: Measurement, denoiser: Denoiser | None, seed: int, ids: list[int]) -> Tensor:
+    def restore(
+        self, measurement: Measurement, denoiser: Denoiser | None, seed: int, ids: list[int]
+    ) -> Tensor:
         assert denoiser is not None
         try:
             check_solve(measurement, denoiser, "none")  # whether the network makes such images
@@ -179,7 +186,12 @@ class Peer(Baseline):
         net = AsDenoiser(denoiser)
         measurement = measurement.to(denoiser.device, torch.float32)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            return torch.cat([self._restore_one(net, measurement.select([k]), seed_of("sampling", seed, i)) for k, i in enumerate(ids)])
+            return torch.cat(
+                [
+                    self._restore_one(net, measurement.select([k]), seed_of("sampling", seed, i))
+                    for k, i in enumerate(ids)
+                ]
+            )
 
     def _restore_one(self, net: AsDenoiser, measurement: Measurement, seed: int) -> Tensor:
         torch.manual_seed(seed)
@@ -216,10 +228,17 @@ class DPS(Peer):
             raise ValueError(f"weight must be a finite number, at least 0, got {self.weight}")
 
     def sample(self, net: AsDenoiser, measurement: Measurement) -> Tensor:
-        operator, noise = measurement.operator, deepinv.physics.GaussianNoise(float(mean_sigma(measurement)))
+        operator, noise = (
+            measurement.operator,
+            deepinv.physics.GaussianNoise(float(mean_sigma(measurement))),
+        )
         physics = deepinv.physics.Physics(A=lambda x, **_: operator(x), noise_model=noise)
         sampler = deepinv.sampling.DPS(
-            net, weight=self.weight, guidance=self.guidance, num_steps=self.steps + 1, device=measurement.y.device
+            net,
+            weight=self.weight,
+            guidance=self.guidance,
+            num_steps=self.steps + 1,
+            device=measurement.y.device,
         )
         return sampler(measurement.y, physics, x_init=(1, *measurement.image_shape))
 
@@ -250,7 +269,9 @@ class DDRM(Peer):
     def sample(self, net: AsDenoiser, measurement: Measurement) -> Tensor:
         assert isinstance(measurement.operator, SpectralOperator)
         physics = linear_physics(measurement.operator, float(mean_sigma(measurement)))
-        sampler = deepinv.sampling.DDRM(net, sigmas=np.linspace(1, 0, self.steps), eta=self.eta, etab=self.etab)
+        sampler = deepinv.sampling.DDRM(
+            net, sigmas=np.linspace(1, 0, self.steps), eta=self.eta, etab=self.etab
+        )
         return sampler(measurement.y, physics)
 
 

@@ -45,9 +45,14 @@ def read_records(folders: Sequence[str | Path]) -> list[Record]:
             f"{len(damaged)} damaged: {'; '.join(damaged)}. Remove them and run the same `invdiff bench` again, which replaces them"
         )
     if others:
-        warnings.warn(f"{others} of the records in {where} are of suites with tables of their own and left out", stacklevel=2)
+        warnings.warn(
+            f"{others} of the records in {where} are of suites with tables of their own and left out",
+            stacklevel=2,
+        )
     if not records:
-        raise ValueError(f"no records of a grid in {where}; `invdiff bench --output FOLDER` writes them")
+        raise ValueError(
+            f"no records of a grid in {where}; `invdiff bench --output FOLDER` writes them"
+        )
     return records
 
 
@@ -71,7 +76,9 @@ def problems(folders: Sequence[str | Path]) -> tuple[list[str], list[Record]]:
     except ValueError as error:
         wrong.append(str(error))
     if not wrong and not sound:
-        raise ValueError(f"no records in {', '.join(map(str, folders))}; `invdiff bench --output FOLDER` writes them")
+        raise ValueError(
+            f"no records in {', '.join(map(str, folders))}; `invdiff bench --output FOLDER` writes them"
+        )
     return wrong, sound
 
 
@@ -82,13 +89,21 @@ def flaws(record: Mapping[str, Any]) -> list[str]:
     cell, found = record["cell"], []
     benchmark, image = cell["benchmark"], cell["image"]
     if image["index"] >= (count := benchmark["images"]["count"]):
-        found.append(f"$.cell.image.index: {image['index']}, but the benchmark has {count} images, counted from 0")
+        found.append(
+            f"$.cell.image.index: {image['index']}, but the benchmark has {count} images, counted from 0"
+        )
     if cell["seed"] not in benchmark["seeds"]:
-        found.append(f"$.cell.seed: {cell['seed']} is none of the benchmark's seeds, {benchmark['seeds']}")
+        found.append(
+            f"$.cell.seed: {cell['seed']} is none of the benchmark's seeds, {benchmark['seeds']}"
+        )
     if image not in cell["batch"]:
         found.append(f"$.cell.batch: does not hold the image itself, {image['name']}")
-    if "metrics" in (result := record.get("result", {})) and (absent := benchmark["metrics"].keys() - result["metrics"].keys()):
-        found.append(f"$.result.metrics: lacks {', '.join(sorted(absent))}, which the benchmark asks for (null where it is undefined)")
+    if "metrics" in (result := record.get("result", {})) and (
+        absent := benchmark["metrics"].keys() - result["metrics"].keys()
+    ):
+        found.append(
+            f"$.result.metrics: lacks {', '.join(sorted(absent))}, which the benchmark asks for (null where it is undefined)"
+        )
     return found
 
 
@@ -117,7 +132,9 @@ def merged(records: Iterable[Record]) -> list[Record]:
         if "measurement" in record.get("result", {}):
             shared[("measurement", cell["seed"])] = record["result"]["measurement"]
         for what, value in shared.items():
-            known, other = seen.setdefault((*what, benchmark_hash(cell), cell["image"]["index"]), (value, record))
+            known, other = seen.setdefault(
+                (*what, benchmark_hash(cell), cell["image"]["index"]), (value, record)
+            )
             if known != value:
                 raise ValueError(
                     f"{name_of(other)} and {name_of(record)} are of one benchmark, but not of the same {what[0]} ({known[:12]} and "
@@ -148,7 +165,9 @@ def merge(folders: Sequence[str | Path], output: Path) -> list[Record]:
             if not (output / picture).exists():
                 write_atomically(output / picture, content)
             elif (output / picture).read_bytes() != content:
-                raise ValueError(f"{source.parent / picture} is not the picture of that name in {output}; remove one of them")
+                raise ValueError(
+                    f"{source.parent / picture} is not the picture of that name in {output}; remove one of them"
+                )
         target = output / f"{key(record['cell'])}.json"
         if not (target.exists() and target.samefile(source)):
             write_atomically(target, source.read_bytes())
@@ -205,7 +224,11 @@ def _is_record(content: Any) -> bool:
 
 @cache
 def _validator() -> Draft202012Validator:
-    return Draft202012Validator(json.loads(files("invdiff.benchmarks").joinpath("record.schema.json").read_text(encoding="utf-8")))
+    return Draft202012Validator(
+        json.loads(
+            files("invdiff.benchmarks").joinpath("record.schema.json").read_text(encoding="utf-8")
+        )
+    )
 
 
 def _brief(message: str, length: int = 200) -> str:
@@ -254,7 +277,9 @@ def _one(first: Record, second: Record) -> Record:
 
 def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | None:
     """The first figure of two results that differs by more than half a printed digit."""
-    if (kinds := [next((k for k in ("refused", "diverged") if k in r), "measured") for r in (a, b)])[0] != kinds[1]:
+    if (
+        kinds := [next((k for k in ("refused", "diverged") if k in r), "measured") for r in (a, b)]
+    )[0] != kinds[1]:
         return " and ".join(kinds)
     for part in FIGURES:
         ours, theirs = a.get(part, {}), b.get(part, {})

@@ -1,6 +1,6 @@
 """What a restoration is worth: metrics of its samples, consistency with the measurement, spread, and scores of whole sets.
 
-consistency            ‖A x − y‖ / (sigma sqrt(m)), see :meth:`~invdiff.measurement.Measurement.consistency`. Of the truth it is 1, with a
+consistency            ‖A x − y‖ / (sigma sqrt(m)), see :meth:`~invdiff.problem.Measurement.consistency`. Of the truth it is 1, with a
                        standard deviation of 1/sqrt(2m). None where sigma is zero: there is no noise to compare with.
 std                    standard deviation of the samples, averaged over the pixels
 coverage               share of the pixels whose truth lies between the least and the greatest sample
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from invdiff.benchmarks.digest import of_code
 from invdiff.benchmarks.metrics import lpips
-from invdiff.measurement import Measurement
-from invdiff.registry import load
+from invdiff.plugins.registry import load
+from invdiff.problem import Measurement
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 SETS = ("fid", "kid", "is")
@@ -34,8 +34,15 @@ SETS = ("fid", "kid", "is")
 def identity(name: str) -> dict[str, Any]:
     """What the values of a registered metric depend on: rows are comparable where all of it is equal."""
     metric = load("metrics", name)
-    found: dict[str, Any] = {"implementation": f"{metric.__module__}:{metric.__qualname__}", "version": of_code(metric)}
-    found |= {"range": [0, 1], "crop": getattr(metric, "crop", 0), "better": getattr(metric, "better", None)}
+    found: dict[str, Any] = {
+        "implementation": f"{metric.__module__}:{metric.__qualname__}",
+        "version": of_code(metric),
+    }
+    found |= {
+        "range": [0, 1],
+        "crop": getattr(metric, "crop", 0),
+        "better": getattr(metric, "better", None),
+    }
     if (backend := getattr(metric, "backend", None)) is not None:
         found["backend"] = f"{backend} {importlib.metadata.version(backend)}"
     if (network := getattr(metric, "network", None)) is not None:
@@ -64,11 +71,15 @@ def spread(samples: Tensor, truth: Tensor) -> dict[str, Tensor]:
             f"the spread is that of at least 2 samples (S, B, ...) about a truth (B, ...), got {tuple(samples.shape)} and {tuple(truth.shape)}"
         )
     truth = truth.to(samples)
-    below, equal, above = (compare(samples, truth).sum(0).double() for compare in (torch.lt, torch.eq, torch.gt))
+    below, equal, above = (
+        compare(samples, truth).sum(0).double() for compare in (torch.lt, torch.eq, torch.gt)
+    )
     inside = 1 - ((below == 0).double() + (above == 0).double()) / (1 + equal)
     inside = inside.where(samples.isfinite().all(0), torch.nan)
     first, second = torch.combinations(torch.arange(n)).unbind(1)
-    diversity = [_mean_over(lpips, "diversity", own[first], own[second]) for own in samples.unbind(1)]
+    diversity = [
+        _mean_over(lpips, "diversity", own[first], own[second]) for own in samples.unbind(1)
+    ]
     return {
         "std": samples.double().std(0).flatten(1).mean(1).cpu(),
         "coverage": inside.flatten(1).mean(1).cpu(),
@@ -77,7 +88,9 @@ def spread(samples: Tensor, truth: Tensor) -> dict[str, Tensor]:
     }
 
 
-def score(measurement: Measurement, samples: Tensor, truth: Tensor, metrics: Sequence[str]) -> list[dict[str, dict[str, float | None]]]:
+def score(
+    measurement: Measurement, samples: Tensor, truth: Tensor, metrics: Sequence[str]
+) -> list[dict[str, dict[str, float | None]]]:
     """All that a record says of the quality of each image.
 
     A value is the mean over the samples, never the best of them. An image is scored apart from the others of its batch.
@@ -95,21 +108,33 @@ def score(measurement: Measurement, samples: Tensor, truth: Tensor, metrics: Seq
     functions = {name: load("metrics", name) for name in metrics}
     truth = truth.to(samples)
     y = measurement.y
-    consistency = torch.stack([measurement.consistency(x.to(y.device, y.real.dtype)) for x in samples]).mean(0)
+    consistency = torch.stack(
+        [measurement.consistency(x.to(y.device, y.real.dtype)) for x in samples]
+    ).mean(0)
     found: list[dict[str, dict[str, float | None]]] = []
     for k, own in enumerate(samples.unbind(1)):
-        values = {name: _mean_over(metric, name, own, truth[k].expand_as(own)) for name, metric in functions.items()}
+        values = {
+            name: _mean_over(metric, name, own, truth[k].expand_as(own))
+            for name, metric in functions.items()
+        }
         found.append({"metrics": _known(values | {"consistency": float(consistency[k])})})
     if len(samples) > 1:
         mean, spreads = samples.mean(0), spread(samples, truth)
         for k, record in enumerate(found):
             image = slice(k, k + 1)
-            record["mean"] = _known({name: _mean_over(metric, name, mean[image], truth[image]) for name, metric in functions.items()})
+            record["mean"] = _known(
+                {
+                    name: _mean_over(metric, name, mean[image], truth[image])
+                    for name, metric in functions.items()
+                }
+            )
             record["spread"] = _known({name: float(values[k]) for name, values in spreads.items()})
     return found
 
 
-def _mean_over(metric: Metric, name: str, x: Tensor, reference: Tensor, batch_size: int = 32) -> float:
+def _mean_over(
+    metric: Metric, name: str, x: Tensor, reference: Tensor, batch_size: int = 32
+) -> float:
     """The mean of a metric over (N, C, H, W); nan, with a warning, where it cannot be computed."""
     try:
         parts = zip(x.split(batch_size), reference.split(batch_size), strict=True)
@@ -158,12 +183,16 @@ def set_scores(
         from torchmetrics.image.inception import InceptionScore
         from torchmetrics.image.kid import KernelInceptionDistance
     except ImportError as error:
-        raise ValueError("FID, KID and the inception score need torchmetrics: pip install 'invdiff[fid]'") from error
+        raise ValueError(
+            "FID, KID and the inception score need torchmetrics: pip install 'invdiff[fid]'"
+        ) from error
     network = inception(weights) if network is None else network
     (features, logits), (real, _) = (_features(network, images) for images in (restored, truth))
     fewest = min(len(features), len(real))
     if fewest < 2:
-        raise ValueError(f"scores of sets need at least 2 restored and 2 true images, got {len(features)} and {len(real)}")
+        raise ValueError(
+            f"scores of sets need at least 2 restored and 2 true images, got {len(features)} and {len(real)}"
+        )
     found = dict[str, float]()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchmetrics warns that it keeps features in memory
@@ -174,12 +203,16 @@ def set_scores(
             fid.update(features, real=False)
             found["fid"] = float(fid.compute())
         if "kid" in which:
-            kid = KernelInceptionDistance(_Given(features.shape[1]), subset_size=max(2, min(1000, fewest // 2)))
+            kid = KernelInceptionDistance(
+                _Given(features.shape[1]), subset_size=max(2, min(1000, fewest // 2))
+            )
             kid.update(real, real=True)
             kid.update(features, real=False)
             found["kid"], found["kid_std"] = map(float, kid.compute())
         if "is" in which:
-            score = InceptionScore(_Given(logits.shape[1]), splits=min(10, max(1, len(logits) // 100)))
+            score = InceptionScore(
+                _Given(logits.shape[1]), splits=min(10, max(1, len(logits) // 100))
+            )
             score.update(logits)
             found["is"], found["is_std"] = map(float, score.compute())
     return _known(found)
@@ -208,7 +241,9 @@ def _features(network: nn.Module, images: Iterable[Tensor]) -> tuple[Tensor, Ten
 
 def _eight_bit(images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"images must be (C, H, W) or (B, C, H, W) with 1 or 3 channels, got {tuple(images.shape)}")
+        raise ValueError(
+            f"images must be (C, H, W) or (B, C, H, W) with 1 or 3 channels, got {tuple(images.shape)}"
+        )
     return (255 * images.clamp(0, 1)).round().byte().expand(-1, 3, -1, -1)
 
 
@@ -219,17 +254,30 @@ def inception(weights: Path | None = None) -> nn.Module:
         weights: its file; by default where torch-fidelity keeps it. Nothing is downloaded.
     """
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+        from torch_fidelity.feature_extractor_inceptionv3 import (
+            URL_INCEPTION_V3,
+            FeatureExtractorInceptionV3,
+        )
     except ImportError as error:
-        raise ValueError("FID, KID and the inception score need torch-fidelity: pip install 'invdiff[fid]'") from error
-    file = weights or Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
+        raise ValueError(
+            "FID, KID and the inception score need torch-fidelity: pip install 'invdiff[fid]'"
+        ) from error
+    file = (
+        weights or Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
+    )
     if not file.is_file():
         raise ValueError(
             f"the weights of InceptionV3 are not in {file}, and are not downloaded by invdiff; get them from {URL_INCEPTION_V3}"
         )
     try:
-        torch.load(file, map_location="cpu", weights_only=True)  # torch-fidelity reads it again in a way that could run code
+        torch.load(
+            file, map_location="cpu", weights_only=True
+        )  # torch-fidelity reads it again in a way that could run code
         with torch.random.fork_rng(devices=[]):
-            return FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(file))
+            return FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048", "logits_unbiased"], str(file)
+            )
     except Exception as error:
-        raise ValueError(f"{file} does not hold the weights of torch-fidelity's InceptionV3: {error}") from error
+        raise ValueError(
+            f"{file} does not hold the weights of torch-fidelity's InceptionV3: {error}"
+        ) from error

@@ -29,18 +29,16 @@ from torch import Tensor
 
 from invdiff import schedules
 from invdiff.benchmarks.tables import markdown
-from invdiff.classifier import NoisyClassifier
-from invdiff.denoiser import Denoiser
 from invdiff.files import write_atomically
 from invdiff.guidance.cfg import CFG
 from invdiff.guidance.classifier import ClassifierGuidance
 from invdiff.guidance.dps import DPS
 from invdiff.guidance.sr3 import SR3
 from invdiff.itineraries import Straight
-from invdiff.measurement import Measurement
+from invdiff.loading.model import load_model
+from invdiff.network import Denoiser, NoisyClassifier
 from invdiff.noise import NoiseSource
-from invdiff.operator import LinearOperator
-from invdiff.registry import load_model, make_operator
+from invdiff.problem import LinearOperator, Measurement, make_operator
 from invdiff.sampling import Guidance, Setting, sample
 from invdiff.transitions import DDIM, DDPM
 
@@ -64,7 +62,9 @@ def peak_memory_mb(run: Callable[[], Any], warm_up: Callable[[], Any] | None = N
     call before it, by default the same."""
 
     def status(key: str) -> float:
-        line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(key))
+        line = next(
+            row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(key)
+        )
         return int(line.split()[1]) / 1024
 
     (warm_up or run)()
@@ -84,22 +84,39 @@ def measured(operator: str, batch: int, size: int = 64, **parameters: Any) -> Me
     return make_operator(operator, **parameters).measure(photo, sigma=0.025).to_range(-1, 1)
 
 
-def ready(guidance: Guidance, denoiser: Denoiser, x: Tensor, measurement: Measurement | None = None) -> Guidance:
+def ready(
+    guidance: Guidance, denoiser: Denoiser, x: Tensor, measurement: Measurement | None = None
+) -> Guidance:
     """Made ready for a run from x, as ``solve`` does once before it samples."""
     return guidance.bind(Setting(denoiser, tuple(x.shape), measurement, {}, x.device, x.dtype))
 
 
-def ours(denoiser: Denoiser, x: Tensor, steps: int, guidance: Guidance | None = None, measurement: Measurement | None = None) -> Tensor:
+def ours(
+    denoiser: Denoiser,
+    x: Tensor,
+    steps: int,
+    guidance: Guidance | None = None,
+    measurement: Measurement | None = None,
+) -> Tensor:
     """Ancestral under guidance, DDIM without."""
     levels = Straight()(denoiser.schedule, steps)
     noise = NoiseSource(range(len(x)))
     chain, transition = ([guidance], DDPM()) if guidance else ([], DDIM())
     return sample(
-        denoiser, x, levels, schedule=denoiser.schedule, noise=noise, transition=transition, guidance=chain, measurement=measurement
+        denoiser,
+        x,
+        levels,
+        schedule=denoiser.schedule,
+        noise=noise,
+        transition=transition,
+        guidance=chain,
+        measurement=measurement,
     )
 
 
-def bare(denoiser: Denoiser | NoisyClassifier, x: Tensor, steps: int, backward: bool, **cond: Tensor) -> None:
+def bare(
+    denoiser: Denoiser | NoisyClassifier, x: Tensor, steps: int, backward: bool, **cond: Tensor
+) -> None:
     """Nothing but the network's evaluations."""
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     channels_last = False
@@ -157,19 +174,36 @@ def conditional(rounds: int) -> dict[str, Any]:
         contenders: dict[str, Callable[[], Any]] = {
             "label": partial(bare, digits32, digits, steps, False, label=label),
             "null": partial(bare, digits32, digits, steps, False, label=null),
-            "both": partial(bare, digits32, torch.cat([digits, digits]), steps, False, label=torch.cat([label, null])),
+            "both": partial(
+                bare,
+                digits32,
+                torch.cat([digits, digits]),
+                steps,
+                False,
+                label=torch.cat([label, null]),
+            ),
             "gradient": partial(bare, digits32.classifier, digits, steps, True),
             "image": partial(bare, sr3x4, torch.cat([sr3.cond, photos], dim=1), steps, False),
             "SR3": partial(ours, sr3x4, photos, steps, sr3, measurement),
         }
-        contenders.update({name: partial(ours, digits32, digits, steps, guidance) for name, guidance in guided.items()})
+        contenders.update(
+            {
+                name: partial(ours, digits32, digits, steps, guidance)
+                for name, guidance in guided.items()
+            }
+        )
         seconds = in_turn(contenders, rounds)
         two = seconds["label"] + seconds["null"]
         compared = [
             ("CFG, two calls", "two evaluations", two, len(digits)),
             ("CFG, one call", "two evaluations", two, len(digits)),
             ("CFG, one call", "one evaluation of 2 B", seconds["both"], len(digits)),
-            ("classifier", "an evaluation and a gradient of the classifier", seconds["null"] + seconds["gradient"], len(digits)),
+            (
+                "classifier",
+                "an evaluation and a gradient of the classifier",
+                seconds["null"] + seconds["gradient"],
+                len(digits),
+            ),
             ("SR3", "one evaluation", seconds["image"], len(photos)),
         ]
         for name, beside, bare_seconds, batch in compared:
@@ -185,25 +219,41 @@ def free(rounds: int) -> dict[str, Any]:
     """The network is one multiplication, so everything else is what is measured."""
     steps, batch = 100, 8
     denoiser = Denoiser(lambda x, t: 0.5 * x, predicts="eps", schedule=schedules.linear(1000))
-    classes = Denoiser(lambda x, t, label: 0.5 * x, predicts="eps", schedule=denoiser.schedule, num_classes=10)
+    classes = Denoiser(
+        lambda x, t, label: 0.5 * x, predicts="eps", schedule=denoiser.schedule, num_classes=10
+    )
     measurement, x = measured("inpaint", batch), state(batch)
     levels = Straight()(denoiser.schedule, steps)
     y, mask = measurement.y, measurement.operator.state["mask"].float()
-    pairs = [(float(t.alpha), float(t.sigma), float(s.alpha), float(s.sigma)) for t, s in zip(levels[:-1], levels[1:], strict=True)]
+    pairs = [
+        (float(t.alpha), float(t.sigma), float(s.alpha), float(s.sigma))
+        for t, s in zip(levels[:-1], levels[1:], strict=True)
+    ]
 
-    def by_hand(predict: Callable[[Tensor, float, float], tuple[Tensor, Tensor, Tensor | float]]) -> Tensor:
+    def by_hand(
+        predict: Callable[[Tensor, float, float], tuple[Tensor, Tensor, Tensor | float]],
+    ) -> Tensor:
         x_t = x.clone()
         for a_t, s_t, a_s, s_s in pairs:
             x0, eps, shift = predict(x_t, a_t, s_t)
             std = s_s / s_t * max(s_t**2 - (a_t / a_s * s_s) ** 2, 0) ** 0.5
-            x_t = (a_s * x0 + max(s_s**2 - std**2, 0) ** 0.5 * eps + std * torch.randn_like(x_t) - shift).detach()
+            x_t = (
+                a_s * x0
+                + max(s_s**2 - std**2, 0) ** 0.5 * eps
+                + std * torch.randn_like(x_t)
+                - shift
+            ).detach()
         return x_t
 
     def dps(x_t: Tensor, a_t: float, s_t: float) -> tuple[Tensor, Tensor, Tensor]:
         x_t = x_t.requires_grad_()
         eps = 0.5 * x_t
         x0 = (x_t - s_t * eps) / a_t
-        return x0, eps, ZETA * torch.autograd.grad((y - mask * x0).flatten(1).norm(dim=1).sum(), x_t)[0]
+        return (
+            x0,
+            eps,
+            ZETA * torch.autograd.grad((y - mask * x0).flatten(1).norm(dim=1).sum(), x_t)[0],
+        )
 
     def cfg(x_t: Tensor, a_t: float, s_t: float) -> tuple[Tensor, Tensor, float]:
         cond, uncond = 0.5 * x_t, 0.5 * x_t
@@ -227,7 +277,11 @@ def free(rounds: int) -> dict[str, Any]:
             "ms per step": round(1000 * seconds[name] / steps, 3),
             "by hand, ms": round(1000 * seconds[hand] / steps, 3),
         }
-        for name, hand in (("DPS", "DPS by hand"), ("CFG, two calls", "CFG by hand"), ("CFG, one call", "CFG by hand"))
+        for name, hand in (
+            ("DPS", "DPS by hand"),
+            ("CFG, two calls", "CFG by hand"),
+            ("CFG, one call", "CFG by hand"),
+        )
     }
 
 
@@ -249,7 +303,10 @@ def peers(rounds: int) -> dict[str, Any]:
         """The same network as a denoiser of x + noise n, by the nearest of its own times, as both peers' users write it."""
         alpha = (1 + noise**2).rsqrt()
         t = torch.searchsorted(ratio, noise.double().reshape(1)).clamp(max=999)
-        eps = net((alpha * x_ve).to(torch.float32).contiguous(memory_format=torch.channels_last), t.expand(len(x_ve)))
+        eps = net(
+            (alpha * x_ve).to(torch.float32).contiguous(memory_format=torch.channels_last),
+            t.expand(len(x_ve)),
+        )
         return (x_ve - noise * eps).clamp(-1, 1)
 
     class ForDeepinv(deepinv.models.Denoiser):
@@ -264,8 +321,12 @@ def peers(rounds: int) -> dict[str, Any]:
             return DiracPosterior(mean=x0_of(x_t / alpha, sigma / alpha))
 
     physics = deepinv.physics.Inpainting((3, 64, 64), mask=mask.expand(3, 64, 64))
-    theirs = deepinv.sampling.DPS(ForDeepinv(), num_steps=steps + 1, dtype=torch.float32)  # time points, one more than steps
-    azula = DPSSampler(ForAzula(), measurement.y, lambda x: mask * x, zeta=ZETA, steps=steps, silent=True)
+    theirs = deepinv.sampling.DPS(
+        ForDeepinv(), num_steps=steps + 1, dtype=torch.float32
+    )  # time points, one more than steps
+    azula = DPSSampler(
+        ForAzula(), measurement.y, lambda x: mask * x, zeta=ZETA, steps=steps, silent=True
+    )
     y01 = (measurement.y + mask) / 2
     contenders: dict[str, Callable[[], Any]] = {
         "invdiff, float32": lambda: ours(denoiser, x, steps, DPS(ZETA), measurement),
@@ -277,18 +338,29 @@ def peers(rounds: int) -> dict[str, Any]:
     memory = {name: peak_memory_mb(run) for name, run in contenders.items()}
     reference = seconds["invdiff, float32"]
     return {
-        name: {"seconds per image": round(s / batch, 4), "x invdiff float32": round(s / reference, 3), "peak MB": memory[name]}
+        name: {
+            "seconds per image": round(s / batch, 4),
+            "x invdiff float32": round(s / reference, 3),
+            "peak MB": memory[name],
+        }
         for name, s in seconds.items()
     }
 
 
 def operators(rounds: int) -> dict[str, Any]:
     found = {}
-    for name, parameters in (("sr", {"factor": 4}), ("blur", {"kernel": "gaussian", "sigma": 2.0}), ("inpaint", {}), ("colorize", {})):
+    for name, parameters in (
+        ("sr", {"factor": 4}),
+        ("blur", {"kernel": "gaussian", "sigma": 2.0}),
+        ("inpaint", {}),
+        ("colorize", {}),
+    ):
         operator = make_operator(name, **parameters).bind((3, 256, 256))
         assert isinstance(operator, LinearOperator)
         y = operator(state(4, 256))
-        found[f"{name} pinv, ms"] = round(1000 * in_turn({"pinv": partial(operator.pinv, y)}, 5 * rounds)["pinv"], 2)
+        found[f"{name} pinv, ms"] = round(
+            1000 * in_turn({"pinv": partial(operator.pinv, y)}, 5 * rounds)["pinv"], 2
+        )
     return found
 
 
@@ -296,23 +368,46 @@ def tiled(rounds: int) -> dict[str, Any]:
     denoiser = load_model("photo64", channels_last=True, tile=512, tile_overlap=64)
     found: dict[str, Any] = {}
     for name, guidance in (("DDIM", None), ("DPS", DPS(ZETA))):
-        steps = [partial(ours, denoiser, state(1, side), 1, guidance, measured("inpaint", 1, side)) for side in (512, 2048)]
-        small, large = (peak_memory_mb(step, warm_up=steps[0]) for step in steps)  # the large one takes minutes
-        found[f"{name} step, 512x512 windows"] = {"MB at 512x512": small, "MB at 2048x2048": large, "ratio": round(large / small, 2)}
+        steps = [
+            partial(ours, denoiser, state(1, side), 1, guidance, measured("inpaint", 1, side))
+            for side in (512, 2048)
+        ]
+        small, large = (
+            peak_memory_mb(step, warm_up=steps[0]) for step in steps
+        )  # the large one takes minutes
+        found[f"{name} step, 512x512 windows"] = {
+            "MB at 512x512": small,
+            "MB at 2048x2048": large,
+            "ratio": round(large / small, 2),
+        }
     x_t, level = state(1, 512), denoiser.schedule(200)
     windows: dict[str, Any] = {"tile": 256, "tile_overlap": 64}
-    whole, cut = (load_model("photo64", channels_last=True, **options)(x_t, level).x0 for options in ({}, windows))
+    whole, cut = (
+        load_model("photo64", channels_last=True, **options)(x_t, level).x0
+        for options in ({}, windows)
+    )
     error = (whole - cut).square().mean().sqrt() / 2
-    found["512x512 in windows of 256x256"] = {"difference to whole, RMS in [0, 1]": round(float(error), 5)}
+    found["512x512 in windows of 256x256"] = {
+        "difference to whole, RMS in [0, 1]": round(float(error), 5)
+    }
     return found
 
 
-PARTS = {"overhead": overhead, "conditional": conditional, "free": free, "peers": peers, "operators": operators, "tiled": tiled}
+PARTS = {
+    "overhead": overhead,
+    "conditional": conditional,
+    "free": free,
+    "peers": peers,
+    "operators": operators,
+    "tiled": tiled,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m invdiff.benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m invdiff.benchmarks.speed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, help="folder for speed.json")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
@@ -323,7 +418,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     found: dict[str, Any] = {"threads": args.threads, "torch": torch.__version__}
     for part in args.only:
         found[part] = PARTS[part](args.rounds)
-        rows = [{part: name, **(figures if isinstance(figures, dict) else {"measured": figures})} for name, figures in found[part].items()]
+        rows = [
+            {part: name, **(figures if isinstance(figures, dict) else {"measured": figures})}
+            for name, figures in found[part].items()
+        ]
         print(f"{markdown(rows)}\n", flush=True)
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,9 @@ def per_image(values: Mapping[tuple[int, int], float]) -> list[float]:
     return [fmean(of) for of in images.values()]
 
 
-def paired(a: Mapping[tuple[int, int], float], b: Mapping[tuple[int, int], float]) -> dict[str, Any]:
+def paired(
+    a: Mapping[tuple[int, int], float], b: Mapping[tuple[int, int], float]
+) -> dict[str, Any]:
     """:func:`interval` of the differences a - b per image, over the images and seeds that both have.
 
     The interval is that of the paired t-test: it excludes 0 where the test rejects at 5 %.

@@ -10,5 +10,9 @@ def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
     """A table of one line per row; its columns are the rows' keys in the order they turn up, what a row lacks stays empty."""
     rows = list(rows)
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns, ["---"] * len(columns), *([str(row.get(c, "")) for c in columns] for row in rows)]
+    lines = [
+        columns,
+        ["---"] * len(columns),
+        *([str(row.get(c, "")) for c in columns] for row in rows),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -25,15 +25,25 @@ sys.path.insert(0, str(DOCS))
 
 from prose import cell, markdown, sections, yaml_comments  # noqa: E402
 
-from invdiff import _HOME, itineraries, transitions  # noqa: E402
-from invdiff.cli import _parser  # noqa: E402
-from invdiff.config import protocols  # noqa: E402
-from invdiff.method import make_method  # noqa: E402
-from invdiff.operator import LinearOperator, Operator, SpectralOperator  # noqa: E402
-from invdiff.registry import list_plugins, load, make_operator  # noqa: E402
+from invdiff import _HOME  # noqa: E402
+from invdiff.commands.parser import _parser  # noqa: E402
+from invdiff.config.compose import protocols  # noqa: E402
+from invdiff.plugins.registry import list_plugins, load  # noqa: E402
+from invdiff.problem import (  # noqa: E402
+    LinearOperator,
+    Operator,
+    SpectralOperator,
+    make_operator,
+)
+from invdiff.sampling import make_method  # noqa: E402
 
 EXAMPLES: dict[str, dict[str, str]] = yaml.safe_load((DOCS / "examples.yaml").read_text())
-GROUPS = {"methods": "guidance", "operators": "operator", "transitions": "transition", "itineraries": "itinerary"}
+GROUPS = {
+    "methods": "guidance",
+    "operators": "operator",
+    "transitions": "transition",
+    "itineraries": "itinerary",
+}
 SOURCES = {  # what a link to a file of the repository means on the site
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -63,7 +73,15 @@ API = {
         "make_method",
         "list_plugins",
     ],
-    "contracts": ["Operator", "LinearOperator", "SpectralOperator", "Guidance", "Transition", "Itinerary", "Step"],
+    "contracts": [
+        "Operator",
+        "LinearOperator",
+        "SpectralOperator",
+        "Guidance",
+        "Transition",
+        "Itinerary",
+        "Step",
+    ],
 }
 MODULES = ("schedules", "transitions", "itineraries", "benchmarks.metrics", "images", "testing")
 
@@ -75,13 +93,18 @@ def method_page(name: str) -> str:
     """Paper, update, example, parameters, requirements and presets of a method."""
     factory = load("guidance", name)
     pieces = _pieces(name)
-    facts = [("Is a", " × ".join(_kind(p) for p in pieces) or "plain sampler"), ("Operators", _required(pieces))]
+    facts = [
+        ("Is a", " × ".join(_kind(p) for p in pieces) or "plain sampler"),
+        ("Operators", _required(pieces)),
+    ]
     if any(getattr(p, "particles", False) for p in pieces):
         facts.append(("Samples", "are one particle system: ask for many, `--num-samples 64`"))
     if any(getattr(p, "stateful", False) for p in pieces):
         facts.append(("Memory", "kept between steps: a transition that predicts once a step"))
     if given := [c for p in pieces for c in getattr(p, "sets", ())]:
-        facts.append(("Conditions", f"gives the network its {', '.join(given)}: stands first in a chain"))
+        facts.append(
+            ("Conditions", f"gives the network its {', '.join(given)}: stands first in a chain")
+        )
     facts += [("File", f"`guidance/{inspect.getmodule(factory).__name__.rsplit('.', 1)[-1]}.py`")]
     return _page(name, "methods", factory, facts) + _presets(name)
 
@@ -93,9 +116,21 @@ def operator_page(name: str) -> str:
     if isinstance(operator, SpectralOperator):
         kind = "linear with an exact singular value decomposition: adjoint, pseudo-inverse and prox in closed form"
     else:
-        kind = "linear: adjoint, pseudo-inverse and prox" if isinstance(operator, LinearOperator) else "nonlinear, differentiable"
-    takes = [f"[`{m}`](../methods/{m}.md)" for m in list_plugins("guidance") if all(isinstance(operator, r) for r in _requirements(m))]
-    facts = [("Kind", kind), ("Methods", ", ".join(takes)), ("File", f"`operators/{factory.__module__.rsplit('.', 1)[-1]}.py`")]
+        kind = (
+            "linear: adjoint, pseudo-inverse and prox"
+            if isinstance(operator, LinearOperator)
+            else "nonlinear, differentiable"
+        )
+    takes = [
+        f"[`{m}`](../methods/{m}.md)"
+        for m in list_plugins("guidance")
+        if all(isinstance(operator, r) for r in _requirements(m))
+    ]
+    facts = [
+        ("Kind", kind),
+        ("Methods", ", ".join(takes)),
+        ("File", f"`operators/{factory.__module__.rsplit('.', 1)[-1]}.py`"),
+    ]
     return _page(name, "operators", factory, facts)
 
 
@@ -111,7 +146,9 @@ def piece_page(name: str, kind: str, factory: Any) -> str:
     return _page(name, kind, factory, facts, own=inspect.cleandoc(factory.__doc__))
 
 
-def _page(name: str, kind: str, factory: Any, facts: list[tuple[str, str]], own: str | None = None) -> str:
+def _page(
+    name: str, kind: str, factory: Any, facts: list[tuple[str, str]], own: str | None = None
+) -> str:
     text = sections(own)[0] if own else inspect.cleandoc(inspect.getmodule(factory).__doc__ or "")
     rows = "".join(f"| **{what}** | {value} |\n" for what, value in facts)
     table = f"| | |\n| --- | --- |\n{rows}\n" if rows else ""
@@ -124,12 +161,20 @@ def _example(kind: str, name: str) -> str:
     if "FOLDER" in command:
         return f"{shown}No picture: this needs a latent network, and none ships in the package.\n\n"
     small = "invdiff solve" in command and "--input" not in command
-    caption = "\n/// caption\nThe same, with a photograph of 64×64 pixels as `--input`.\n///" if small else ""
+    caption = (
+        "\n/// caption\nThe same, with a photograph of 64×64 pixels as `--input`.\n///"
+        if small
+        else ""
+    )
     return f"{shown}![{command.splitlines()[-1]}](../pictures/{kind}-{name}.png){caption}\n\n"
 
 
 def _parameters(kind: str, name: str, factory: Any) -> str:
-    takes = {n: p for n, p in inspect.signature(factory).parameters.items() if n not in ("shape", "state")}
+    takes = {
+        n: p
+        for n, p in inspect.signature(factory).parameters.items()
+        if n not in ("shape", "state")
+    }
     if not takes:
         return "None."
     meanings, set_to = documented(kind, name, factory)
@@ -139,8 +184,13 @@ def _parameters(kind: str, name: str, factory: Any) -> str:
         there = set_to.get(parameter, p.default)
         differs = parameter in set_to and there is not None and not _same(there, p.default)
         note = f" (command line: `{there}`)" if differs else ""
-        rows.append(f"| `{parameter}` | `{_type(p.annotation)}` | `{default}`{note} | {cell(meanings.get(parameter, ''))} |")
-    made = {"methods": f'make_method("{name}", KEY=VALUE)', "operators": f'make_operator("{name}", KEY=VALUE)'}
+        rows.append(
+            f"| `{parameter}` | `{_type(p.annotation)}` | `{default}`{note} | {cell(meanings.get(parameter, ''))} |"
+        )
+    made = {
+        "methods": f'make_method("{name}", KEY=VALUE)',
+        "operators": f'make_operator("{name}", KEY=VALUE)',
+    }
     use = f"`{GROUPS[kind]}.KEY=VALUE` on the command line, `invdiff.{made.get(kind, f'{kind}.{factory.__name__}(KEY=VALUE)')}` in Python."
     head = "| name | type | default | |\n| --- | --- | --- | --- |\n"
     return f"{use}\n\n{head}" + "\n".join(rows) + "\n"
@@ -153,13 +203,19 @@ def documented(kind: str, name: str, factory: Any) -> tuple[dict[str, str], dict
     module = inspect.getmodule(factory)
     # The nearest last, which then counts: configuration, pieces, other classes of the module, the factory itself.
     sources: list[Any] = [type(p) for p in _pieces(name)] if kind == "methods" else []
-    sources += [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+    sources += [
+        c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__
+    ]
     if inspect.isclass(factory):
         sources += [c for c in reversed(factory.__mro__) if c.__module__.startswith("invdiff")]
     meanings = yaml_comments(text)[1]
     for source in [*sources, factory]:
         found = sections(source.__doc__)[1]
-        meanings |= {n: meaning for n, meaning in found.items() if n not in meanings or not re.match(r"(see|of) :", meaning)}
+        meanings |= {
+            n: meaning
+            for n, meaning in found.items()
+            if n not in meanings or not re.match(r"(see|of) :", meaning)
+        }
     return meanings, yaml.safe_load(text) or {}
 
 
@@ -201,7 +257,11 @@ def _required(pieces: list[Any]) -> str:
         return "none is looked at by the method's own pieces"
     strictest = max(required, key=lambda r: len(r.__mro__))
     said = "any" if strictest is Operator else strictest.wanted()
-    fits = [name for name in list_plugins("operators") if all(isinstance(make_operator(name), r) for r in required)]
+    fits = [
+        name
+        for name in list_plugins("operators")
+        if all(isinstance(make_operator(name), r) for r in required)
+    ]
     links = ", ".join(f"[`{name}`](../operators/{name}.md)" for name in fits)
     return f"{said}: {links}" if links else f"{said}, that of a latent network"
 
@@ -213,11 +273,17 @@ def _presets(method: str) -> str:
     for file in files:
         source, operator = file.stem.split(f"_{method}_", 1)
         comment, _ = yaml_comments(file.read_text())
-        values = "\n".join(line for line in file.read_text().splitlines() if not line.startswith("#"))
-        found.setdefault(source, []).append(f'??? note "{operator}"\n\n' + _indented(f"{markdown(comment)}\n\n```yaml\n{values}\n```\n"))
+        values = "\n".join(
+            line for line in file.read_text().splitlines() if not line.startswith("#")
+        )
+        found.setdefault(source, []).append(
+            f'??? note "{operator}"\n\n'
+            + _indented(f"{markdown(comment)}\n\n```yaml\n{values}\n```\n")
+        )
     titles = {"paper": "## As published\n\n`--preset paper` takes these.\n\n"}
     return "".join(
-        f"\n{titles.get(source, f'## Tuned for [{source}](../models/{source}.md)')}\n\n" + "\n".join(blocks)
+        f"\n{titles.get(source, f'## Tuned for [{source}](../models/{source}.md)')}\n\n"
+        + "\n".join(blocks)
         for source, blocks in found.items()
     )
 
@@ -233,7 +299,9 @@ def index(title: str, kind: str, names: Mapping[str, str]) -> str:
 
 
 def _first_sentence(docstring: str | None) -> str:
-    return re.split(r"(?<=[a-z)])[.:;](?:\s|$)|\n\n", inspect.cleandoc(docstring or ""))[0].replace("\n", " ")
+    return re.split(r"(?<=[a-z)])[.:;](?:\s|$)|\n\n", inspect.cleandoc(docstring or ""))[0].replace(
+        "\n", " "
+    )
 
 
 # Protocols, command line, API ----------------------------------------------------------------------------------------
@@ -250,7 +318,14 @@ def protocol_list() -> str:
         values = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
         block = f"### {name}\n\n{markdown(what.strip())}\n\n```sh\ninvdiff solve --operator {name} --method dps\n```\n\n"
         block += '??? note "Its values"\n\n' + _indented(f"```yaml\n{values}\n```\n")
-        parts.append(block + (f'\n!!! warning "Where repositories differ"\n\n{_indented(differ)}' if differ else ""))
+        parts.append(
+            block
+            + (
+                f'\n!!! warning "Where repositories differ"\n\n{_indented(differ)}'
+                if differ
+                else ""
+            )
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -260,13 +335,18 @@ def cli_page() -> str:
     parser = _parser()
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     text = "# Command line\n\n" + (parser.description or "") + "\n\n| command | |\n| --- | --- |\n"
-    text += "".join(f"| [`invdiff {c.dest}`](#invdiff-{c.dest}) | {c.help} |\n" for c in commands._choices_actions)
+    text += "".join(
+        f"| [`invdiff {c.dest}`](#invdiff-{c.dest}) | {c.help} |\n"
+        for c in commands._choices_actions
+    )
     for name, command in commands.choices.items():
         text += f"\n## invdiff {name}\n\n{command.description}\n\n```text\n{command.format_usage().removeprefix('usage: ')}```\n"
         for group in command._action_groups:
             actions = [a for a in group._group_actions if not isinstance(a, argparse._HelpAction)]
             if actions:
-                text += f"\n**{group.title}**\n\n| | |\n| --- | --- |\n" + "".join(map(_action, actions))
+                text += f"\n**{group.title}**\n\n| | |\n| --- | --- |\n" + "".join(
+                    map(_action, actions)
+                )
         if command.epilog:
             text += f"\n```text\n{command.epilog.strip()}\n```\n"
     return text
@@ -282,15 +362,26 @@ def _action(action: argparse.Action) -> str:
 def api_pages() -> dict[str, str]:
     """Public names and modules, for mkdocstrings."""
     listed = {n for names in API.values() for n in names}
-    assert listed == {n for n, home in _HOME.items() if home not in MODULES}, "API must list the public names of invdiff"
-    titles = {"solve": "Solving and generating", "pieces": "Networks, measurements, methods", "contracts": "Contracts"}
+    assert listed == {n for n, home in _HOME.items() if home not in MODULES}, (
+        "API must list the public names of invdiff"
+    )
+    titles = {
+        "solve": "Solving and generating",
+        "pieces": "Networks, measurements, methods",
+        "contracts": "Contracts",
+    }
     pages = {
         f"api/{page}.md": f"# {titles[page]}\n\n"
-        + "\n\n".join(f"::: invdiff.{_HOME[n]}.{n}\n    options:\n      heading_level: 2\n      show_root_full_path: false" for n in names)
+        + "\n\n".join(
+            f"::: invdiff.{_HOME[n]}.{n}\n    options:\n      heading_level: 2\n      show_root_full_path: false"
+            for n in names
+        )
         for page, names in API.items()
     }
     for module in MODULES:
-        pages[f"api/{module}.md"] = f"# invdiff.{module}\n\n::: invdiff.{module}\n    options:\n      show_root_heading: false\n"
+        pages[f"api/{module}.md"] = (
+            f"# invdiff.{module}\n\n::: invdiff.{module}\n    options:\n      show_root_heading: false\n"
+        )
     return pages
 
 
@@ -301,28 +392,58 @@ def pages() -> dict[str, str]:
     """Path below the site -> Markdown, of every generated page and every hand-written one whose links change."""
     made = {f"methods/{name}.md": method_page(name) for name in list_plugins("guidance")}
     made |= {f"operators/{name}.md": operator_page(name) for name in list_plugins("operators")}
-    groups: dict[str, Mapping[str, Callable[..., Any]]] = {"transitions": transitions.BY_NAME, "itineraries": itineraries.BY_NAME}
+    groups: dict[str, Mapping[str, Callable[..., Any]]] = {
+        kind: {name: load(kind, name) for name in list_plugins(kind)}
+        for kind in ("transitions", "itineraries")
+    }
     for kind, known in groups.items():
-        made |= {f"{kind}/{name}.md": piece_page(name, kind, factory) for name, factory in known.items()}
+        made |= {
+            f"{kind}/{name}.md": piece_page(name, kind, factory) for name, factory in known.items()
+        }
         about = {name: _first_sentence(factory.__doc__) for name, factory in known.items()}
         made[f"{kind}/index.md"] = index(kind.capitalize(), kind, about) + _INTRODUCTIONS[kind]
-    cards = {name: (ROOT / "invdiff" / "zoo" / name / "README.md") for name in list_plugins("models")}
-    made |= {f"models/{name}.md": _card(name, card.read_text()) for name, card in cards.items() if card.exists()}
-    made["models/index.md"] = index("Models", "models", {name: _first_sentence(load("models", name).__doc__) for name in cards})
+    cards = {
+        name: (ROOT / "invdiff" / "zoo" / name / "README.md") for name in list_plugins("models")
+    }
+    made |= {
+        f"models/{name}.md": _card(name, card.read_text())
+        for name, card in cards.items()
+        if card.exists()
+    }
+    made["models/index.md"] = index(
+        "Models", "models", {name: _first_sentence(load("models", name).__doc__) for name in cards}
+    )
     made["cli.md"] = cli_page()
     made |= api_pages()
-    for source, page in (("README.md", "index.md"), ("CONTRIBUTING.md", "contributing.md"), ("CHANGELOG.md", "changelog.md")):
+    for source, page in (
+        ("README.md", "index.md"),
+        ("CONTRIBUTING.md", "contributing.md"),
+        ("CHANGELOG.md", "changelog.md"),
+    ):
         made[page] = relinked((ROOT / source).read_text(), source, page)
     for file in sorted(DOCS.glob("*.md")):
         made[file.name] = relinked(file.read_text(), f"docs/{file.name}", file.name)
-    made |= {page: WIDE + made[page] for page in ("methods.md", "operators.md", "measurements.md", "exactness.md")}
+    made |= {
+        page: WIDE + made[page]
+        for page in ("methods.md", "operators.md", "measurements.md", "exactness.md")
+    }
     made["index.md"] = "---\nhide: [navigation, toc]\n---\n\n" + made["index.md"]
     made["reproducing.md"] += "\n" + protocol_list()
     for kind in ("methods", "operators", "transitions", "itineraries", "models"):
-        names = sorted(p.removeprefix(f"{kind}/") for p in made if p.startswith(f"{kind}/") and not p.endswith("index.md"))
+        names = sorted(
+            p.removeprefix(f"{kind}/")
+            for p in made
+            if p.startswith(f"{kind}/") and not p.endswith("index.md")
+        )
         overview = f"../{kind}.md" if f"{kind}.md" in made else "index.md"
-        made[f"{kind}/SUMMARY.md"] = f"* [Overview]({overview})\n" + "".join(f"* [{n.removesuffix('.md')}]({n})\n" for n in names)
-    made["api/SUMMARY.md"] = "".join(f"* [{_title(text)}]({p.removeprefix('api/')})\n" for p, text in made.items() if p.startswith("api/"))
+        made[f"{kind}/SUMMARY.md"] = f"* [Overview]({overview})\n" + "".join(
+            f"* [{n.removesuffix('.md')}]({n})\n" for n in names
+        )
+    made["api/SUMMARY.md"] = "".join(
+        f"* [{_title(text)}]({p.removeprefix('api/')})\n"
+        for p, text in made.items()
+        if p.startswith("api/")
+    )
     return made
 
 
@@ -339,7 +460,11 @@ def _title(text: str) -> str:
 
 def _card(name: str, text: str) -> str:
     """A model card: its front matter is for the hub."""
-    return relinked(re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL), f"invdiff/zoo/{name}/README.md", f"models/{name}.md")
+    return relinked(
+        re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL),
+        f"invdiff/zoo/{name}/README.md",
+        f"models/{name}.md",
+    )
 
 
 def relinked(text: str, source: str, page: str) -> str:
@@ -360,7 +485,9 @@ def relinked(text: str, source: str, page: str) -> str:
             if not (ROOT / wanted).exists():
                 raise ValueError(f"{source} links to {target}, which does not exist")
             return label
-        return f"[{label}]({posixpath.relpath(there, posixpath.dirname(page) or '.')}{hash_}{anchor})"
+        return (
+            f"[{label}]({posixpath.relpath(there, posixpath.dirname(page) or '.')}{hash_}{anchor})"
+        )
 
     return re.sub(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)", change, text)
 
@@ -373,11 +500,15 @@ def tutorial() -> tuple[str, dict[str, bytes]]:
     from traitlets.config import Config
 
     notebook = jupytext.read(DOCS / "tutorial.py")
-    NotebookClient(notebook, timeout=900, config=Config(KernelManager={"transport": "ipc"})).execute()
+    NotebookClient(
+        notebook, timeout=900, config=Config(KernelManager={"transport": "ipc"})
+    ).execute()
     for ran in notebook.cells:
         if ran.cell_type == "code":  # without progress bars and their like
             ran.outputs = [o for o in ran.outputs if o.get("name") != "stderr"]
-    text, resources = MarkdownExporter().from_notebook_node(notebook, {"unique_key": "tutorial", "output_files_dir": "tutorial"})
+    text, resources = MarkdownExporter().from_notebook_node(
+        notebook, {"unique_key": "tutorial", "output_files_dir": "tutorial"}
+    )
     return WIDE + relinked(text, "docs/tutorial.py", "tutorial.md"), resources["outputs"]
 
 

@@ -27,4 +27,6 @@ def on_post_build(config: Any, **kwargs: Any) -> None:
     site = Path(config["site_dir"])
     for file in sorted([*site.rglob("*.html"), *site.rglob("*.css")]):
         if found := remote(file.read_text()):
-            raise PluginError(f"{file.relative_to(site)} loads {found[0]}; the site must work without a network")
+            raise PluginError(
+                f"{file.relative_to(site)} loads {found[0]}; the site must work without a network"
+            )

@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 import invdiff
-from invdiff import Measurement, Prediction, Step, cli, images
+from invdiff import Measurement, Prediction, Step, images
+from invdiff.commands import parser as cli
 from invdiff.guidance.dps import DPS
 from invdiff.sampling import Denoise, Progress
 
@@ -30,8 +31,14 @@ SIDE = 192  # of a panel: a whole multiple of the images
 
 def main(names: list[str]) -> None:
     examples = yaml.safe_load((DOCS / "examples.yaml").read_text())
-    known = {f"{kind}-{name}": command for kind, commands in examples.items() for name, command in commands.items()}
-    for name in names or [name for name in (*known, "concept") if not (DOCS / "pictures" / f"{name}.png").exists()]:
+    known = {
+        f"{kind}-{name}": command
+        for kind, commands in examples.items()
+        for name, command in commands.items()
+    }
+    for name in names or [
+        name for name in (*known, "concept") if not (DOCS / "pictures" / f"{name}.png").exists()
+    ]:
         if name == "concept":
             _save(concept(), name)
         elif "FOLDER" not in known[name]:
@@ -85,7 +92,9 @@ class Watched(DPS):
 
     seen: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list, compare=False)
 
-    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction:
         moved = super().__call__(denoise, x_t, step, measurement)
         plain = (x_t - step.t.sigma * moved.eps) / step.t.alpha  # DPS moves x0 and keeps eps
         self.seen.append((x_t.detach(), plain, moved.x0))

@@ -15,12 +15,17 @@ CODE = re.compile(r"(``.+?``|`[^`]+`)", flags=re.DOTALL)
 def markdown(text: str) -> str:
     """A docstring's prose and indented blocks, with Sphinx roles as code, papers as links and the stars of mathematics kept."""
     blocks = re.split(r"(\n{2,})", text)
-    return "".join(_shown(block) if block.startswith(("    ", "\n")) else _paragraph(block) for block in blocks)
+    return "".join(
+        _shown(block) if block.startswith(("    ", "\n")) else _paragraph(block) for block in blocks
+    )
 
 
 def cell(text: str) -> str:
     """One line of prose as a cell of a table."""
-    return "".join(part if i % 2 else part.replace("|", "&#124;") for i, part in enumerate(CODE.split(markdown(text))))
+    return "".join(
+        part if i % 2 else part.replace("|", "&#124;")
+        for i, part in enumerate(CODE.split(markdown(text)))
+    )
 
 
 def docstring(text: str) -> str:
@@ -28,7 +33,9 @@ def docstring(text: str) -> str:
     start = SECTION.search(text)
     if start is None:
         return markdown(text)
-    return markdown(text[: start.start()]) + _inline(ROLE.sub(lambda role: f"`{_name(role)}`", text[start.start() :]))
+    return markdown(text[: start.start()]) + _inline(
+        ROLE.sub(lambda role: f"`{_name(role)}`", text[start.start() :])
+    )
 
 
 def _shown(block: str) -> str:
@@ -66,7 +73,9 @@ def sections(docstring: str | None) -> tuple[str, dict[str, str]]:
     parameters = dict[str, str]()
     for title, body in zip(parts[1::2], parts[2::2], strict=True):
         if title in ("Args", "Attributes"):
-            for entry in re.findall(r"^(\S.*(?:\n[ \t]+.*)*)", dedent(body).strip("\n"), flags=re.MULTILINE):
+            for entry in re.findall(
+                r"^(\S.*(?:\n[ \t]+.*)*)", dedent(body).strip("\n"), flags=re.MULTILINE
+            ):
                 names, colon, meaning = entry.partition(":")
                 for name in names.split(",") if colon else ():
                     parameters[name.strip().lstrip("*")] = " ".join(meaning.split())
@@ -75,7 +84,12 @@ def sections(docstring: str | None) -> tuple[str, dict[str, str]]:
 
 def yaml_comments(text: str) -> tuple[str, dict[str, str]]:
     """The comment a file starts with, and those behind its keys, which may go on in lines of their own."""
-    head = [line[2:] for line in re.findall(r"\A(?:#[^\n]*\n)+", text) for line in line.splitlines() if not line.startswith("# @")]
+    head = [
+        line[2:]
+        for line in re.findall(r"\A(?:#[^\n]*\n)+", text)
+        for line in line.splitlines()
+        if not line.startswith("# @")
+    ]
     comments, last = dict[str, str](), ""
     for line in text.splitlines():
         if found := re.match(r"\s*(\w+):[^#]*(?:#\s*(.*))?$", line):

@@ -43,7 +43,9 @@ denoiser
 
 # %%
 level = denoiser.schedule(torch.tensor(250))
-noisy = level.alpha * (2 * x - 1) + level.sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+noisy = level.alpha * (2 * x - 1) + level.sigma * torch.randn(
+    x.shape, generator=torch.Generator().manual_seed(0)
+)
 with torch.no_grad():
     prediction = denoiser(noisy.float(), level)
 show(x_t=(noisy.float() + 1) / 2, x0=(prediction.x0 + 1) / 2)
@@ -68,7 +70,9 @@ show(truth=x, **{label: result.x for label, result in results.items()})
 def score(results):
     for label, result in results.items():
         quality = f"PSNR {psnr(result.x, x).item():.2f} dB, LPIPS {lpips(result.x, x).item():.3f}"
-        print(f"{label:8} {quality}, {result.nfe:.0f} evaluations forward, {result.nbe:.0f} backward")
+        print(
+            f"{label:8} {quality}, {result.nfe:.0f} evaluations forward, {result.nbe:.0f} backward"
+        )
 
 
 score(results)
@@ -87,7 +91,9 @@ several.samples.shape
 show(one=several.x, mean=several.mean, std=std_map(several.std), error=error_map(several.mean, x))
 
 # %%
-print(f"one sample {psnr(several.x, x).item():.2f} dB, mean of six {psnr(several.mean, x).item():.2f} dB")
+print(
+    f"one sample {psnr(several.x, x).item():.2f} dB, mean of six {psnr(several.mean, x).item():.2f} dB"
+)
 
 # %% [markdown]
 # ## A method of your own
@@ -128,8 +134,12 @@ score(results)
 # %%
 from invdiff.transitions import DDIM, Renoise
 
-results["renoise"] = invdiff.solve(measurement, denoiser, Pull(), steps=50, seed=0, transition=Renoise())
-results["ddim 20"] = invdiff.solve(measurement, denoiser, Pull(), steps=20, seed=0, transition=DDIM(1.0))
+results["renoise"] = invdiff.solve(
+    measurement, denoiser, Pull(), steps=50, seed=0, transition=Renoise()
+)
+results["ddim 20"] = invdiff.solve(
+    measurement, denoiser, Pull(), steps=20, seed=0, transition=DDIM(1.0)
+)
 score(results)
 
 # %%
@@ -142,7 +152,11 @@ show(truth=x, **{label: result.x for label, result in results.items()})
 # %%
 from invdiff.testing import check_guidance
 
-print(check_guidance(Pull(), only=["shapes", "finite", "batch", "own_noise", "global_rng", "networks"]))
+print(
+    check_guidance(
+        Pull(), only=["shapes", "finite", "batch", "own_noise", "global_rng", "networks"]
+    )
+)
 
 # %% [markdown]
 # To give it a name of its own, `invdiff new-plugin pull --kind guidance` starts a package: [Writing a plug-in](writing-a-plugin.md). To

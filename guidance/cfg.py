@@ -24,10 +24,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from invdiff.denoiser import Prediction
-from invdiff.measurement import Measurement
-from invdiff.operator import Operator
-from invdiff.sampling import Denoise, Guidance, Setting, Step, out_of_memory, tiled
+from invdiff.memory import out_of_memory
+from invdiff.network import Prediction
+from invdiff.problem import Measurement, Operator
+from invdiff.sampling import Denoise, Guidance, Setting, Step
+from invdiff.sampling.step import tiled
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,30 @@ class CFG(Guidance):
     def __post_init__(self) -> None:
         if not isinstance(self.w, Tensor) and not (_is_number(self.w) and math.isfinite(self.w)):
             raise ValueError(f"w must be a finite number or a map, got {self.w!r}")
-        if not (_is_number(self.rescale) and isinstance(self.plus, bool) and isinstance(self.batched, bool)):
+        if not (
+            _is_number(self.rescale)
+            and isinstance(self.plus, bool)
+            and isinstance(self.batched, bool)
+        ):
             raise ValueError(
                 f"rescale is a number, plus and batched are true or false; got {self.rescale!r}, {self.plus!r}, {self.batched!r}"
             )
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale must be in [0, 1], got {self.rescale}")
         if self.plus and not isinstance(self.w, Tensor) and not 0 <= self.w <= 1:
-            raise ValueError(f"CFG++ interpolates: w must be in [0, 1] with plus=True, got {self.w}")
+            raise ValueError(
+                f"CFG++ interpolates: w must be in [0, 1] with plus=True, got {self.w}"
+            )
         way = self.interval
-        if way is not None and not (isinstance(way, Sequence) and len(way) == 2 and all(map(_is_number, way)) and 0 <= way[0] < way[1]):
-            raise ValueError(f"interval must be (low, high) of sigma/alpha with 0 <= low < high, got {self.interval}")
+        if way is not None and not (
+            isinstance(way, Sequence)
+            and len(way) == 2
+            and all(map(_is_number, way))
+            and 0 <= way[0] < way[1]
+        ):
+            raise ValueError(
+                f"interval must be (low, high) of sigma/alpha with 0 <= low < high, got {self.interval}"
+            )
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -86,16 +100,22 @@ class CFG(Guidance):
                     f"{'not given: ' + ', '.join(absent) if absent else 'leave out label='}"
                 )
             label = {name: setting.cond[name] for name in self.negative}
-            negative = {name: _like(name, value, label[name]) for name, value in self.negative.items()}
+            negative = {
+                name: _like(name, value, label[name]) for name, value in self.negative.items()
+            }
         else:
             given = setting.cond.get("label")
             if self.label is not None and given is not None:
                 raise ValueError("the label is given twice, to CFG and to the run; leave one out")
             chosen: Any = given if self.label is None else self.label
             if denoiser.num_classes is None:
-                raise ValueError(f"{denoiser.name} is not class-conditional, so classifier-free guidance has nothing to guide towards")
+                raise ValueError(
+                    f"{denoiser.name} is not class-conditional, so classifier-free guidance has nothing to guide towards"
+                )
             if chosen is None:
-                raise ValueError(f"classifier-free guidance needs a label, one of 0..{denoiser.num_classes - 1}")
+                raise ValueError(
+                    f"classifier-free guidance needs a label, one of 0..{denoiser.num_classes - 1}"
+                )
             compares = isinstance(self.w, Tensor) or self.w != 1 or self.plus
             if compares and self.negative is None and denoiser.null_label is None:
                 raise ValueError(
@@ -103,17 +123,32 @@ class CFG(Guidance):
                     "dropout (null_label= says which label it is), or negative=LABEL"
                 )
             label = {"label": denoiser.labels(chosen, images).to(setting.device)}
-            negative = {"label": denoiser.labels(self.negative, images).to(setting.device)} if compares else label
+            negative = (
+                {"label": denoiser.labels(self.negative, images).to(setting.device)}
+                if compares
+                else label
+            )
         return replace(self, label=label, negative=negative, w=_map(self.w, setting, self.plus))
 
-    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction:
         if not isinstance(self.label, Mapping):
             raise TypeError("CFG is bound to a run before it is called: CFG(...).bind(setting)")
-        label, negative = ({k: tiled(v, x_t) for k, v in branch.items()} for branch in (self.label, self.negative))  # type: ignore[union-attr]
-        if self.interval is not None and not self.interval[0] < float(step.t.ratio) <= self.interval[1]:
+        label, negative = (
+            {k: tiled(v, x_t) for k, v in branch.items()}
+            for branch in (self.label, self.negative)
+            if isinstance(branch, Mapping)
+        )
+        if (
+            self.interval is not None
+            and not self.interval[0] < float(step.t.ratio) <= self.interval[1]
+        ):
             return denoise(x_t, step.t, **label)
         w = tiled(self.w, x_t) if isinstance(self.w, Tensor) else self.w
-        if isinstance(w, float | int) and ((w == 1 and not self.plus) or (w == 0 and not self.rescale)):
+        if isinstance(w, float | int) and (
+            (w == 1 and not self.plus) or (w == 0 and not self.rescale)
+        ):
             return denoise(x_t, step.t, **(label if w else negative))  # one branch is all it takes
         cond, uncond = self._both(denoise, x_t, step, label, negative)
         p = cond.move((w - 1) * (cond.x0 - uncond.x0))
@@ -123,20 +158,32 @@ class CFG(Guidance):
         return replace(p, eps=uncond.clip().eps) if self.plus else p
 
     def _both(
-        self, denoise: Denoise, x_t: Tensor, step: Step, label: dict[str, Tensor], negative: dict[str, Tensor]
+        self,
+        denoise: Denoise,
+        x_t: Tensor,
+        step: Step,
+        label: dict[str, Tensor],
+        negative: dict[str, Tensor],
     ) -> tuple[Prediction, Prediction]:
         """The conditional and the unconditional prediction, not clipped yet."""
         if self.batched and "separate" not in step.memory:
             try:
                 conditions = {k: torch.cat([v, negative[k]]) for k, v in label.items()}
-                cond, uncond = denoise(torch.cat([x_t, x_t]), step.t, clip_x0=False, **conditions).chunk(2)
+                cond, uncond = denoise(
+                    torch.cat([x_t, x_t]), step.t, clip_x0=False, **conditions
+                ).chunk(2)
                 return cond, uncond
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
                 step.memory["separate"] = True
-                warnings.warn("out of memory; going on with the two branches of CFG one after the other", stacklevel=2)
-        return denoise(x_t, step.t, clip_x0=False, **label), denoise(x_t, step.t, clip_x0=False, **negative)
+                warnings.warn(
+                    "out of memory; going on with the two branches of CFG one after the other",
+                    stacklevel=2,
+                )
+        return denoise(x_t, step.t, clip_x0=False, **label), denoise(
+            x_t, step.t, clip_x0=False, **negative
+        )
 
 
 def _is_number(value: Any) -> bool:
@@ -162,13 +209,21 @@ def _map(w: float | Tensor, setting: Setting, plus: bool) -> float | Tensor:
     if not isinstance(w, Tensor):
         return w
     images, _, *size = setting.shape
-    allowed = [(), tuple(size), (images, 1, *size), (1, 1, *size), (images, *(1,) * (len(size) + 1))]
+    allowed = [
+        (),
+        tuple(size),
+        (images, 1, *size),
+        (1, 1, *size),
+        (images, *(1,) * (len(size) + 1)),
+    ]
     if tuple(w.shape) not in allowed:
         raise ValueError(
             f"w must be a number, a map {tuple(size)} or {(images, 1, *size)}, or one number per image {allowed[-1]}, got shape {tuple(w.shape)}"
         )
     if not w.is_meta and not bool((((w >= 0) & (w <= 1)) if plus else w.isfinite()).all()):
-        raise ValueError(f"a map of w must be {'in [0, 1] for CFG++' if plus else 'finite everywhere'}")
+        raise ValueError(
+            f"a map of w must be {'in [0, 1] for CFG++' if plus else 'finite everywhere'}"
+        )
     return w.to(setting.device, setting.dtype).expand(images, 1, *size)
 
 
@@ -177,4 +232,6 @@ def _rescaled(p: Prediction, cond: Prediction, phi: float) -> Prediction:
     std: Any = [v.flatten(1).std(dim=1).view(-1, *(1,) * (v.ndim - 1)) for v in (cond.v, p.v)]
     change = phi * (std[0] / std[1] - 1) * p.v
     alpha, sigma = p.level.alpha, p.level.sigma
-    return p.move(-sigma / (alpha**2 + sigma**2) * change)  # x0 = (alpha x_t − sigma v) / (alpha² + sigma²)
+    return p.move(
+        -sigma / (alpha**2 + sigma**2) * change
+    )  # x0 = (alpha x_t − sigma v) / (alpha² + sigma²)

@@ -23,13 +23,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from invdiff.classifier import NoisyClassifier
-from invdiff.denoiser import Prediction, check_labels
-from invdiff.measurement import Measurement
-from invdiff.method import Method
-from invdiff.operator import Operator
-from invdiff.sampling import Denoise, Guidance, Setting, Step, Transition, tiled
-from invdiff.transitions import DDIM, DDPM
+from invdiff.network import NoisyClassifier, Prediction
+from invdiff.network.conditions import check_labels
+from invdiff.problem import Measurement, Operator
+from invdiff.sampling import Denoise, Guidance, Method, Setting, Step, Transition
+from invdiff.sampling.step import tiled
+from invdiff.transitions import DDPM, Ancestral
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class ClassifierGuidance(Guidance):
     Args:
         label: the class y for all images, or one for each; by default what the run itself gives the network.
         s: the gradient scale.
-        classifier: a :class:`~invdiff.classifier.NoisyClassifier`, a callable ``classifier(x_t, t) -> logits`` on the network's
+        classifier: a :class:`~invdiff.network.NoisyClassifier`, a callable ``classifier(x_t, t) -> logits`` on the network's
             schedule, or the folder of one; by default the classifier that comes with the model.
         log_prob: in its place, ``log_prob(x_t, level)`` or ``log_prob(x0)``: differentiable, one value per image. x_t is the
             network's state, in its range; x0 is what the user gets, images in [0, 1] for image networks, decoded for latent ones.
@@ -62,9 +61,13 @@ class ClassifierGuidance(Guidance):
         if self.of not in ("x_t", "x0"):
             raise ValueError(f"of must be 'x_t' or 'x0', got {self.of!r}")
         if self.of == "x0" and self.log_prob is None:
-            raise ValueError("of='x0' needs log_prob=, a differentiable function of the estimate; a noise-aware classifier is of x_t")
+            raise ValueError(
+                "of='x0' needs log_prob=, a differentiable function of the estimate; a noise-aware classifier is of x_t"
+            )
         if self.log_prob is not None and (self.label is not None or self.classifier is not None):
-            raise ValueError("log_prob= stands in the place of a classifier and its label; give one or the other")
+            raise ValueError(
+                "log_prob= stands in the place of a classifier and its label; give one or the other"
+            )
 
     def bind(self, setting: Setting) -> ClassifierGuidance:
         if self.log_prob is not None:
@@ -74,7 +77,9 @@ class ClassifierGuidance(Guidance):
             low, high = setting.denoiser.image_range or (0.0, 1.0)
 
             def of_image(x0: Tensor) -> Tensor:
-                return own(((x0 if autoencoder is None else autoencoder.decode(x0)) - low) / (high - low))
+                return own(
+                    ((x0 if autoencoder is None else autoencoder.decode(x0)) - low) / (high - low)
+                )
 
             return replace(self, log_prob=of_image)
         classifier = self.classifier or setting.denoiser.classifier
@@ -83,20 +88,28 @@ class ClassifierGuidance(Guidance):
                 f"{setting.denoiser.name} comes without a noise-aware classifier; give classifier=, or log_prob= for any differentiable function"
             )
         if isinstance(classifier, str | Path):
-            from invdiff.models import load_classifier
+            from invdiff.loading import load_classifier
 
             classifier = load_classifier(classifier).to(setting.device)
         if not isinstance(classifier, NoisyClassifier):
-            name = type(classifier).__name__ if isinstance(classifier, torch.nn.Module) else getattr(classifier, "__name__", "classifier")
+            name = (
+                type(classifier).__name__
+                if isinstance(classifier, torch.nn.Module)
+                else getattr(classifier, "__name__", "classifier")
+            )
             classifier = NoisyClassifier(classifier, schedule=setting.denoiser.schedule, name=name)
         classes = classifier.classes(setting.shape[1:], device=setting.device, dtype=setting.dtype)
         label = setting.cond.get("label") if self.label is None else self.label
         if label is None:
-            raise ValueError(f"classifier guidance needs to know which class: give label=, one of 0..{classes - 1}")
+            raise ValueError(
+                f"classifier guidance needs to know which class: give label=, one of 0..{classes - 1}"
+            )
         label = check_labels(label, setting.shape[0], classes, classifier.name).to(setting.device)
         return replace(self, label=label, classifier=classifier)
 
-    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction:
         if step.t.alpha == 0 or self.s == 0:  # pure noise says nothing about the class
             return denoise(x_t, step.t)
         p, grad = self.gradient(denoise, x_t, step)
@@ -104,7 +117,9 @@ class ClassifierGuidance(Guidance):
 
     def gradient(self, denoise: Denoise, x_t: Tensor, step: Step) -> tuple[Prediction, Tensor]:
         """The prediction at x_t, and grad_{x_t} log p(y | x_t, t)."""
-        outer = torch.is_grad_enabled() and x_t.requires_grad  # another guidance differentiates through this one
+        outer = (
+            torch.is_grad_enabled() and x_t.requires_grad
+        )  # another guidance differentiates through this one
         with torch.enable_grad():
             x = x_t if outer else x_t.detach().requires_grad_()
             if self.of == "x0":
@@ -115,19 +130,25 @@ class ClassifierGuidance(Guidance):
                     p = denoise(x_t, step.t)
                 log_p = self._of_x_t(x, step)
             if log_p.shape != x.shape[:1]:
-                raise ValueError(f"log_prob must return one value per image, ({len(x)},), got shape {tuple(log_p.shape)}")
+                raise ValueError(
+                    f"log_prob must return one value per image, ({len(x)},), got shape {tuple(log_p.shape)}"
+                )
             if not log_p.requires_grad:
                 raise ValueError(
                     "log_prob does not depend on its argument in a way that can be differentiated; is something detached in it?"
                 )
-            (grad,) = torch.autograd.grad(log_p.sum(), x, create_graph=outer)  # the sum keeps the images' gradients apart
+            (grad,) = torch.autograd.grad(
+                log_p.sum(), x, create_graph=outer
+            )  # the sum keeps the images' gradients apart
         return p if outer else p.detach(), grad
 
     def _of_x_t(self, x: Tensor, step: Step) -> Tensor:
         if self.log_prob is not None:
             return self.log_prob(x, step.t)
         if not (isinstance(self.classifier, NoisyClassifier) and isinstance(self.label, Tensor)):
-            raise TypeError("ClassifierGuidance is bound to a run before it is called: ClassifierGuidance(...).bind(setting)")
+            raise TypeError(
+                "ClassifierGuidance is bound to a run before it is called: ClassifierGuidance(...).bind(setting)"
+            )
         return self.classifier(x, step.t).gather(1, tiled(self.label, x)[:, None])[:, 0]
 
     def _of_x0(self, p: Prediction) -> Tensor:
@@ -149,21 +170,29 @@ class MeanShift(Transition):
         guidance: whose gradient and scale s are taken.
     """
 
-    inner: DDPM | DDIM = field(default_factory=DDPM)
+    inner: Ancestral = field(default_factory=DDPM)
     guidance: ClassifierGuidance = field(default_factory=ClassifierGuidance)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.inner, DDPM | DDIM):
-            raise ValueError(f"MeanShift needs a transition whose variance it knows, DDPM or DDIM(eta), got {self.inner}")
+        if not isinstance(self.inner, Ancestral):
+            raise ValueError(
+                f"MeanShift needs a transition whose variance it knows, DDPM or DDIM(eta), got {self.inner}"
+            )
         if self.inner.deterministic:
             raise ValueError(
                 f"MeanShift shifts by the variance, but {self.inner} draws no noise; use ClassifierGuidance, or DDIM(eta) with eta > 0"
             )
 
     def around(self, inner: Transition) -> Transition:
-        return inner if isinstance(inner, MeanShift) else replace(self, inner=self.inner.around(inner) or inner)  # type: ignore[arg-type]  # __post_init__ refuses others
+        return (
+            inner
+            if isinstance(inner, MeanShift)
+            else replace(self, inner=self.inner.around(inner) or inner)  # type: ignore[arg-type]
+        )  # __post_init__ refuses others
 
-    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
+    def down(
+        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Tensor:
         p, grad = self.guidance.gradient(predict, x_t, step)
         x_s = self.inner.down(lambda *_, **__: p, x_t, step, measurement)
         std: Any = self.inner.noise_std(p, step.t, step.s)

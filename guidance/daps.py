@@ -29,11 +29,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from invdiff.denoiser import Prediction
-from invdiff.measurement import Measurement
-from invdiff.method import Method
-from invdiff.operator import LinearOperator
-from invdiff.sampling import Denoise, Guidance, Itinerary, Setting, Step
+from invdiff.network import Prediction
+from invdiff.problem import LinearOperator, Measurement
+from invdiff.sampling import Denoise, Guidance, Itinerary, Method, Setting, Step
 from invdiff.schedules import Level, Schedule, karras
 from invdiff.transitions import Renoise
 
@@ -84,7 +82,9 @@ class DAPS(Guidance):
                 )
         return bound
 
-    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction:
         assert measurement is not None
         p, x0 = self.flow(denoise, x_t, step)
         draw = self.solved if self.exact else self.langevin
@@ -98,7 +98,9 @@ class DAPS(Guidance):
         """The prediction at t, and the end of the probability-flow ODE."""
         high = float(step.t.ratio)
         if high == math.inf:
-            raise ValueError("the ODE of DAPS needs signal in the state: start just below alpha = 0, as its own itinerary does")
+            raise ValueError(
+                "the ODE of DAPS needs signal in the state: start just below alpha = 0, as its own itinerary does"
+            )
         p = first = denoise(x_t, step.t)
         for ratio in karras(high, min(ODE_END, high), self.ode_steps)[1:]:
             s = step.schedule.at(ratio)
@@ -136,13 +138,18 @@ class Annealing(Itinerary):
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise ValueError(f"sigma_max must exceed sigma_min, both finite and positive; got {self.sigma_max} and {self.sigma_min}")
+            raise ValueError(
+                f"sigma_max must exceed sigma_min, both finite and positive; got {self.sigma_max} and {self.sigma_min}"
+            )
 
     def __call__(self, schedule: Schedule, steps: int) -> list[Level]:
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         high = min(self.sigma_max, float(schedule(schedule.t_max).ratio))
-        return [*(schedule.at(ratio) for ratio in karras(high, min(self.sigma_min, high), steps)), schedule(schedule.clean)]
+        return [
+            *(schedule.at(ratio) for ratio in karras(high, min(self.sigma_min, high), steps)),
+            schedule(schedule.clean),
+        ]
 
 
 def daps(
@@ -161,4 +168,8 @@ def daps(
         ode_steps, langevin_steps, lr, lr_min_ratio, tau, exact: see :class:`DAPS`.
         sigma_max, sigma_min: first and last noise level sigma/alpha, see :class:`Annealing`.
     """
-    return Method(DAPS(ode_steps, langevin_steps, lr, lr_min_ratio, tau, exact), Renoise(), Annealing(sigma_max, sigma_min))
+    return Method(
+        DAPS(ode_steps, langevin_steps, lr, lr_min_ratio, tau, exact),
+        Renoise(),
+        Annealing(sigma_max, sigma_min),
+    )

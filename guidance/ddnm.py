@@ -31,12 +31,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from invdiff.denoiser import Prediction
 from invdiff.itineraries import Jumps
-from invdiff.measurement import Measurement
-from invdiff.method import Method
-from invdiff.operator import LinearOperator, Operator, SpectralOperator
-from invdiff.sampling import Denoise, Guidance, Setting, Step, Transition
+from invdiff.network import Prediction
+from invdiff.problem import LinearOperator, Measurement, Operator, SpectralOperator
+from invdiff.sampling import Denoise, Guidance, Method, Setting, Step, Transition
 
 
 def _check_eta(eta: float) -> None:
@@ -74,14 +72,18 @@ class DDNM(Guidance):
             )
         return bound
 
-    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction:
         assert measurement is not None
         operator, p = measurement.operator, denoise(x_t, step.t)
         assert isinstance(operator, LinearOperator)
         dx = operator.pinv(measurement.residual(p.x0))
         if isinstance(operator, SpectralOperator) and _noisy(measurement):
             n, sigma = step.s.alpha * measurement.component_sigma("DDNM"), step.s.sigma
-            weight = torch.where(n > sigma, math.sqrt(1 - self.eta**2) * sigma / torch.where(n > sigma, n, 1.0), 1.0)
+            weight = torch.where(
+                n > sigma, math.sqrt(1 - self.eta**2) * sigma / torch.where(n > sigma, n, 1.0), 1.0
+            )
             dx = operator.V(weight * operator.Vt(dx))
         return p.move_x0(dx)
 
@@ -100,7 +102,9 @@ class NullSpaceNoise(Transition):
     def __post_init__(self) -> None:
         _check_eta(self.eta)
 
-    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
+    def down(
+        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Tensor:
         assert measurement is not None
         operator, p, (_, alpha, sigma) = measurement.operator, predict(x_t, step.t), step.s
         step.memory["x0"] = p.x0
@@ -110,7 +114,9 @@ class NullSpaceNoise(Transition):
             return alpha * p.x0 + fresh * z + kept * p.eps
         n = alpha * measurement.component_sigma("DDNM")
         phi = torch.where((n > 0) & (n <= sigma), (sigma**2 - n**2).clamp(min=0).sqrt(), fresh)
-        return alpha * p.x0 + operator.V(phi * operator.Vt(z) + torch.where(n > 0, 0.0, kept * operator.Vt(p.eps)))
+        return alpha * p.x0 + operator.V(
+            phi * operator.Vt(z) + torch.where(n > 0, 0.0, kept * operator.Vt(p.eps))
+        )
 
     def up(self, x_t: Tensor, step: Step) -> Tensor:
         x0: Any = step.memory["x0"]

@@ -25,8 +25,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invdiff.measurement import Measurement
-from invdiff.operator import Operator, SpectralOperator
+from invdiff.problem import Measurement, Operator, SpectralOperator
 from invdiff.sampling import Denoise, Step, Transition
 
 
@@ -49,17 +48,30 @@ class DDRM(Transition):
         if not (0 <= self.eta <= 1 and 0 <= self.eta_b <= 1):
             raise ValueError(f"eta and eta_b must be in [0, 1], got {self.eta} and {self.eta_b}")
 
-    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
+    def down(
+        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Tensor:
         assert measurement is not None
         operator = measurement.operator
         assert isinstance(operator, SpectralOperator)
         p, (_, alpha, sigma) = predict(x_t, step.t), step.s
         # All times alpha_s, the frame of x_s. The noise comes from a real image, so that the state stays real where V is complex.
-        x0, eps, z = alpha * operator.Vt(p.x0), operator.Vt(p.eps), operator.Vt(step.randn_like(x_t))
-        y, std_y = alpha * operator.Vt(operator.pinv(measurement.y)), alpha * measurement.component_sigma("DDRM")
+        x0, eps, z = (
+            alpha * operator.Vt(p.x0),
+            operator.Vt(p.eps),
+            operator.Vt(step.randn_like(x_t)),
+        )
+        y, std_y = (
+            alpha * operator.Vt(operator.pinv(measurement.y)),
+            alpha * measurement.component_sigma("DDRM"),
+        )
 
         noisy = std_y > sigma
         towards = torch.where(noisy, (y - x0) / torch.where(noisy, std_y, 1.0), eps)
         loose = x0 + sigma * (math.sqrt(1 - self.eta**2) * towards + self.eta * z)
-        held = (1 - self.eta_b) * x0 + self.eta_b * y + (sigma**2 - (self.eta_b * std_y) ** 2).clamp(min=0).sqrt() * z
+        held = (
+            (1 - self.eta_b) * x0
+            + self.eta_b * y
+            + (sigma**2 - (self.eta_b * std_y) ** 2).clamp(min=0).sqrt() * z
+        )
         return operator.V(torch.where(operator.measured & ~noisy, held, loose))

@@ -27,12 +27,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invdiff.denoiser import Prediction
 from invdiff.itineraries import Straight
-from invdiff.measurement import Measurement
-from invdiff.method import Method
-from invdiff.operator import LinearOperator, Operator
-from invdiff.sampling import Denoise, Guidance, Itinerary, Step
+from invdiff.network import Prediction
+from invdiff.problem import LinearOperator, Measurement, Operator
+from invdiff.sampling import Denoise, Guidance, Itinerary, Method, Step
 from invdiff.schedules import Discrete, Level, Schedule
 from invdiff.transitions import DDIM
 
@@ -50,7 +48,9 @@ class DiffPIR(Guidance):
         if not 0 <= self.lmbda < math.inf:
             raise ValueError(f"lmbda must be a finite number, at least 0, got {self.lmbda}")
 
-    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction:
         assert measurement is not None and isinstance(measurement.operator, LinearOperator)
         p = denoise(x_t, step.t)
         rho = self.lmbda * (measurement.image_sigma("DiffPIR") / float(step.t.ratio)) ** 2
@@ -81,7 +81,9 @@ class Root(Itinerary):
             return Straight()(schedule, steps)
         k = torch.arange(steps, dtype=torch.float64)
         times = schedule.T - 1 - (schedule.T**2 * k / max(steps - 1, 1)).sqrt().floor()
-        return Straight(torch.maximum(times, steps - 1 - k).tolist())(schedule, steps)  # each level once
+        return Straight(torch.maximum(times, steps - 1 - k).tolist())(
+            schedule, steps
+        )  # each level once
 
 
 def diffpir(lmbda: float = 1.0, zeta: float = 0.3) -> Method:

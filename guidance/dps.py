@@ -33,8 +33,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invdiff.denoiser import Prediction
-from invdiff.measurement import Measurement
+from invdiff.network import Prediction
+from invdiff.problem import Measurement
 from invdiff.sampling import Denoise, Guidance, Setting, Step, traced
 
 
@@ -59,8 +59,12 @@ class DPS(Guidance):
         if not isinstance(self.zeta, int | float):
             object.__setattr__(self, "zeta", tuple(self.zeta))
         numbers = self.zeta if isinstance(self.zeta, tuple) else (self.zeta,)
-        if not numbers or not all(isinstance(zeta, int | float) and 0 <= zeta < math.inf for zeta in numbers):
-            raise ValueError(f"zeta must be a finite number, at least 0, or one for each step, got {self.zeta}")
+        if not numbers or not all(
+            isinstance(zeta, int | float) and 0 <= zeta < math.inf for zeta in numbers
+        ):
+            raise ValueError(
+                f"zeta must be a finite number, at least 0, or one for each step, got {self.zeta}"
+            )
 
     def bind(self, setting: Setting) -> DPS:
         bound = super().bind(setting)
@@ -69,12 +73,16 @@ class DPS(Guidance):
             setting.measurement.check_noisy("DPS with likelihood=true")
         return bound
 
-    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction:
         assert measurement is not None
         zeta = self.step_size(step, measurement)
         with torch.enable_grad():
             x_t, p = traced(denoise, x_t, step.t, "DPS")
-            misfit = -measurement.log_likelihood(p.x0) if self.likelihood else measurement.norm(p.x0)
+            misfit = (
+                -measurement.log_likelihood(p.x0) if self.likelihood else measurement.norm(p.x0)
+            )
             total = misfit.sum()  # one value per image; the sum keeps their gradients apart
         (grad,) = torch.autograd.grad(total, x_t)
         return p.detach().move_x0(-zeta / float(step.s.alpha) * grad)

@@ -21,10 +21,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from invdiff.denoiser import Prediction
-from invdiff.measurement import Measurement
-from invdiff.method import Method
-from invdiff.sampling import Denoise, Guidance, Step, data_gradient
+from invdiff.network import Prediction
+from invdiff.problem import Measurement
+from invdiff.sampling import Denoise, Guidance, Method, Step, data_gradient
 from invdiff.transitions import DDIM
 
 
@@ -40,7 +39,9 @@ class FlowChef(Guidance):
         if not 0 <= self.eta < math.inf:
             raise ValueError(f"eta must be a finite number, at least 0, got {self.eta}")
 
-    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction:
         assert measurement is not None
         p = denoise(x_t, step.t)
         if step.s.sigma == 0:

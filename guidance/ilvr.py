@@ -22,11 +22,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from invdiff.measurement import Measurement
-from invdiff.method import Method
-from invdiff.operator import LinearOperator, Operator
 from invdiff.operators.sr import SuperResolution
-from invdiff.sampling import Denoise, Setting, Step, Transition
+from invdiff.problem import LinearOperator, Measurement, Operator
+from invdiff.sampling import Denoise, Method, Setting, Step, Transition
 from invdiff.transitions import DDPM
 
 
@@ -58,7 +56,9 @@ class ILVR(Transition):
         operator = setting.measurement.operator
         factor = self.factor or (operator.factor if isinstance(operator, SuperResolution) else 8)
         if len(setting.shape) != 4 or min(setting.shape[2:]) < factor:
-            raise ValueError(f"ILVR filters images of at least {factor}x{factor} pixels (its factor), got shape {setting.shape}")
+            raise ValueError(
+                f"ILVR filters images of at least {factor}x{factor} pixels (its factor), got shape {setting.shape}"
+            )
         return replace(bound, factor=factor)
 
     @property
@@ -66,9 +66,15 @@ class ILVR(Transition):
         return self.inner.predictions
 
     def around(self, inner: Transition) -> Transition:
-        return inner if isinstance(inner, ILVR) else replace(self, inner=self.inner.around(inner) or inner)
+        return (
+            inner
+            if isinstance(inner, ILVR)
+            else replace(self, inner=self.inner.around(inner) or inner)
+        )
 
-    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
+    def down(
+        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Tensor:
         assert measurement is not None
         x_s = self.inner.down(predict, x_t, step, measurement)
         if step.t.ratio <= self.range_t:
@@ -84,8 +90,12 @@ class ILVR(Transition):
         """phi_N(x)."""
         assert self.factor is not None
         size = x.shape[2:]
-        small = F.interpolate(x, size=[n // self.factor for n in size], mode="bicubic", antialias=True)
-        return F.interpolate(small, size=size, mode="bicubic", antialias=True)  # a = -1/2 with antialias, -3/4 without
+        small = F.interpolate(
+            x, size=[n // self.factor for n in size], mode="bicubic", antialias=True
+        )
+        return F.interpolate(
+            small, size=size, mode="bicubic", antialias=True
+        )  # a = -1/2 with antialias, -3/4 without
 
     def up(self, x_t: Tensor, step: Step) -> Tensor:
         return self.inner.up(x_t, step)

@@ -25,8 +25,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invdiff.denoiser import Prediction
-from invdiff.measurement import Measurement
+from invdiff.network import Prediction
+from invdiff.problem import Measurement
 from invdiff.sampling import Denoise, Guidance, Setting, Step, traced
 
 
@@ -56,7 +56,9 @@ class LGD(Guidance):
         setting.measurement.check_noisy("LGD")
         return bound
 
-    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction:
         assert measurement is not None
         t = step.t
         if t.alpha == 0:  # pure noise says nothing about the image
@@ -64,7 +66,11 @@ class LGD(Guidance):
         r = float(t.sigma / (t.alpha**2 + t.sigma**2).sqrt())
         with torch.enable_grad():
             x_t, p = traced(denoise, x_t, t, "LGD")
-            draws = [measurement.log_likelihood(p.x0 + r * step.randn_like(p.x0)) for _ in range(self.n)]
-            log_p = torch.stack(draws).logsumexp(0).sum()  # one value per image; the sum keeps their gradients apart
+            draws = [
+                measurement.log_likelihood(p.x0 + r * step.randn_like(p.x0)) for _ in range(self.n)
+            ]
+            log_p = (
+                torch.stack(draws).logsumexp(0).sum()
+            )  # one value per image; the sum keeps their gradients apart
         (grad,) = torch.autograd.grad(log_p, x_t)
         return p.detach().move(self.zeta * t.sigma**2 / t.alpha * grad)

@@ -25,11 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invdiff.denoiser import Prediction
-from invdiff.measurement import Measurement
-from invdiff.method import Method
-from invdiff.operator import LinearOperator, Operator
-from invdiff.sampling import Denoise, Guidance, Step, traced
+from invdiff.network import Prediction
+from invdiff.problem import LinearOperator, Measurement, Operator
+from invdiff.sampling import Denoise, Guidance, Method, Step, traced
 from invdiff.transitions import DDPM, Replace
 
 
@@ -50,12 +48,16 @@ class MCG(Guidance):
         if not 0 <= self.alpha < math.inf:
             raise ValueError(f"alpha must be a finite number, at least 0, got {self.alpha}")
 
-    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction:
         assert measurement is not None and isinstance(measurement.operator, LinearOperator)
         with torch.enable_grad():
             x_t, p = traced(denoise, x_t, step.t, "MCG")
         gap = measurement.operator.pinv(measurement.residual(p.x0.detach()))
-        direction = F.normalize(gap.flatten(1)).view_as(gap)  # zero, not nan, where nothing is missing
+        direction = F.normalize(gap.flatten(1)).view_as(
+            gap
+        )  # zero, not nan, where nothing is missing
         (grad,) = torch.autograd.grad(p.x0, x_t, -direction)
         return p.detach().move_x0(-self.alpha / float(step.s.alpha) * grad)
 

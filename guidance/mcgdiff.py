@@ -32,11 +32,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invdiff.measurement import Measurement
-from invdiff.operator import Operator, SpectralOperator
-from invdiff.particles import check_kernel, resample
+from invdiff.problem import Measurement, Operator, SpectralOperator
 from invdiff.sampling import Denoise, Step, Transition
-from invdiff.transitions import DDIM, DDPM, forward_variance
+from invdiff.sampling.particles import resample
+from invdiff.transitions import DDIM, DDPM, Ancestral, check_density, forward_variance
 
 
 @dataclass(frozen=True)
@@ -47,20 +46,24 @@ class MCGDiff(Transition):
         inner: p(x_s | x_t), of one variance for all pixels: DDIM(eta) with eta > 0, or DDPM of fixed variance.
     """
 
-    inner: DDPM | DDIM = field(default_factory=lambda: DDIM(1.0))
+    inner: Ancestral = field(default_factory=lambda: DDIM(1.0))
     requires: ClassVar[type[Operator] | None] = SpectralOperator
     one_sigma: ClassVar[bool] = True
     particles: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_kernel(self.inner, "MCGDiff")
+        check_density(self.inner, "MCGDiff")
         if isinstance(self.inner, DDPM) and self.inner.variance == "learned":
-            raise ValueError("MCGDiff needs one variance for all pixels: use DDIM(1), or DDPM with variance 'small' or 'large'")
+            raise ValueError(
+                "MCGDiff needs one variance for all pixels: use DDIM(1), or DDPM with variance 'small' or 'large'"
+            )
 
     def around(self, inner: Transition) -> Transition:
         return inner if isinstance(inner, MCGDiff) else replace(self, inner=inner)  # type: ignore[arg-type]  # __post_init__ refuses others
 
-    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
+    def down(
+        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Tensor:
         assert measurement is not None
         t, s, operator = step.t, step.s, measurement.operator
         assert isinstance(operator, SpectralOperator)
@@ -71,9 +74,14 @@ class MCGDiff(Transition):
 
         v_t = t.sigma**2 - t.alpha**2 * rho2
         held = operator.measured & (v_t > 0)
-        gap = torch.where(held, rho2 - s.ratio**2, 0.0)  # positive where tau is noisier than s: y then observes x_t as well
+        gap = torch.where(
+            held, rho2 - s.ratio**2, 0.0
+        )  # positive where tau is noisier than s: y then observes x_t as well
         share = t.alpha * gap.clamp(min=0) / forward_variance(t, s)
-        c, v_s = s.alpha * (y - share * x) / (1 - t.alpha * share), s.alpha**2 * gap.abs() / (1 - t.alpha * share)
+        c, v_s = (
+            s.alpha * (y - share * x) / (1 - t.alpha * share),
+            s.alpha**2 * gap.abs() / (1 - t.alpha * share),
+        )
 
         log_w = _log_normal(c - m, var + v_s, held)
         if step.index > 0:
@@ -82,11 +90,15 @@ class MCGDiff(Transition):
         gain = torch.where(held, var / (var + v_s), 0.0)
         x_s = (m + gain * (c - m))[rows]
         if s.sigma > 0:
-            x_s = x_s + torch.where(held, (gain * v_s).sqrt(), std) * operator.Vt(step.randn_like(x_t))
+            x_s = x_s + torch.where(held, (gain * v_s).sqrt(), std) * operator.Vt(
+                step.randn_like(x_t)
+            )
         return operator.V(x_s)
 
     def up(self, x_t: Tensor, step: Step) -> Tensor:
-        raise ValueError("MCGDiff weighs particles on their way down and cannot climb; use the itinerary Straight")
+        raise ValueError(
+            "MCGDiff weighs particles on their way down and cannot climb; use the itinerary Straight"
+        )
 
 
 def _log_normal(r: Tensor, variance: Tensor, where: Tensor) -> Tensor:

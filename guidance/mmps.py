@@ -24,9 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invdiff.denoiser import Prediction
-from invdiff.measurement import Measurement
-from invdiff.operator import LinearOperator, Operator
+from invdiff.network import Prediction
+from invdiff.problem import LinearOperator, Measurement, Operator
 from invdiff.sampling import Denoise, Guidance, Step, traced
 
 Map = Callable[[Tensor], Tensor]
@@ -46,7 +45,9 @@ class MMPS(Guidance):
         if self.iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {self.iterations}")
 
-    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction:
         assert measurement is not None
         _, alpha, sigma = step.t
         if alpha == 0:  # pure noise: x0 does not depend on it
@@ -59,7 +60,11 @@ class MMPS(Guidance):
         def C(u: Tensor) -> Tensor:
             return sigma**2 / alpha * torch.autograd.grad(p.x0, x_t, u, retain_graph=True)[0]
 
-        v = gmres(lambda v: measurement.sigma**2 * v + A(C(At(v))), measurement.residual(x0), self.iterations)
+        v = gmres(
+            lambda v: measurement.sigma**2 * v + A(C(At(v))),
+            measurement.residual(x0),
+            self.iterations,
+        )
         return p.detach().move(C(At(v)))
 
 
@@ -71,7 +76,9 @@ def linearised(operator: Operator, x0: Tensor) -> tuple[Map, Map]:
         x0 = x0.requires_grad_()
         y = operator(x0)
         w = torch.zeros_like(y, requires_grad=True)
-        (pulled,) = torch.autograd.grad(y, x0, w, create_graph=True)  # A* w: its derivative in w is A, so backward passes suffice
+        (pulled,) = torch.autograd.grad(
+            y, x0, w, create_graph=True
+        )  # A* w: its derivative in w is A, so backward passes suffice
     return (
         lambda u: torch.autograd.grad(pulled, w, u, retain_graph=True)[0],
         lambda v: torch.autograd.grad(y, x0, v, retain_graph=True)[0],
@@ -88,7 +95,9 @@ def gmres(matrix: Map, b: Tensor, iterations: int) -> Tensor:
         return (u.conj() * v).real.sum(tuple(range(1, b.ndim)), keepdim=True)
 
     x, r = torch.zeros_like(b), b
-    basis: list[tuple[Tensor, Tensor]] = []  # directions, and what the matrix makes of them: orthonormal
+    basis: list[
+        tuple[Tensor, Tensor]
+    ] = []  # directions, and what the matrix makes of them: orthonormal
     for _ in range(iterations):
         p, q = r, matrix(r)
         size = dot(q, q)
@@ -96,7 +105,9 @@ def gmres(matrix: Map, b: Tensor, iterations: int) -> Tensor:
             along = dot(q_k, q)
             p, q = p - along * p_k, q - along * q_k
         left = dot(q, q)
-        scale = torch.where(left > 1e-10 * size, left.clamp(min=torch.finfo(left.dtype).tiny).rsqrt(), 0.0)
+        scale = torch.where(
+            left > 1e-10 * size, left.clamp(min=torch.finfo(left.dtype).tiny).rsqrt(), 0.0
+        )
         p, q = scale * p, scale * q
         basis.append((p, q))
         step = dot(q, r)

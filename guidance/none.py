@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from invdiff.method import Method
+from invdiff.sampling import Method
 
 
 def none() -> Method:

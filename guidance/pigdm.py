@@ -23,11 +23,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invdiff.denoiser import Prediction
-from invdiff.measurement import Measurement
-from invdiff.method import Method
-from invdiff.operator import LinearOperator, Operator
-from invdiff.sampling import Denoise, Guidance, Step, traced
+from invdiff.network import Prediction
+from invdiff.problem import LinearOperator, Measurement, Operator
+from invdiff.sampling import Denoise, Guidance, Method, Step, traced
 from invdiff.transitions import DDIM
 
 
@@ -43,7 +41,9 @@ class PiGDM(Guidance):
     requires: ClassVar[type[Operator] | None] = LinearOperator
     one_sigma: ClassVar[bool] = True
 
-    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction:
         assert measurement is not None
         operator, (_, alpha, sigma) = measurement.operator, step.t
         assert isinstance(operator, LinearOperator)
@@ -52,7 +52,9 @@ class PiGDM(Guidance):
         r2 = sigma**2 / (alpha**2 + sigma**2)
         with torch.enable_grad():
             x_t, p = traced(denoise, x_t, step.t, "PiGDM")
-        v = operator.pinv(measurement.residual(p.x0.detach()), ridge=measurement.image_sigma("PiGDM") ** 2 / r2)
+        v = operator.pinv(
+            measurement.residual(p.x0.detach()), ridge=measurement.image_sigma("PiGDM") ** 2 / r2
+        )
         (g,) = torch.autograd.grad(p.x0, x_t, v)  # r_t² times the score of the likelihood
         p = p.detach()
         return p.move_x0(alpha * g) if self.adaptive else p.move(sigma**2 / (alpha * r2) * g)

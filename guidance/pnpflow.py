@@ -25,10 +25,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invdiff.denoiser import Prediction
-from invdiff.measurement import Measurement
-from invdiff.method import Method
-from invdiff.sampling import Denoise, Guidance, Step, data_gradient
+from invdiff.network import Prediction
+from invdiff.problem import Measurement
+from invdiff.sampling import Denoise, Guidance, Method, Step, data_gradient
 from invdiff.transitions import Renoise
 
 
@@ -48,14 +47,18 @@ class PnPFlow(Guidance):
         if self.draws < 1:
             raise ValueError(f"draws must be at least 1, got {self.draws}")
 
-    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction:
         assert measurement is not None
         t, s = step.t, step.s
         p = denoise(x_t, t)
         estimates = [p.x0]
         if "z" in step.memory:  # x_t is one draw around it
             for _ in range(self.draws - 1):
-                estimates.append(denoise(t.alpha * step.memory["z"] + t.sigma * step.randn_like(x_t), t).x0)
+                estimates.append(
+                    denoise(t.alpha * step.memory["z"] + t.sigma * step.randn_like(x_t), t).x0
+                )
         x0 = torch.stack(estimates).mean(0)
         if s.sigma > 0:  # the run ends with the denoiser
             gamma = self.lr * float(s.sigma / (s.alpha + s.sigma)) ** self.alpha

@@ -23,12 +23,10 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from invdiff.denoiser import Prediction
-from invdiff.latent import Decoded
-from invdiff.measurement import Measurement
-from invdiff.method import Method
-from invdiff.operator import LinearOperator, Operator
-from invdiff.sampling import Denoise, Guidance, Setting, Step, traced
+from invdiff.network import Prediction
+from invdiff.problem import LinearOperator, Measurement, Operator
+from invdiff.problem.wrapped import Decoded
+from invdiff.sampling import Denoise, Guidance, Method, Setting, Step, traced
 from invdiff.transitions import DDIM
 
 
@@ -51,10 +49,14 @@ class PSLD(Guidance):
         assert setting.measurement is not None and isinstance(setting.measurement.operator, Decoded)
         A = setting.measurement.operator.inner
         if not isinstance(A, LinearOperator):
-            raise ValueError(f"PSLD requires {LinearOperator.wanted()} of the decoded image, but {A.kind} is not one; use dps or resample")
+            raise ValueError(
+                f"PSLD requires {LinearOperator.wanted()} of the decoded image, but {A.kind} is not one; use dps or resample"
+            )
         return bound
 
-    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction:
         assert measurement is not None and isinstance(measurement.operator, Decoded)
         A, coder = measurement.operator.inner, measurement.operator.autoencoder
         assert isinstance(A, LinearOperator)
@@ -62,7 +64,9 @@ class PSLD(Guidance):
             x_t, p = traced(denoise, x_t, step.t, "PSLD")
             image = coder.decode(p.x0)
             residual = measurement.y - A(image)
-            glued = coder.encode(image + A.adjoint(residual))  # A* y + (I − A* A) D(z0), with one application of each
+            glued = coder.encode(
+                image + A.adjoint(residual)
+            )  # A* y + (I − A* A) D(z0), with one application of each
             errors = self.omega * _norm(residual) + self.gamma * _norm(p.x0 - glued)
             error = errors.sum()  # one value per image; the sum keeps their gradients apart
         (grad,) = torch.autograd.grad(error, x_t)

@@ -30,11 +30,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invdiff.denoiser import Prediction
-from invdiff.measurement import Measurement
-from invdiff.method import Method
-from invdiff.operator import LinearOperator
-from invdiff.sampling import Denoise, Guidance, Step, data_gradient
+from invdiff.network import Prediction
+from invdiff.problem import LinearOperator, Measurement
+from invdiff.sampling import Denoise, Guidance, Method, Step, data_gradient
 from invdiff.transitions import Renoise
 
 
@@ -53,11 +51,17 @@ class REDDiff(Guidance):
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be a finite positive number, got {self.lr}")
 
-    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction:
         assert measurement is not None
         p = denoise(x_t, step.t)
         if not step.memory:
-            start = measurement.linear_estimate() if isinstance(measurement.operator, LinearOperator) else p.x0
+            start = (
+                measurement.linear_estimate()
+                if isinstance(measurement.operator, LinearOperator)
+                else p.x0
+            )
             step.memory["mu"] = mu = start.clone()
             step.memory["adam"] = torch.optim.Adam([mu], self.lr, betas=(0.9, 0.99))
         mu, m, n = step.memory["mu"], measurement.y[0].numel(), x_t[0].numel()

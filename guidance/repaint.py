@@ -11,7 +11,7 @@ and unknown regions come to agree. Published: 250 steps, jump length 10, 10 resa
 from __future__ import annotations
 
 from invdiff.itineraries import Jumps
-from invdiff.method import Method
+from invdiff.sampling import Method
 from invdiff.transitions import DDPM, Replace
 
 

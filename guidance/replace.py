@@ -10,7 +10,7 @@ The measurement is taken as free of noise: with an operator whose pseudo-inverse
 
 from __future__ import annotations
 
-from invdiff.method import Method
+from invdiff.sampling import Method
 from invdiff.transitions import DDPM, Replace
 
 

@@ -28,10 +28,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from invdiff.denoiser import Prediction
-from invdiff.latent import Decoded
-from invdiff.measurement import Measurement
-from invdiff.operator import Operator
+from invdiff.network import Prediction
+from invdiff.problem import Measurement, Operator
+from invdiff.problem.wrapped import Decoded
 from invdiff.sampling import Denoise, Step, Transition
 from invdiff.schedules import Level
 from invdiff.transitions import DDIM, posterior_variance
@@ -75,9 +74,15 @@ class ReSample(Transition):
         return self.inner.predictions
 
     def around(self, inner: Transition) -> Transition:
-        return inner if isinstance(inner, ReSample) else replace(self, inner=self.inner.around(inner) or inner)
+        return (
+            inner
+            if isinstance(inner, ReSample)
+            else replace(self, inner=self.inner.around(inner) or inner)
+        )
 
-    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
+    def down(
+        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Tensor:
         assert measurement is not None and isinstance(measurement.operator, Decoded)
         A, coder, y = measurement.operator.inner, measurement.operator.autoencoder, measurement.y
         made: list[Prediction] = []
@@ -89,20 +94,28 @@ class ReSample(Transition):
         z_s = self.inner.down(watched, x_t, step, measurement)
         left = step.count - 1 - step.index
         if step.s.sigma == 0:
-            return fitted(measurement.operator, y, z_s, self.latent_iterations, self.latent_lr, self.tau)
+            return fitted(
+                measurement.operator, y, z_s, self.latent_iterations, self.latent_lr, self.tau
+            )
         if left % self.every or left > step.count - step.count // 3:
             return z_s
         z0 = made[0].x0
         if left >= step.count // 3:
-            z0 = coder.encode(fitted(A, y, coder.decode(z0), self.image_iterations, self.image_lr, self.tau))
+            z0 = coder.encode(
+                fitted(A, y, coder.decode(z0), self.image_iterations, self.image_lr, self.tau)
+            )
         else:
-            z0 = fitted(measurement.operator, y, z0, self.latent_iterations, self.latent_lr, self.tau)
+            z0 = fitted(
+                measurement.operator, y, z0, self.latent_iterations, self.latent_lr, self.tau
+            )
         prior, S = float(step.s.sigma) ** 2, self.gamma * posterior_variance(step.t, step.s)
         mean = (S * step.s.alpha * z0 + prior * z_s) / (S + prior)
         return mean + math.sqrt(S * prior / (S + prior)) * step.randn_like(mean)
 
 
-def fitted(A: Callable[[Tensor], Tensor], y: Tensor, x: Tensor, iterations: int, lr: float, tau: float) -> Tensor:
+def fitted(
+    A: Callable[[Tensor], Tensor], y: Tensor, x: Tensor, iterations: int, lr: float, tau: float
+) -> Tensor:
     """argmin_x ‖y − A(x)‖² by Adam from x, each image until the root mean square of its residual is below tau."""
     x = x.detach().clone().requires_grad_()
     adam = torch.optim.Adam([x], lr)

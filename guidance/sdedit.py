@@ -12,7 +12,7 @@ a region of the image that a mask names; that is what ``replace`` and ``repaint`
 from __future__ import annotations
 
 from invdiff.itineraries import LateStart
-from invdiff.method import Method
+from invdiff.sampling import Method
 from invdiff.transitions import DDPM
 
 

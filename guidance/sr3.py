@@ -22,10 +22,10 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from invdiff.denoiser import Prediction
-from invdiff.measurement import Measurement
-from invdiff.operator import LinearOperator
-from invdiff.sampling import Denoise, Guidance, Setting, Step, tiled
+from invdiff.network import Prediction
+from invdiff.problem import LinearOperator, Measurement
+from invdiff.sampling import Denoise, Guidance, Setting, Step
+from invdiff.sampling.step import tiled
 
 IMAGES = ("upsampled", "pinv", "adjoint")
 
@@ -45,7 +45,9 @@ class SR3(Guidance):
 
     def __post_init__(self) -> None:
         if isinstance(self.cond, str) and self.cond not in IMAGES:
-            raise ValueError(f"cond must be one of {', '.join(IMAGES)}, or a function of the measurement, got {self.cond!r}")
+            raise ValueError(
+                f"cond must be one of {', '.join(IMAGES)}, or a function of the measurement, got {self.cond!r}"
+            )
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -59,9 +61,15 @@ class SR3(Guidance):
         denoiser, (images, channels, *size) = setting.denoiser, setting.shape
         cond = self._image(setting.measurement, tuple(size), denoiser.upsampling)
         if not isinstance(cond, Tensor) or cond.ndim != len(setting.shape):
-            raise ValueError(f"cond must be images of shape ({images}, channels, {', '.join(map(str, size))}), got {type(cond).__name__}")
+            raise ValueError(
+                f"cond must be images of shape ({images}, channels, {', '.join(map(str, size))}), got {type(cond).__name__}"
+            )
         y = setting.measurement.y
-        if self.cond == "upsampled" and denoiser.factor is not None and tuple(n * denoiser.factor for n in y.shape[2:]) != tuple(size):
+        if (
+            self.cond == "upsampled"
+            and denoiser.factor is not None
+            and tuple(n * denoiser.factor for n in y.shape[2:]) != tuple(size)
+        ):
             raise ValueError(
                 f"{denoiser.name} was trained to enlarge by {denoiser.factor}, but this measurement of {'x'.join(map(str, y.shape[2:]))} pixels is "
                 f"one of {'x'.join(map(str, size))}; use that factor, a network for this one, or a method that knows the operator, such as dps"
@@ -72,7 +80,11 @@ class SR3(Guidance):
                 f"{denoiser.name} is not shown an image beside the state; SR3 needs a network trained on [cond, x_t], such as sr3x4, "
                 "which cond_channels= describes"
             )
-        if cond.shape[0] != images or tuple(cond.shape[2:]) != tuple(size) or (takes is not None and cond.shape[1] != takes):
+        if (
+            cond.shape[0] != images
+            or tuple(cond.shape[2:]) != tuple(size)
+            or (takes is not None and cond.shape[1] != takes)
+        ):
             raise ValueError(
                 f"the channels do not add up: {denoiser.name} takes [cond, x_t] with {takes} + {channels} channels of size {tuple(size)}, "
                 f"but cond has shape {tuple(cond.shape)}"
@@ -87,13 +99,23 @@ class SR3(Guidance):
             return self.cond(measurement)
         if self.cond == "upsampled":
             if y.ndim != 4 or y.is_complex():
-                raise ValueError(f"cond='upsampled' needs a measurement that is an image, got shape {tuple(y.shape)}; use cond='pinv'")
-            return y if tuple(y.shape[2:]) == size else F.interpolate(y, size=size, mode=mode, antialias=True)
+                raise ValueError(
+                    f"cond='upsampled' needs a measurement that is an image, got shape {tuple(y.shape)}; use cond='pinv'"
+                )
+            return (
+                y
+                if tuple(y.shape[2:]) == size
+                else F.interpolate(y, size=size, mode=mode, antialias=True)
+            )
         if not isinstance(operator, LinearOperator):
-            raise ValueError(f"cond={self.cond!r} needs a linear operator, and {type(operator).__name__} is not one; use cond='upsampled'")
+            raise ValueError(
+                f"cond={self.cond!r} needs a linear operator, and {type(operator).__name__} is not one; use cond='upsampled'"
+            )
         return operator.pinv(y) if self.cond == "pinv" else operator.adjoint(y)
 
-    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction:
         if not isinstance(self.cond, Tensor):
             raise TypeError("SR3 is bound to a run before it is called: SR3().bind(setting)")
         return denoise(x_t, step.t, cond=tiled(self.cond, x_t))

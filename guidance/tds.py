@@ -27,12 +27,11 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from invdiff.denoiser import Prediction
-from invdiff.measurement import Measurement
-from invdiff.operator import LinearOperator, Operator
-from invdiff.particles import check_kernel, resample
+from invdiff.network import Prediction
+from invdiff.problem import LinearOperator, Measurement, Operator
 from invdiff.sampling import Denoise, Setting, Step, Transition, traced
-from invdiff.transitions import DDIM, DDPM
+from invdiff.sampling.particles import resample
+from invdiff.transitions import DDPM, Ancestral, check_density
 
 MOST = 64
 """Measurements for which ``"tweedie"`` is affordable: each costs a backward pass a step."""
@@ -51,7 +50,7 @@ class TDS(Transition):
 
     covariance: str = "pigdm"
     ess: float = 0.5
-    inner: DDPM | DDIM = field(default_factory=DDPM)
+    inner: Ancestral = field(default_factory=DDPM)
     requires: ClassVar[type[Operator] | None] = LinearOperator
     one_sigma: ClassVar[bool] = True
     particles: ClassVar[bool] = True
@@ -60,8 +59,10 @@ class TDS(Transition):
         if self.covariance not in ("pigdm", "tweedie"):
             raise ValueError(f"covariance must be 'pigdm' or 'tweedie', got {self.covariance!r}")
         if not 0 <= self.ess <= 1:
-            raise ValueError(f"ess, the share of effective particles below which they are resampled, must be in [0, 1], got {self.ess}")
-        check_kernel(self.inner, "TDS")
+            raise ValueError(
+                f"ess, the share of effective particles below which they are resampled, must be in [0, 1], got {self.ess}"
+            )
+        check_density(self.inner, "TDS")
 
     def around(self, inner: Transition) -> Transition:
         return inner if isinstance(inner, TDS) else replace(self, inner=inner)  # type: ignore[arg-type]  # __post_init__ refuses others
@@ -77,12 +78,16 @@ class TDS(Transition):
             )
         return bound
 
-    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
+    def down(
+        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Tensor:
         assert measurement is not None
         t, s = step.t, step.s
         p, log_p, grad = self.twist(predict, x_t, step, measurement)
         last = bool(s.sigma == 0)
-        rows, log_w = resample(step.memory.get("log_w", 0.0) + log_p, step, 1.0 if last else self.ess)
+        rows, log_w = resample(
+            step.memory.get("log_w", 0.0) + log_p, step, 1.0 if last else self.ess
+        )
         guided = p if t.alpha == 0 else p.move(t.sigma**2 / t.alpha * grad).clip()
         (plain, std), (twisted, _) = (self.inner.kernel(q, t, s) for q in (p, guided))
         if last:
@@ -90,15 +95,23 @@ class TDS(Transition):
         z = step.randn_like(x_t)
         std = std[rows] if isinstance(std, Tensor) else std
         shift = (twisted - plain)[rows] / std
-        step.memory["log_w"] = log_w - log_p[rows] - (shift * (z + shift / 2)).flatten(1).sum(1)  # and p(x_s | x_t) / p~(x_s | x_t, y)
+        step.memory["log_w"] = (
+            log_w - log_p[rows] - (shift * (z + shift / 2)).flatten(1).sum(1)
+        )  # and p(x_s | x_t) / p~(x_s | x_t, y)
         return twisted[rows] + std * z
 
     def up(self, x_t: Tensor, step: Step) -> Tensor:
-        raise ValueError("TDS weighs particles on their way down and cannot climb; use the itinerary Straight")
+        raise ValueError(
+            "TDS weighs particles on their way down and cannot climb; use the itinerary Straight"
+        )
 
-    def twist(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement) -> tuple[Prediction, Tensor, Tensor]:
+    def twist(
+        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement
+    ) -> tuple[Prediction, Tensor, Tensor]:
         """The prediction at x_t, log p~(y | x_t) but for a constant, (B,), and its gradient with C_t held fixed."""
-        if step.t.alpha == 0:  # pure noise: x0 does not depend on it, and all particles weigh the same
+        if (
+            step.t.alpha == 0
+        ):  # pure noise: x0 does not depend on it, and all particles weigh the same
             return predict(x_t, step.t), x_t.new_zeros(len(x_t)), torch.zeros_like(x_t)
         with torch.enable_grad():
             x_t, p = traced(predict, x_t, step.t, "TDS")
@@ -130,12 +143,19 @@ def _tweedie(x_t: Tensor, p: Prediction, measurement: Measurement) -> tuple[Tens
     assert isinstance(operator, LinearOperator)
     m = y[0].numel()
     noise = torch.as_tensor(measurement.image_sigma("TDS"), dtype=x_t.dtype, device=x_t.device) ** 2
-    units = torch.eye(m, dtype=y.dtype, device=y.device).view(m, 1, *y.shape[1:]).expand(m, *y.shape)
-    rows = [torch.autograd.grad(p.x0, x_t, operator.adjoint(unit), retain_graph=j + 1 < m)[0] for j, unit in enumerate(units)]
+    units = (
+        torch.eye(m, dtype=y.dtype, device=y.device).view(m, 1, *y.shape[1:]).expand(m, *y.shape)
+    )
+    rows = [
+        torch.autograd.grad(p.x0, x_t, operator.adjoint(unit), retain_graph=j + 1 < m)[0]
+        for j, unit in enumerate(units)
+    ]
     spread = t.sigma**2 / t.alpha * torch.stack([operator(row).flatten(1) for row in rows], dim=1)
     values, basis = torch.linalg.eigh((spread + spread.mT) / 2)
     # A network's Jacobian is neither symmetric nor positive to the last digit.
     values = values.clamp(min=torch.finfo(values.dtype).eps) + noise.view(-1, 1)
     along = torch.einsum("bij,bi->bj", basis, measurement.residual(p.x0.detach()).flatten(1))
     pull = torch.einsum("bij,bj->ib", basis, along / values)
-    return -0.5 * (along**2 / values + values.log()).sum(1), torch.einsum("jb,jb...->b...", pull, torch.stack(rows))
+    return -0.5 * (along**2 / values + values.log()).sum(1), torch.einsum(
+        "jb,jb...->b...", pull, torch.stack(rows)
+    )

@@ -9,32 +9,40 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOME = {
-    "Denoiser": "denoiser",
-    "Prediction": "denoiser",
+    "Denoiser": "network.denoiser",
+    "Prediction": "network.prediction",
     "Level": "schedules",
     "Schedule": "schedules",
-    "Operator": "operator",
-    "LinearOperator": "operator",
-    "SpectralOperator": "operator",
-    "Measurement": "measurement",
+    "Operator": "problem.operator",
+    "LinearOperator": "problem.operator",
+    "SpectralOperator": "problem.spectral",
+    "Measurement": "problem.measurement",
+    "make_operator": "problem.make",
     "Guidance": "sampling",
     "Transition": "sampling",
     "Itinerary": "sampling",
     "Step": "sampling",
-    "Method": "method",
-    "make_method": "method",
-    "Restoration": "restoration",
-    "solve": "restoration",
-    "generate": "restoration",
-    "invert": "restoration",
-    "interpolate": "restoration",
-    "upscale": "cascade",
-    "list_plugins": "registry",
-    "load_model": "registry",
-    "make_operator": "registry",
-    "self_check": "selfcheck",
+    "Method": "sampling",
+    "make_method": "sampling",
+    "Restoration": "solving",
+    "solve": "solving",
+    "generate": "solving",
+    "invert": "solving",
+    "interpolate": "solving",
+    "upscale": "solving.cascade",
+    "list_plugins": "plugins.registry",
+    "load_model": "loading.model",
+    "self_check": "network.selfcheck",
 }
-_MODULES = ("benchmarks", "guidance", "itineraries", "operators", "sampling", "schedules", "transitions")
+_MODULES = (
+    "benchmarks",
+    "guidance",
+    "itineraries",
+    "operators",
+    "sampling",
+    "schedules",
+    "transitions",
+)
 
 __all__ = [*_HOME, *_MODULES, "__version__"]
 
@@ -56,16 +64,29 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from invdiff import benchmarks, guidance, itineraries, operators, sampling, schedules, transitions
-    from invdiff.cascade import upscale
-    from invdiff.denoiser import Denoiser, Prediction
-    from invdiff.measurement import Measurement
-    from invdiff.method import Method, make_method
-    from invdiff.operator import LinearOperator, Operator, SpectralOperator
-    from invdiff.registry import list_plugins, load_model, make_operator
-    from invdiff.restoration import Restoration, generate, interpolate, invert, solve
-    from invdiff.sampling import Guidance, Itinerary, Step, Transition
+    from invdiff import (
+        benchmarks,
+        guidance,
+        itineraries,
+        operators,
+        sampling,
+        schedules,
+        transitions,
+    )
+    from invdiff.loading.model import load_model
+    from invdiff.network import Denoiser, Prediction
+    from invdiff.network.selfcheck import self_check
+    from invdiff.plugins.registry import list_plugins
+    from invdiff.problem import (
+        LinearOperator,
+        Measurement,
+        Operator,
+        SpectralOperator,
+        make_operator,
+    )
+    from invdiff.sampling import Guidance, Itinerary, Method, Step, Transition, make_method
     from invdiff.schedules import Level, Schedule
-    from invdiff.selfcheck import self_check
+    from invdiff.solving import Restoration, generate, interpolate, invert, solve
+    from invdiff.solving.cascade import upscale
 
     __version__: str

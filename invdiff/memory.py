@@ -17,9 +17,13 @@ def peak_memory_mb(device: torch.device | None) -> float | None:
         import resource
     except ImportError:  # Windows
         return None
-    with contextlib.suppress(OSError):  # what Linux lets us reset; getrusage's figure is that of the whole life of the process
+    with contextlib.suppress(
+        OSError
+    ):  # what Linux lets us reset; getrusage's figure is that of the whole life of the process
         lines = Path("/proc/self/status").read_text().splitlines()
-        return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10, 1)
+        return round(
+            next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10, 1
+        )
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 
@@ -34,3 +38,12 @@ def reset_peak_memory(device: torch.device | None) -> bool:
     except OSError:
         return False
     return True
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """CUDA has an exception of its own; the CPU's allocator raises a RuntimeError."""
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "can't allocate memory" in str(error)
+        or "out of memory" in str(error)
+    )

@@ -35,12 +35,16 @@ class NoiseSource:
         self.device = torch.device(device)
         self.size = len(seeds)
         meta = self.device.type == "meta"
-        self.generators = [] if meta else [torch.Generator(self.device).manual_seed(s) for s in seeds]
+        self.generators = (
+            [] if meta else [torch.Generator(self.device).manual_seed(s) for s in seeds]
+        )
 
     def randn_like(self, x: Tensor) -> Tensor:
         """Standard normal noise shaped and typed as x, whose first dimension is the batch."""
         if x.shape[0] != self.size:
-            raise ValueError(f"this noise belongs to {self.size} images, got a tensor of {x.shape[0]}")
+            raise ValueError(
+                f"this noise belongs to {self.size} images, got a tensor of {x.shape[0]}"
+            )
         noise = torch.empty_like(x, memory_format=torch.contiguous_format, requires_grad=False)
         for row, generator in zip(noise, self.generators, strict=False):
             row.normal_(generator=generator)

@@ -29,8 +29,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from invdiff.operator import LinearOperator, Shape, SpectralOperator
-from invdiff.separable import SeparableOperator, check_image_shape
+from invdiff.problem import LinearOperator, SeparableOperator, SpectralOperator
+from invdiff.problem.operator import Shape
+from invdiff.problem.separable import check_image_shape
 
 KERNELS = ("gaussian", "motion", "box", "disk")
 BORDERS = ("circular", "reflect", "replicate")
@@ -60,7 +61,9 @@ class Blur(LinearOperator):
     seed: int = 0
     border: str = "circular"
 
-    def __new__(cls, kernel: str | Path | Tensor = "gaussian", *, border: str = "circular", **_: Any) -> Blur:
+    def __new__(
+        cls, kernel: str | Path | Tensor = "gaussian", *, border: str = "circular", **_: Any
+    ) -> Blur:
         if cls is Blur:
             separable = not isinstance(kernel, Tensor) and str(kernel) in ("gaussian", "box")
             cls = FourierBlur if border == "circular" else SeparableBlur if separable else Blur
@@ -75,11 +78,17 @@ class Blur(LinearOperator):
                 _check_kernel(self.kernel, "the kernel tensor")
         elif str(self.kernel) not in KERNELS and not self.state and not Path(self.kernel).is_file():
             # A loaded measurement carries its kernel; the file may be gone by then.
-            raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, an existing kernel file or a tensor, got {str(self.kernel)!r}")
+            raise ValueError(
+                f"kernel must be one of {', '.join(KERNELS)}, an existing kernel file or a tensor, got {str(self.kernel)!r}"
+            )
         if not self.sigma > 0 or self.sigma == float("inf"):
-            raise ValueError(f"sigma, the kernel's standard deviation in pixels, must be positive, got {self.sigma}")
+            raise ValueError(
+                f"sigma, the kernel's standard deviation in pixels, must be positive, got {self.sigma}"
+            )
         size = self.kernel_size
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % 2 == 0):
+        if size is not None and (
+            isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % 2 == 0
+        ):
             raise ValueError(f"kernel_size must be an odd number of pixels, e.g. 9, got {size!r}")
         if not 0 < self.intensity <= 1:
             raise ValueError(f"intensity must be above 0 and at most 1, got {self.intensity}")
@@ -87,7 +96,11 @@ class Blur(LinearOperator):
     def make_kernel(self) -> Tensor:
         """The kernel w (k, l), float64."""
         if isinstance(self.kernel, Tensor):
-            return _check_kernel(self.kernel, "the kernel tensor").detach().to("cpu", torch.float64, copy=True)
+            return (
+                _check_kernel(self.kernel, "the kernel tensor")
+                .detach()
+                .to("cpu", torch.float64, copy=True)
+            )
         match str(self.kernel):
             case "gaussian" | "box":
                 profile = self._profile()
@@ -95,7 +108,7 @@ class Blur(LinearOperator):
             case "disk":
                 return disk(self.kernel_size or 9)
             case "motion":
-                from invdiff.deepinv_adapter import motion_kernel
+                from invdiff.problem.physics import motion_kernel
 
                 return motion_kernel(self.kernel_size or 31, self.intensity, self.seed)
             case path:
@@ -106,8 +119,12 @@ class Blur(LinearOperator):
         if str(self.kernel) == "box":
             size = self.kernel_size or 9
             return torch.full((size,), 1 / size, dtype=torch.float64)
-        radius = int(4 * self.sigma + 0.5) if self.kernel_size is None else self.kernel_size // 2  # as scipy.ndimage
-        profile = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / self.sigma) ** 2)
+        radius = (
+            int(4 * self.sigma + 0.5) if self.kernel_size is None else self.kernel_size // 2
+        )  # as scipy.ndimage
+        profile = torch.exp(
+            -0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / self.sigma) ** 2
+        )
         return profile / profile.sum()
 
     def _check_fits(self, size: Sequence[int], shape: Shape) -> None:
@@ -135,7 +152,10 @@ class Blur(LinearOperator):
     def _forward(self, x: Tensor) -> Tensor:
         before, after, lengths = self._sizes()
         padded = F.pad(x, (before[1], after[1], before[0], after[0]), mode=self.border)
-        full = torch.fft.irfft2(torch.fft.rfft2(padded, s=lengths) * torch.view_as_complex(self.state["transfer"]), s=lengths)
+        full = torch.fft.irfft2(
+            torch.fft.rfft2(padded, s=lengths) * torch.view_as_complex(self.state["transfer"]),
+            s=lengths,
+        )
         top, left = (k - 1 for k in self.state["kernel"].shape)
         return full[..., top : top + x.shape[-2], left : left + x.shape[-1]]
 
@@ -144,8 +164,15 @@ class Blur(LinearOperator):
         h, w = y.shape[-2:]
         top, left = (k - 1 for k in self.state["kernel"].shape)
         placed = F.pad(y, (left, lengths[1] - left - w, top, lengths[0] - top - h))
-        padded = torch.fft.irfft2(torch.fft.rfft2(placed) * torch.view_as_complex(self.state["transfer"]).conj(), s=lengths)
-        x = self._fold(padded[..., : before[0] + h + after[0], : before[1] + w + after[1]].mT, before[0], after[0]).mT
+        padded = torch.fft.irfft2(
+            torch.fft.rfft2(placed) * torch.view_as_complex(self.state["transfer"]).conj(),
+            s=lengths,
+        )
+        x = self._fold(
+            padded[..., : before[0] + h + after[0], : before[1] + w + after[1]].mT,
+            before[0],
+            after[0],
+        ).mT
         return self._fold(x, before[1], after[1])
 
     def _fold(self, padded: Tensor, before: int, after: int) -> Tensor:
@@ -153,30 +180,49 @@ class Blur(LinearOperator):
         size = padded.shape[-1] - before - after
         head, x, tail = padded.split([before, size, after], dim=-1)
         if self.border == "replicate":
-            return x + F.pad(head.sum(-1, keepdim=True), (0, size - 1)) + F.pad(tail.sum(-1, keepdim=True), (size - 1, 0))
-        return x + F.pad(head.flip(-1), (1, size - 1 - before)) + F.pad(tail.flip(-1), (size - 1 - after, 1))
+            return (
+                x
+                + F.pad(head.sum(-1, keepdim=True), (0, size - 1))
+                + F.pad(tail.sum(-1, keepdim=True), (size - 1, 0))
+            )
+        return (
+            x
+            + F.pad(head.flip(-1), (1, size - 1 - before))
+            + F.pad(tail.flip(-1), (size - 1 - after, 1))
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class FourierBlur(SpectralOperator, Blur):
     """Circular border. Spectral arrays are full complex transforms (C, H, W), orthonormal."""
 
-    registered_as = Blur
+    registered_as = "blur"
 
     def make_state(self, shape: Shape) -> dict[str, Tensor]:
         check_image_shape(shape, "Blur")
         kernel, (_, height, width) = self.make_kernel(), shape
-        rows, columns = ((torch.arange(k) - k // 2) % n for k, n in zip(kernel.shape, (height, width), strict=True))
-        wrapped = torch.zeros(height, width, dtype=torch.float64)  # a kernel larger than the image wraps around it
+        rows, columns = (
+            (torch.arange(k) - k // 2) % n
+            for k, n in zip(kernel.shape, (height, width), strict=True)
+        )
+        wrapped = torch.zeros(
+            height, width, dtype=torch.float64
+        )  # a kernel larger than the image wraps around it
         wrapped.index_put_((rows[:, None], columns), kernel, accumulate=True)
         h = torch.fft.fft2(wrapped)
-        h = (h + torch.roll(h.flip(0, 1), (1, 1), (0, 1)).conj()) / 2  # symmetric to the last bit, so that U z is real
+        h = (
+            h + torch.roll(h.flip(0, 1), (1, 1), (0, 1)).conj()
+        ) / 2  # symmetric to the last bit, so that U z is real
         s = h.abs()
         tiny = s <= 1e-14 * s.max()  # of rounding alone, phase included
         s, phase = torch.where(tiny, 0.0, s), torch.where(tiny, 1.0, h / torch.where(tiny, 1.0, s))
         half = torch.where(tiny, 0.0, h)[:, : width // 2 + 1]
         # Complex numbers as pairs: they move between dtypes and into files like any other tensor.
-        return {"transfer": torch.view_as_real(half).contiguous(), "s": s, "phase": torch.view_as_real(phase).contiguous()}
+        return {
+            "transfer": torch.view_as_real(half).contiguous(),
+            "s": s,
+            "phase": torch.view_as_real(phase).contiguous(),
+        }
 
     # The half transform of real images is twice as fast as the SVD's full one, so the solvers use it. ----------------
 
@@ -195,7 +241,9 @@ class FourierBlur(SpectralOperator, Blur):
     def _pinv(self, y: Tensor, ridge: Tensor | float) -> Tensor:
         h, s = self._h(), self._half_s()
         keep = s > self.rcond * s.max()
-        return self._filter(y, torch.where(keep, h.conj() / torch.where(keep, s.square() + ridge, 1.0), 0.0))
+        return self._filter(
+            y, torch.where(keep, h.conj() / torch.where(keep, s.square() + ridge, 1.0), 0.0)
+        )
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor | float) -> Tensor:
         h = self._h()
@@ -229,7 +277,7 @@ class FourierBlur(SpectralOperator, Blur):
 class SeparableBlur(SeparableOperator, Blur):
     """Gaussian or box kernel with a reflecting or replicating border."""
 
-    registered_as = Blur
+    registered_as = "blur"
 
     def matrices(self, shape: Shape) -> tuple[Tensor, Tensor]:
         check_image_shape(shape, "Blur")
@@ -240,8 +288,12 @@ class SeparableBlur(SeparableOperator, Blur):
     def _matrix(self, profile: Tensor, size: int) -> Tensor:
         reach = len(profile) // 2
         units = torch.eye(size, dtype=torch.float64)[None]
-        padded = F.pad(units, (reach, reach), mode=self.border)[0]  # row j: the padded unit vector e_j
-        return padded.unfold(1, len(profile), 1).matmul(profile).mT.contiguous()  # profiles are symmetric: no flip
+        padded = F.pad(units, (reach, reach), mode=self.border)[
+            0
+        ]  # row j: the padded unit vector e_j
+        return (
+            padded.unfold(1, len(profile), 1).matmul(profile).mT.contiguous()
+        )  # profiles are symmetric: no flip
 
 
 # Blur.__new__ hides the parameters that the dataclass declares.
@@ -251,7 +303,9 @@ Blur.__signature__ = _init.replace(parameters=list(_init.parameters.values())[1:
 
 def disk(diameter: int, oversampling: int = 16) -> Tensor:
     """A disk (k, k) of ``diameter`` k pixels whose edge pixels count by the share that it covers."""
-    fine = (torch.arange(diameter * oversampling, dtype=torch.float64) + 0.5) / oversampling - diameter / 2
+    fine = (
+        torch.arange(diameter * oversampling, dtype=torch.float64) + 0.5
+    ) / oversampling - diameter / 2
     inside = (fine[:, None] ** 2 + fine**2 <= (diameter / 2) ** 2).to(torch.float64)
     kernel = F.avg_pool2d(inside[None, None], oversampling)[0, 0]
     return kernel / kernel.sum()
@@ -262,7 +316,9 @@ def _check_kernel(kernel: Tensor, what: str) -> Tensor:
     while kernel.ndim > 2 and kernel.shape[0] == 1:
         kernel = kernel[0]
     if kernel.ndim != 2 or kernel.numel() == 0:
-        raise ValueError(f"{what} must have two dimensions (height, width), got shape {tuple(kernel.shape)}")
+        raise ValueError(
+            f"{what} must have two dimensions (height, width), got shape {tuple(kernel.shape)}"
+        )
     if kernel.is_complex() or not bool(kernel.isfinite().all()) or not bool(kernel.any()):
         raise ValueError(f"{what} must be real, finite and not all zeros")
     return kernel
@@ -271,13 +327,23 @@ def _check_kernel(kernel: Tensor, what: str) -> Tensor:
 def _read(path: Path) -> Tensor:
     try:
         if path.suffix == ".npy":
-            return _check_kernel(torch.from_numpy(np.load(path, allow_pickle=False)).to(torch.float64), f"the kernel {path}")
+            return _check_kernel(
+                torch.from_numpy(np.load(path, allow_pickle=False)).to(torch.float64),
+                f"the kernel {path}",
+            )
         if path.suffix == ".pt":
-            return _check_kernel(torch.load(path, map_location="cpu", weights_only=True).to(torch.float64), f"the kernel {path}")
+            return _check_kernel(
+                torch.load(path, map_location="cpu", weights_only=True).to(torch.float64),
+                f"the kernel {path}",
+            )
         with Image.open(path) as image:
-            grey = np.asarray(image if image.mode.startswith("I") else image.convert("L")).astype(np.float64)
+            grey = np.asarray(image if image.mode.startswith("I") else image.convert("L")).astype(
+                np.float64
+            )
     except (OSError, AttributeError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as a kernel (.npy, .pt or an image): {error}") from error
+        raise ValueError(
+            f"{path} cannot be read as a kernel (.npy, .pt or an image): {error}"
+        ) from error
     kernel = _check_kernel(torch.from_numpy(grey), f"the kernel {path}")
     return kernel / kernel.sum()
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invdiff.operator import Shape, SpectralOperator
+from invdiff.problem import SpectralOperator
+from invdiff.problem.operator import Shape
 
 REC601 = (0.299, 0.587, 0.114)
 
@@ -31,7 +32,11 @@ class Colorize(SpectralOperator):
         # The Householder reflection that swaps w/‖w‖ and e_1: orthogonal and symmetric, so it is V and V* at once.
         normal = w / norm - torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
         v = torch.eye(3, dtype=torch.float64) - 2 * normal[:, None] * normal / normal.square().sum()
-        return {"weights": w.view(3, 1, 1), "v": v, "s": torch.stack([norm, 0 * norm, 0 * norm]).view(3, 1, 1)}
+        return {
+            "weights": w.view(3, 1, 1),
+            "v": v,
+            "s": torch.stack([norm, 0 * norm, 0 * norm]).view(3, 1, 1),
+        }
 
     def image_shape(self, measurement_shape: Shape) -> Shape:
         if len(measurement_shape) != 3 or measurement_shape[0] != 1:

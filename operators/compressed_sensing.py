@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from invdiff.noise import generator_of
-from invdiff.operator import Shape, SpectralOperator
-from invdiff.separable import check_image_shape, cosine_matrix
+from invdiff.problem import SpectralOperator
+from invdiff.problem.operator import Shape
+from invdiff.problem.separable import check_image_shape, cosine_matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,9 @@ class CompressedSensing(SpectralOperator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction, how many numbers are measured for each that x has, must be in (0, 1], got {self.fraction}")
+            raise ValueError(
+                f"fraction, how many numbers are measured for each that x has, must be in (0, 1], got {self.fraction}"
+            )
 
     def make_state(self, shape: Shape) -> dict[str, Tensor]:
         check_image_shape(shape, "CompressedSensing")
@@ -43,7 +46,12 @@ class CompressedSensing(SpectralOperator):
         signs = 2 * torch.randint(2, shape, generator=draw).to(torch.float64) - 1
         order = torch.randperm(signs.numel(), generator=draw).view(shape)
         mask = (order < max(1, round(self.fraction * signs.numel()))).to(torch.float64)
-        return {"signs": signs, "mask": mask, "rows": cosine_matrix(shape[1]), "columns": cosine_matrix(shape[2])}
+        return {
+            "signs": signs,
+            "mask": mask,
+            "rows": cosine_matrix(shape[1]),
+            "columns": cosine_matrix(shape[2]),
+        }
 
     def _observed(self, y: Tensor) -> Tensor:
         return self.state["mask"] * y

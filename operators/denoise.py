@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invdiff.operator import DiagonalOperator, Shape
+from invdiff.problem import DiagonalOperator
+from invdiff.problem.operator import Shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +19,9 @@ class Denoise(DiagonalOperator):
     """The identity; it has no parameters."""
 
     def make_state(self, shape: Shape) -> dict[str, Tensor]:
-        return {"one": torch.ones(1, dtype=torch.float64)}  # tells singular_values their device and dtype
+        return {
+            "one": torch.ones(1, dtype=torch.float64)
+        }  # tells singular_values their device and dtype
 
     def _forward(self, x: Tensor) -> Tensor:
         return x

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from invdiff.operator import Operator
+from invdiff.problem import Operator
 
 
 @dataclass(frozen=True, eq=False)

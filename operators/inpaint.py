@@ -17,8 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from invdiff.noise import generator_of
-from invdiff.operator import DiagonalOperator, Shape, inverted
-from invdiff.separable import check_image_shape
+from invdiff.problem import DiagonalOperator
+from invdiff.problem.operator import Shape
+from invdiff.problem.separable import check_image_shape
+from invdiff.problem.spectral import inverted
 
 MASKS = ("random", "box", "stripes", "half", "outpaint")
 SIDES = ("left", "right", "top", "bottom")
@@ -67,26 +69,50 @@ class Inpaint(DiagonalOperator):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if isinstance(self.mask, Tensor):
             if self.mask.ndim not in (2, 3, 4):
-                raise ValueError(f"a mask tensor is (H, W), (1 or C, H, W) or (B, 1 or C, H, W), got shape {tuple(self.mask.shape)}")
+                raise ValueError(
+                    f"a mask tensor is (H, W), (1 or C, H, W) or (B, 1 or C, H, W), got shape {tuple(self.mask.shape)}"
+                )
             _check_values(self.mask, "the mask tensor")
         elif str(self.mask) not in MASKS and not self.state and not Path(self.mask).is_file():
             # A loaded measurement carries its mask; the file may be gone by then.
-            raise ValueError(f"mask must be one of {', '.join(MASKS)}, an existing mask file or a tensor, got {str(self.mask)!r}")
+            raise ValueError(
+                f"mask must be one of {', '.join(MASKS)}, an existing mask file or a tensor, got {str(self.mask)!r}"
+            )
         if not 0 <= self.fraction < 1:
-            raise ValueError(f"fraction, the share of missing pixels, must be at least 0 and below 1, got {self.fraction}")
+            raise ValueError(
+                f"fraction, the share of missing pixels, must be at least 0 and below 1, got {self.fraction}"
+            )
         if self.size is not None:
             _check_size(self.size)
-        if not (self.position is None or self.position == "random" or _is_pair_of_pixels(self.position)):
-            raise ValueError(f"position must be (top, left) in pixels, 'random' or None for the centre, got {self.position!r}")
-        if not (_is_pixels(self.margin) or (isinstance(self.margin, float) and 0 <= self.margin < 0.5)):
-            raise ValueError(f"margin must be a number of pixels, at least 0, or a share of the side below 0.5, got {self.margin}")
-        if not (isinstance(self.width, int) and isinstance(self.period, int) and 0 < self.width < self.period):
+        if not (
+            self.position is None or self.position == "random" or _is_pair_of_pixels(self.position)
+        ):
+            raise ValueError(
+                f"position must be (top, left) in pixels, 'random' or None for the centre, got {self.position!r}"
+            )
+        if not (
+            _is_pixels(self.margin) or (isinstance(self.margin, float) and 0 <= self.margin < 0.5)
+        ):
+            raise ValueError(
+                f"margin must be a number of pixels, at least 0, or a share of the side below 0.5, got {self.margin}"
+            )
+        if not (
+            isinstance(self.width, int)
+            and isinstance(self.period, int)
+            and 0 < self.width < self.period
+        ):
             raise ValueError(
                 f"width and period must be pixels with 0 < width < period, so that something is known; got {self.width} and {self.period}"
             )
-        for name, allowed in (("direction", ("horizontal", "vertical")), ("side", SIDES), ("keep", ("white", "black"))):
+        for name, allowed in (
+            ("direction", ("horizontal", "vertical")),
+            ("side", SIDES),
+            ("keep", ("white", "black")),
+        ):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
 
     def make_state(self, shape: Shape) -> dict[str, Tensor]:
         check_image_shape(shape, "Inpaint")
@@ -108,8 +134,12 @@ class Inpaint(DiagonalOperator):
         match str(self.mask):
             case "random":
                 channels = c if self.per_channel else 1
-                order = torch.stack([torch.randperm(h * w, generator=generator) for _ in range(channels)])
-                return (order >= round(self.fraction * h * w)).to(torch.float64).view(channels, h, w)
+                order = torch.stack(
+                    [torch.randperm(h * w, generator=generator) for _ in range(channels)]
+                )
+                return (
+                    (order >= round(self.fraction * h * w)).to(torch.float64).view(channels, h, w)
+                )
             case "box":
                 top, left, height, width = self._box(h, w, generator)
                 mask[top : top + height, left : left + width] = 0
@@ -118,7 +148,10 @@ class Inpaint(DiagonalOperator):
                 mask.zero_()
                 mask[(h - height) // 2 :, (w - width) // 2 :][:height, :width] = 1
             case "stripes":
-                lines = torch.arange(h if self.direction == "horizontal" else w) % self.period < self.period - self.width
+                lines = (
+                    torch.arange(h if self.direction == "horizontal" else w) % self.period
+                    < self.period - self.width
+                )
                 mask = mask * (lines[:, None] if self.direction == "horizontal" else lines)
             case "half":
                 rows, columns = torch.arange(h)[:, None].expand(h, w), torch.arange(w).expand(h, w)
@@ -139,24 +172,47 @@ class Inpaint(DiagonalOperator):
         return mask
 
     def _pixels(self, h: int, w: int) -> tuple[int, int]:
-        pair = self.size if isinstance(self.size, tuple) else (0.5 if self.size is None else self.size,) * 2
-        height, width = (max(1, round(n * side)) if isinstance(n, float) else n for n, side in zip(pair, (h, w), strict=True))
+        pair = (
+            self.size
+            if isinstance(self.size, tuple)
+            else (0.5 if self.size is None else self.size,) * 2
+        )
+        height, width = (
+            max(1, round(n * side)) if isinstance(n, float) else n
+            for n, side in zip(pair, (h, w), strict=True)
+        )
         if height > h or width > w:
-            raise ValueError(f"size {self.size} is larger than the image of {h}x{w} pixels; give less, or a share such as 0.5")
+            raise ValueError(
+                f"size {self.size} is larger than the image of {h}x{w} pixels; give less, or a share such as 0.5"
+            )
         return height, width
 
     def _box(self, h: int, w: int, generator: torch.Generator) -> tuple[int, int, int, int]:
         height, width = self._pixels(h, w)
         if self.position == "random":
-            margins = [round(n * self.margin) if isinstance(self.margin, float) else self.margin for n in (h, w)]
+            margins = [
+                round(n * self.margin) if isinstance(self.margin, float) else self.margin
+                for n in (h, w)
+            ]
             room = h - height - 2 * margins[0], w - width - 2 * margins[1]
             if min(room) < 0:
-                raise ValueError(f"a box of {height}x{width} with a margin of {self.margin} does not fit into {h}x{w} pixels; shrink one")
-            top, left = (m + int(torch.randint(n + 1, (), generator=generator)) for m, n in zip(margins, room, strict=True))
+                raise ValueError(
+                    f"a box of {height}x{width} with a margin of {self.margin} does not fit into {h}x{w} pixels; shrink one"
+                )
+            top, left = (
+                m + int(torch.randint(n + 1, (), generator=generator))
+                for m, n in zip(margins, room, strict=True)
+            )
         else:
-            top, left = self.position if isinstance(self.position, tuple) else ((h - height) // 2, (w - width) // 2)
+            top, left = (
+                self.position
+                if isinstance(self.position, tuple)
+                else ((h - height) // 2, (w - width) // 2)
+            )
         if top + height > h or left + width > w:
-            raise ValueError(f"a box of {height}x{width} at (top, left) = ({top}, {left}) leaves the image of {h}x{w} pixels; move it")
+            raise ValueError(
+                f"a box of {height}x{width} at (top, left) = ({top}, {left}) leaves the image of {h}x{w} pixels; move it"
+            )
         return top, left, height, width
 
     @property
@@ -167,12 +223,16 @@ class Inpaint(DiagonalOperator):
         selected = super().select(images)
         if selected is self or not isinstance(self.mask, Tensor):
             return selected
-        return replace(selected, mask=self.mask[images.to(self.mask.device)])  # so that a saved part is that part only
+        return replace(
+            selected, mask=self.mask[images.to(self.mask.device)]
+        )  # so that a saved part is that part only
 
     def _forward(self, x: Tensor) -> Tensor:
         mask = self.state["mask"]
         if mask.ndim == 4 and len(x) not in (1, len(mask)):
-            raise ValueError(f"this mask is for {len(mask)} images, got a batch of {len(x)}; use measurement.select(images) for a part")
+            raise ValueError(
+                f"this mask is for {len(mask)} images, got a batch of {len(x)}; use measurement.select(images) for a part"
+            )
         return mask * x
 
     def _adjoint(self, y: Tensor) -> Tensor:
@@ -183,7 +243,9 @@ class Inpaint(DiagonalOperator):
 
     def _pinv(self, y: Tensor, ridge: Tensor | float) -> Tensor:
         mask = self.state["mask"]
-        return inverted(mask, mask > self.rcond, ridge) * y  # of the largest possible value: images do not depend on each other
+        return (
+            inverted(mask, mask > self.rcond, ridge) * y
+        )  # of the largest possible value: images do not depend on each other
 
     def _singular_values(self) -> Tensor:
         assert self.shape is not None
@@ -204,7 +266,9 @@ def _check_size(size: Size) -> None:
         whole = _is_pixels(n) and n > 0
         share = isinstance(n, float) and 0 < n <= 1
         if not (whole or share) or (isinstance(size, tuple) and len(size) != 2):
-            raise ValueError(f"size must be pixels (int > 0), a share of the side (float in (0, 1]) or a pair of these, got {size!r}")
+            raise ValueError(
+                f"size must be pixels (int > 0), a share of the side (float in (0, 1]) or a pair of these, got {size!r}"
+            )
 
 
 def _check_values(mask: Tensor, what: str) -> None:
@@ -212,7 +276,9 @@ def _check_values(mask: Tensor, what: str) -> None:
         return
     low, high = float(mask.min()), float(mask.max())
     if not (low >= 0 and high <= 1):  # false for nan as well
-        raise ValueError(f"{what} must have values in [0, 1], 1 being known; it has values from {low:g} to {high:g}")
+        raise ValueError(
+            f"{what} must have values in [0, 1], 1 being known; it has values from {low:g} to {high:g}"
+        )
 
 
 def _read(path: Path, h: int, w: int) -> Tensor:
@@ -226,17 +292,29 @@ def _read(path: Path, h: int, w: int) -> Tensor:
             with Image.open(path) as image:
                 # Convert palettes and colours to grey; 16-bit grey would lose its range on the way.
                 grey = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
-            mask = torch.from_numpy(grey.astype(np.float64)) / (255 if grey.dtype == np.uint8 else 65535)
+            mask = torch.from_numpy(grey.astype(np.float64)) / (
+                255 if grey.dtype == np.uint8 else 65535
+            )
     except (OSError, ValueError, AttributeError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as a mask (an image, .npy or .pt): {error}") from error
+        raise ValueError(
+            f"{path} cannot be read as a mask (an image, .npy or .pt): {error}"
+        ) from error
     _check_values(mask, f"the mask {path}")
     if mask.ndim < 2:
-        raise ValueError(f"the mask {path} must be (H, W) or (C, H, W), got shape {tuple(mask.shape)}")
+        raise ValueError(
+            f"the mask {path} must be (H, W) or (C, H, W), got shape {tuple(mask.shape)}"
+        )
     height, width = mask.shape[-2:]
     if (height, width) == (h, w):
         return mask
     if round(height * w / width) != h and round(width * h / height) != w:
-        raise ValueError(f"the mask {path} is {height}x{width}, the image {h}x{w}: another aspect ratio; crop the mask to the image's")
-    warnings.warn(f"the mask {path} is resized from {height}x{width} to the image's {h}x{w}", stacklevel=2)
+        raise ValueError(
+            f"the mask {path} is {height}x{width}, the image {h}x{w}: another aspect ratio; crop the mask to the image's"
+        )
+    warnings.warn(
+        f"the mask {path} is resized from {height}x{width} to the image's {h}x{w}", stacklevel=2
+    )
     shape = mask.shape
-    return F.interpolate(mask.reshape(1, -1, height, width), size=(h, w), mode="nearest-exact").view(*shape[:-2], h, w)
+    return F.interpolate(
+        mask.reshape(1, -1, height, width), size=(h, w), mode="nearest-exact"
+    ).view(*shape[:-2], h, w)

@@ -24,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invdiff.operator import Operator, Shape
 from invdiff.operators.quantize import rounded
-from invdiff.separable import check_image_shape, cosine_matrix
+from invdiff.problem import Operator
+from invdiff.problem.operator import Shape
+from invdiff.problem.separable import check_image_shape, cosine_matrix
 
 # fmt: off
 LUMA = (
@@ -65,10 +66,16 @@ class JPEG(Operator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.quality, bool) or not isinstance(self.quality, int) or not 1 <= self.quality <= 100:
+        if (
+            isinstance(self.quality, bool)
+            or not isinstance(self.quality, int)
+            or not 1 <= self.quality <= 100
+        ):
             raise ValueError(f"quality must be a whole number from 1 to 100, got {self.quality!r}")
         if self.subsampling not in SUBSAMPLINGS:
-            raise ValueError(f"subsampling must be one of {', '.join(SUBSAMPLINGS)}, got {self.subsampling!r}")
+            raise ValueError(
+                f"subsampling must be one of {', '.join(SUBSAMPLINGS)}, got {self.subsampling!r}"
+            )
 
     def make_state(self, shape: Shape) -> dict[str, Tensor]:
         check_image_shape(shape, "JPEG")
@@ -86,19 +93,27 @@ class JPEG(Operator):
     def _table(self, base: tuple[int, ...]) -> Tensor:
         """Q as (8, 1, 8), the layout of :meth:`_coded`."""
         scale = 5000 // self.quality if self.quality < 50 else 200 - 2 * self.quality
-        return torch.tensor([min(max((scale * q + 50) // 100, 1), 255) for q in base], dtype=torch.float64).view(8, 1, 8)
+        return torch.tensor(
+            [min(max((scale * q + 50) // 100, 1), 255) for q in base], dtype=torch.float64
+        ).view(8, 1, 8)
 
     def _forward(self, x: Tensor) -> Tensor:
         if x.shape[1] == 1:
             return (self._coded(255 * x - 128, "luma") + 128) / 255
-        planes = torch.einsum("ij,bjhw->bihw", self.state["colours"], 255 * x)  # chroma is centred at zero already
+        planes = torch.einsum(
+            "ij,bjhw->bihw", self.state["colours"], 255 * x
+        )  # chroma is centred at zero already
         luma, chroma = self._coded(planes[:, :1] - 128, "luma") + 128, planes[:, 1:]
         if self.subsampling == "4:4:4":
             chroma = self._coded(chroma, "chroma")
         else:
             small = self._coded(F.avg_pool2d(_padded(chroma, 2), 2), "chroma")
-            chroma = F.interpolate(small, scale_factor=2, mode="bilinear")[..., : x.shape[-2], : x.shape[-1]]
-        return (torch.einsum("ij,bjhw->bihw", self.state["rgb"], torch.cat([luma, chroma], 1)) / 255).clamp(0, 1)
+            chroma = F.interpolate(small, scale_factor=2, mode="bilinear")[
+                ..., : x.shape[-2], : x.shape[-1]
+            ]
+        return (
+            torch.einsum("ij,bjhw->bihw", self.state["rgb"], torch.cat([luma, chroma], 1)) / 255
+        ).clamp(0, 1)
 
     def _coded(self, plane: Tensor, table: str) -> Tensor:
         """A plane with values in [−128, 127] after the quantisation of its blocks' coefficients."""

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invdiff.noise import generator_of
-from invdiff.operator import Shape, SpectralOperator
+from invdiff.problem import SpectralOperator
+from invdiff.problem.operator import Shape
 
 LARGEST = 2**26
 """Entries beyond which U or V is refused; an SVD then takes minutes."""
@@ -39,27 +40,47 @@ class Matrix(SpectralOperator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.matrix is not None and (self.matrix.ndim != 2 or self.matrix.is_complex() or not self.matrix.is_floating_point()):
-            raise ValueError(f"matrix must be real and have two dimensions (m, n), got {self.matrix.dtype} {tuple(self.matrix.shape)}")
+        if self.matrix is not None and (
+            self.matrix.ndim != 2 or self.matrix.is_complex() or not self.matrix.is_floating_point()
+        ):
+            raise ValueError(
+                f"matrix must be real and have two dimensions (m, n), got {self.matrix.dtype} {tuple(self.matrix.shape)}"
+            )
         if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction, how many numbers are measured for each that x has, must be in (0, 1], got {self.fraction}")
+            raise ValueError(
+                f"fraction, how many numbers are measured for each that x has, must be in (0, 1], got {self.fraction}"
+            )
 
     def make_state(self, shape: Shape) -> dict[str, Tensor]:
         n = prod(shape)
         if self.matrix is None:
             m = max(1, round(self.fraction * n))
             _check_size(m, n)
-            matrix = torch.randn(m, n, dtype=torch.float64, generator=generator_of("matrix", self.seed, *shape)) / n**0.5
+            matrix = (
+                torch.randn(
+                    m, n, dtype=torch.float64, generator=generator_of("matrix", self.seed, *shape)
+                )
+                / n**0.5
+            )
         else:
             matrix = self.matrix.detach().to("cpu", torch.float64)
             if matrix.shape[1] != n:
-                raise ValueError(f"the matrix has {matrix.shape[1]} columns, but x of shape {shape} has {n} entries")
+                raise ValueError(
+                    f"the matrix has {matrix.shape[1]} columns, but x of shape {shape} has {n} entries"
+                )
             _check_size(*matrix.shape)
         u, s, vt = torch.linalg.svd(matrix, full_matrices=True)
-        return {"matrix": matrix.clone(), "u": u.contiguous(), "s": F.pad(s, (0, max(matrix.shape) - len(s))), "v": vt.mT.contiguous()}
+        return {
+            "matrix": matrix.clone(),
+            "u": u.contiguous(),
+            "s": F.pad(s, (0, max(matrix.shape) - len(s))),
+            "v": vt.mT.contiguous(),
+        }
 
     def image_shape(self, measurement_shape: Shape) -> Shape:
-        raise ValueError("a matrix does not tell the shape of its images; bind it first: operator.bind((C, H, W)), or operator.bind((n,))")
+        raise ValueError(
+            "a matrix does not tell the shape of its images; bind it first: operator.bind((C, H, W)), or operator.bind((n,))"
+        )
 
     def _forward(self, x: Tensor) -> Tensor:
         return x.flatten(1) @ self.state["matrix"].mT
@@ -85,7 +106,9 @@ class Matrix(SpectralOperator):
     def _spectral(self, z: Tensor) -> Tensor:
         """As many dimensions as images have, so that one number per image broadcasts against both."""
         assert self.shape is not None
-        return F.pad(z, (0, len(self.state["s"]) - z.shape[1])).view(len(z), *(1,) * (len(self.shape) - 1), -1)
+        return F.pad(z, (0, len(self.state["s"]) - z.shape[1])).view(
+            len(z), *(1,) * (len(self.shape) - 1), -1
+        )
 
     def _image(self, x: Tensor) -> Tensor:
         assert self.shape is not None
@@ -94,4 +117,6 @@ class Matrix(SpectralOperator):
 
 def _check_size(m: int, n: int) -> None:
     if max(m, n) ** 2 > LARGEST:
-        raise ValueError(f"the SVD of a dense matrix of {m}x{n} is too large; use the operator compressed_sensing, which needs no matrix")
+        raise ValueError(
+            f"the SVD of a dense matrix of {m}x{n} is too large; use the operator compressed_sensing, which needs no matrix"
+        )

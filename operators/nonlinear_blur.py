@@ -30,8 +30,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invdiff.operator import Operator, Shape
 from invdiff.operators.blur import Blur
+from invdiff.problem import Operator
+from invdiff.problem.operator import Shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +80,13 @@ class NonlinearBlur(Operator):
 
 def light(value: Tensor) -> Tensor:
     """Light from sRGB values; 1 is 1."""
-    return torch.where(value > 0.04045, ((value.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4, value / 12.92)
+    return torch.where(
+        value > 0.04045, ((value.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4, value / 12.92
+    )
 
 
 def response(light: Tensor) -> Tensor:
     """sRGB values from light: the inverse of :func:`light`."""
-    return torch.where(light > 0.0031308, 1.055 * light.clamp(min=0.0031308) ** (1 / 2.4) - 0.055, 12.92 * light)
+    return torch.where(
+        light > 0.0031308, 1.055 * light.clamp(min=0.0031308) ** (1 / 2.4) - 0.055, 12.92 * light
+    )

@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invdiff.operator import Operator, Shape
-from invdiff.separable import check_image_shape
+from invdiff.problem import Operator
+from invdiff.problem.operator import Shape
+from invdiff.problem.separable import check_image_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +42,14 @@ class PhaseRetrieval(Operator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.oversample < float("inf"):
-            raise ValueError(f"oversample must be a finite number of at least 0, got {self.oversample}")
+            raise ValueError(
+                f"oversample must be a finite number of at least 0, got {self.oversample}"
+            )
         object.__setattr__(self, "data_range", tuple(self.data_range))  # JSON knows lists only
         if len(self.data_range) != 2 or not self.data_range[0] < self.data_range[1]:
-            raise ValueError(f"data_range must be (low, high) with low < high, got {self.data_range}")
+            raise ValueError(
+                f"data_range must be (low, high) with low < high, got {self.data_range}"
+            )
 
     def make_state(self, shape: Shape) -> dict[str, Tensor]:
         check_image_shape(shape, "PhaseRetrieval")
@@ -62,7 +67,9 @@ class PhaseRetrieval(Operator):
         for side in range(1, padded + 1):
             if side + 2 * self._padding(side) == padded:
                 return side
-        raise ValueError(f"no image side gives measurements of {padded} pixels with oversample = {self.oversample}")
+        raise ValueError(
+            f"no image side gives measurements of {padded} pixels with oversample = {self.oversample}"
+        )
 
     def _forward(self, x: Tensor) -> Tensor:
         low, high = self.data_range

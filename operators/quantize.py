@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from invdiff.operator import Operator
+from invdiff.problem import Operator
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,11 @@ class Quantize(Operator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 16:
+        if (
+            isinstance(self.bits, bool)
+            or not isinstance(self.bits, int)
+            or not 1 <= self.bits <= 16
+        ):
             raise ValueError(f"bits must be a whole number from 1 to 16, got {self.bits!r}")
 
     def _forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ R (H/f × H) and C (W/f × W) resample the rows and the columns:
     nearest   the top left of f×f pixels
 
 Symbols: X image (H, W) in pixels, Y measurement (H/f, W/f), f the factor. SVD, pseudo-inverse and proximal map are exact,
-from those of R and C (see :mod:`invdiff.separable`).
+from those of R and C (see :mod:`invdiff.problem.separable`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invdiff.operator import Shape
-from invdiff.separable import SeparableOperator, check_image_shape
+from invdiff.problem import SeparableOperator
+from invdiff.problem.operator import Shape
+from invdiff.problem.separable import check_image_shape
 
 KERNELS = ("bicubic", "box", "nearest")
 
@@ -39,7 +40,9 @@ class SuperResolution(SeparableOperator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.factor, bool) or not isinstance(self.factor, int) or self.factor < 2:
-            raise ValueError(f"factor must be a whole number of at least 2 (usually 2, 3, 4 or 8), got {self.factor!r}")
+            raise ValueError(
+                f"factor must be a whole number of at least 2 (usually 2, 3, 4 or 8), got {self.factor!r}"
+            )
         if self.kernel not in KERNELS:
             raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}")
 
@@ -50,7 +53,9 @@ class SuperResolution(SeparableOperator):
             fits = [(height // f * f, width // f * f), (-(-height // f) * f, -(-width // f) * f)]
             crop = f"crop the image to {fits[0][0]}x{fits[0][1]} or " if min(fits[0]) > 0 else ""
             pad = f"pad it to {fits[1][0]}x{fits[1][1]}"
-            raise ValueError(f"an image of {height}x{width} is not divisible by the factor {f}: {crop}{pad}")
+            raise ValueError(
+                f"an image of {height}x{width} is not divisible by the factor {f}: {crop}{pad}"
+            )
         return self._resampling(height), self._resampling(width)
 
     def _resampling(self, size: int) -> Tensor:
@@ -61,9 +66,13 @@ class SuperResolution(SeparableOperator):
         units = torch.eye(size, dtype=torch.float64)[None, None]
         to = (size // self.factor, size)
         if self.kernel == "bicubic":
-            small = F.interpolate(units, size=to, mode="bicubic", antialias=True, align_corners=False)
+            small = F.interpolate(
+                units, size=to, mode="bicubic", antialias=True, align_corners=False
+            )
         else:
-            small = F.interpolate(units, size=to, mode="area" if self.kernel == "box" else "nearest")
+            small = F.interpolate(
+                units, size=to, mode="area" if self.kernel == "box" else "nearest"
+            )
         return small[0, 0]
 
     def image_shape(self, measurement_shape: Shape) -> Shape:
@@ -74,5 +83,7 @@ class SuperResolution(SeparableOperator):
     def fit(self, shape: Shape) -> Shape:
         c, h, w = shape
         if min(h, w) < self.factor:
-            raise ValueError(f"an image of {h}x{w} is smaller than the factor {self.factor}; give a larger image")
+            raise ValueError(
+                f"an image of {h}x{w} is smaller than the factor {self.factor}; give a larger image"
+            )
         return (c, h // self.factor * self.factor, w // self.factor * self.factor)

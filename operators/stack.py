@@ -20,11 +20,17 @@ from math import prod
 import torch
 from torch import Tensor
 
-from invdiff.operator import LinearOperator, Operator, Shape
-from invdiff.operators.compose import Composite, Part, assemble
+from invdiff.problem import LinearOperator, Operator
+from invdiff.problem.composite import Composite, Part, assemble
+from invdiff.problem.operator import Shape
 
 
-def stack(parts: Sequence[Part] = ("inpaint", "sr"), *, shape: Shape | None = None, state: Mapping[str, Tensor] | None = None) -> Operator:
+def stack(
+    parts: Sequence[Part] = ("inpaint", "sr"),
+    *,
+    shape: Shape | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> Operator:
     """Several operators on the same image.
 
     Args:
@@ -39,7 +45,7 @@ def stack(parts: Sequence[Part] = ("inpaint", "sr"), *, shape: Shape | None = No
 class Stack(Composite):
     """Several operators on the same image; made by :func:`stack`."""
 
-    registered_as = stack
+    registered_as = "stack"
 
     @staticmethod
     def following(part: Operator) -> Shape:
@@ -50,7 +56,9 @@ class Stack(Composite):
         for part in self.parts:
             if part.shape is not None:
                 return part.shape
-        raise ValueError("a stack of measurements does not tell the shape of its image; bind it first: operator.bind((C, H, W))")
+        raise ValueError(
+            "a stack of measurements does not tell the shape of its image; bind it first: operator.bind((C, H, W))"
+        )
 
     def fit(self, shape: Shape) -> Shape:
         for part in self.parts:
@@ -70,14 +78,19 @@ class Stack(Composite):
     def split(self, y: Tensor) -> list[Tensor]:
         """The parts' own measurements y_k (B, ...) of y (B, m). The operator must be bound."""
         flat = y.split(self._sizes(), dim=1)
-        return [own.reshape(len(y), *part.measurement_shape) for own, part in zip(flat, self.parts, strict=True)]
+        return [
+            own.reshape(len(y), *part.measurement_shape)
+            for own, part in zip(flat, self.parts, strict=True)
+        ]
 
     def per_part(self, values: Sequence[float]) -> Tensor:
         """One number per part, such as its sigma, as a tensor (1, m) that broadcasts against y. The operator must be bound."""
         if self.shape is None:
             raise ValueError("bind this stack to an image shape first: operator.bind((C, H, W))")
         if len(values) != len(self.parts):
-            raise ValueError(f"one number for each of the {len(self.parts)} parts is needed, got {len(values)}")
+            raise ValueError(
+                f"one number for each of the {len(self.parts)} parts is needed, got {len(values)}"
+            )
         numbers = torch.as_tensor(values, dtype=torch.float64)
         return numbers.repeat_interleave(torch.tensor(self._sizes()))[None]
 
@@ -85,7 +98,12 @@ class Stack(Composite):
         return [prod(part.measurement_shape) for part in self.parts]
 
     def _observed(self, y: Tensor) -> Tensor:
-        return _joined([part._like(own)._observed(own) for part, own in zip(self.parts, self.split(y), strict=True)])
+        return _joined(
+            [
+                part._like(own)._observed(own)
+                for part, own in zip(self.parts, self.split(y), strict=True)
+            ]
+        )
 
     def _forward(self, x: Tensor) -> Tensor:
         return _joined([part(x) for part in self.parts])
@@ -95,11 +113,15 @@ class Stack(Composite):
 class LinearStack(Stack, LinearOperator):
     """A stack of linear operators."""
 
-    registered_as = stack
+    registered_as = "stack"
 
     def _adjoint(self, y: Tensor) -> Tensor:
-        parts = [part for part in self.parts if isinstance(part, LinearOperator)]  # which all of them are
-        return torch.stack([part.adjoint(own) for part, own in zip(parts, self.split(y), strict=True)]).sum(0)
+        parts = [
+            part for part in self.parts if isinstance(part, LinearOperator)
+        ]  # which all of them are
+        return torch.stack(
+            [part.adjoint(own) for part, own in zip(parts, self.split(y), strict=True)]
+        ).sum(0)
 
 
 def _joined(measurements: Sequence[Tensor]) -> Tensor:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from invdiff.noise import seed_of
-from invdiff.operator import LinearOperator, Shape
 from invdiff.operators.blur import BORDERS, Blur
+from invdiff.problem import LinearOperator
+from invdiff.problem.operator import Shape
 
 KERNELS = ("gaussian", "motion")
 
@@ -61,12 +62,18 @@ class VaryingBlur(LinearOperator):
                 raise ValueError(f"{name} must be a pair, got {pair!r}")
         if isinstance(self.kernel, Tensor):
             if self.kernel.ndim != 4:
-                raise ValueError(f"a tensor of kernels is (rows, columns, k, l), got shape {tuple(self.kernel.shape)}")
+                raise ValueError(
+                    f"a tensor of kernels is (rows, columns, k, l), got shape {tuple(self.kernel.shape)}"
+                )
             object.__setattr__(self, "grid", tuple(self.kernel.shape[:2]))
         elif self.kernel not in KERNELS:
-            raise ValueError(f"kernel must be one of {', '.join(KERNELS)} or a tensor (rows, columns, k, l), got {self.kernel!r}")
+            raise ValueError(
+                f"kernel must be one of {', '.join(KERNELS)} or a tensor (rows, columns, k, l), got {self.kernel!r}"
+            )
         if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in self.grid):
-            raise ValueError(f"grid must be (rows, columns) of at least one node each, got {self.grid}")
+            raise ValueError(
+                f"grid must be (rows, columns) of at least one node each, got {self.grid}"
+            )
         if self.border not in BORDERS:
             raise ValueError(f"border must be one of {', '.join(BORDERS)}, got {self.border!r}")
         if not isinstance(self.kernel, Tensor):
@@ -77,7 +84,12 @@ class VaryingBlur(LinearOperator):
         if isinstance(self.kernel, Tensor):
             return self.kernel.detach().to("cpu", torch.float64)
         rows, columns = self.grid
-        return torch.stack([torch.stack([self._node(i, j).make_kernel() for j in range(columns)]) for i in range(rows)])
+        return torch.stack(
+            [
+                torch.stack([self._node(i, j).make_kernel() for j in range(columns)])
+                for i in range(rows)
+            ]
+        )
 
     def _node(self, i: int, j: int) -> Blur:
         """The blur of a node alone."""
@@ -85,14 +97,25 @@ class VaryingBlur(LinearOperator):
             seed = seed_of("varying_blur", self.seed, i, j)
             return Blur("motion", kernel_size=self.kernel_size, intensity=self.intensity, seed=seed)
         centre, corner = self.sigma
-        height, width = ((2 * k / (n - 1) - 1 if n > 1 else 0.0) for k, n in zip((i, j), self.grid, strict=True))
+        height, width = (
+            (2 * k / (n - 1) - 1 if n > 1 else 0.0) for k, n in zip((i, j), self.grid, strict=True)
+        )
         sigma = centre + (corner - centre) * hypot(height, width) / 2**0.5
         widest = 2 * int(4 * max(self.sigma) + 0.5) + 1
-        return Blur("gaussian", sigma=sigma, kernel_size=widest if self.kernel_size is None else self.kernel_size)
+        return Blur(
+            "gaussian",
+            sigma=sigma,
+            kernel_size=widest if self.kernel_size is None else self.kernel_size,
+        )
 
     def make_state(self, shape: Shape) -> dict[str, Tensor]:
-        made = [Blur(kernel, border=self.border).make_state(shape) for kernel in self.make_kernels().flatten(0, 1)]
-        rows, columns = (_shares(nodes, pixels) for nodes, pixels in zip(self.grid, shape[1:], strict=True))
+        made = [
+            Blur(kernel, border=self.border).make_state(shape)
+            for kernel in self.make_kernels().flatten(0, 1)
+        ]
+        rows, columns = (
+            _shares(nodes, pixels) for nodes, pixels in zip(self.grid, shape[1:], strict=True)
+        )
         shares = (rows[:, None, :, None] * columns[None, :, None, :]).flatten(0, 1)
         return made[0] | {"shares": shares, "transfer": torch.stack([m["transfer"] for m in made])}
 

@@ -10,7 +10,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # they, and the processes they start, share the cores
+if workers := int(
+    os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")
+):  # they, and the processes they start, share the cores
     threads = max(1, (os.cpu_count() or 1) // workers)
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)

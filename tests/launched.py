@@ -18,7 +18,10 @@ from invdiff.noise import generator_of
 
 def tasks(*does: str) -> list[Task]:
     """Tasks of two cells each."""
-    return [[{"does": what, "number": number, "image": k} for k in range(2)] for number, what in enumerate(does)]
+    return [
+        [{"does": what, "number": number, "image": k} for k in range(2)]
+        for number, what in enumerate(does)
+    ]
 
 
 def evaluate(task: Task, folder: Path, scale: float = 1.0) -> list[Result]:
@@ -49,10 +52,18 @@ def evaluate(task: Task, folder: Path, scale: float = 1.0) -> list[Result]:
 
 def report(config: dict[str, Any], records: Sequence[Record]) -> str:
     """A line for each cell."""
-    return "\n".join(f"{r['cell']} {r.get('result', r.get('failure', {}).get('error'))}" for r in records)
+    return "\n".join(
+        f"{r['cell']} {r.get('result', r.get('failure', {}).get('error'))}" for r in records
+    )
 
 
 def _noise(cell: Cell, scale: float) -> Result:
-    x = scale * torch.randn(64, 64, generator=generator_of("launched", cell["number"], cell["image"]))
-    seen = {k: os.environ.get(k) for k in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")} if cell["does"] == "look" else {}
+    x = scale * torch.randn(
+        64, 64, generator=generator_of("launched", cell["number"], cell["image"])
+    )
+    seen = (
+        {k: os.environ.get(k) for k in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
+        if cell["does"] == "look"
+        else {}
+    )
     return {"noise": digest(x.tolist()), "norm": float((x @ x).norm())} | seen

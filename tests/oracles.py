@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invdiff.denoiser import Prediction
+from invdiff.network import Prediction
 from invdiff.noise import NoiseSource
 from invdiff.sampling import Step
 from invdiff.schedules import Level, Schedule
@@ -32,7 +32,11 @@ def built(cls: Any, /, seed: int = 0, **config: Any) -> Any:
     net = cls(**config).double().eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for p in net.parameters():
-        p.copy_(torch.randn(p.shape, generator=generator, dtype=D) * 0.7 / max(1, p[0].numel() if p.ndim > 1 else 2) ** 0.5)
+        p.copy_(
+            torch.randn(p.shape, generator=generator, dtype=D)
+            * 0.7
+            / max(1, p[0].numel() if p.ndim > 1 else 2) ** 0.5
+        )
         if p.ndim == 1:
             p += 0.3
         p.copy_(p.float())  # what a checkpoint is read as
@@ -51,7 +55,11 @@ class Mixture:
         """Precision of x_t, log weight and gain Cov(x0, x_t) Cov(x_t)^-1 of every component."""
         noisy = alpha**2 * self.covariances + sigma**2 * torch.eye(self.means.shape[1], dtype=D)
         precision = torch.linalg.inv(noisy)
-        return precision, self.weights.log() - 0.5 * torch.logdet(noisy), alpha * self.covariances @ precision
+        return (
+            precision,
+            self.weights.log() - 0.5 * torch.logdet(noisy),
+            alpha * self.covariances @ precision,
+        )
 
     def posterior_mean(self, x_t: Tensor, alpha: float, sigma: float) -> Tensor:
         """E[x0 | alpha x0 + sigma eps = x_t]."""
@@ -60,7 +68,9 @@ class Mixture:
         if len(means) == 1:
             return (means + r[:, 0] @ gain[0].T).view_as(x_t)
         share = torch.softmax(self.log_joint(x_t, alpha, sigma), dim=1)
-        return torch.einsum("bk,bkd->bd", share, means + torch.einsum("kde,bke->bkd", gain, r)).view_as(x_t)
+        return torch.einsum(
+            "bk,bkd->bd", share, means + torch.einsum("kde,bke->bkd", gain, r)
+        ).view_as(x_t)
 
     def log_joint(self, x_t: Tensor, alpha: float, sigma: float) -> Tensor:
         """log p(k, x_t) of every component k but for a constant, (B, K)."""
@@ -68,13 +78,21 @@ class Mixture:
         r = x_t.flatten(1)[:, None] - alpha * self.means.to(x_t)
         return log_weights - 0.5 * torch.einsum("bkd,kde,bke->bk", r, precision, r)
 
-    def restored_mean(self, x_t: Tensor, alpha: float, sigma: float, A: Tensor, y: Tensor, noise: float) -> Tensor:
+    def restored_mean(
+        self, x_t: Tensor, alpha: float, sigma: float, A: Tensor, y: Tensor, noise: float
+    ) -> Tensor:
         """E[x0 | x_t, y] for y = A x0 + noise n, one y (B, m) for each state: state and measurement as one observation of x0."""
         H = torch.cat([A / noise, alpha / sigma * torch.eye(self.means.shape[1], dtype=D)])
-        r = torch.cat([y / noise, x_t.flatten(1) / sigma], dim=1)[:, None] - self.means @ H.T  # (B, K, m + d)
+        r = (
+            torch.cat([y / noise, x_t.flatten(1) / sigma], dim=1)[:, None] - self.means @ H.T
+        )  # (B, K, m + d)
         covariance = H @ self.covariances @ H.T + torch.eye(len(H), dtype=D)
         precision = torch.linalg.inv(covariance)
-        log_w = self.weights.log() - 0.5 * torch.logdet(covariance) - 0.5 * torch.einsum("bkd,kde,bke->bk", r, precision, r)
+        log_w = (
+            self.weights.log()
+            - 0.5 * torch.logdet(covariance)
+            - 0.5 * torch.einsum("bkd,kde,bke->bk", r, precision, r)
+        )
         means = self.means + torch.einsum("kde,bke->bkd", self.covariances @ H.T @ precision, r)
         return torch.einsum("bk,bkd->bd", log_w.softmax(1), means).view_as(x_t)
 
@@ -82,17 +100,25 @@ class Mixture:
         """The posterior under one y = A x + sigma n: again a mixture."""
         s = A @ self.covariances @ A.T + sigma**2 * torch.eye(len(A), dtype=D)
         r = y - self.means @ A.T
-        log_w = self.weights.log() - 0.5 * torch.einsum("kd,kde,ke->k", r, torch.linalg.inv(s), r) - 0.5 * torch.logdet(s)
+        log_w = (
+            self.weights.log()
+            - 0.5 * torch.einsum("kd,kde,ke->k", r, torch.linalg.inv(s), r)
+            - 0.5 * torch.logdet(s)
+        )
         gain = self.covariances @ A.T @ torch.linalg.inv(s)
         means = self.means + torch.einsum("kde,ke->kd", gain, r)
-        return Mixture(torch.softmax(log_w, 0), means, self.covariances - gain @ A @ self.covariances)
+        return Mixture(
+            torch.softmax(log_w, 0), means, self.covariances - gain @ A @ self.covariances
+        )
 
     def draw(self, n: int, seed: int = 0) -> Tensor:
         """n exact samples, (n, d)."""
         generator = torch.Generator().manual_seed(seed)
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         z = torch.randn(n, self.means.shape[1], dtype=D, generator=generator)
-        return self.means[k] + torch.einsum("bde,be->bd", torch.linalg.cholesky(self.covariances)[k], z)
+        return self.means[k] + torch.einsum(
+            "bde,be->bd", torch.linalg.cholesky(self.covariances)[k], z
+        )
 
     @property
     def mean(self) -> Tensor:
@@ -103,7 +129,9 @@ class Mixture:
     def covariance(self) -> Tensor:
         """The covariance, (d, d)."""
         spread = self.means - self.mean
-        return torch.einsum("k,kde->de", self.weights, self.covariances) + torch.einsum("k,kd,ke->de", self.weights, spread, spread)
+        return torch.einsum("k,kde->de", self.weights, self.covariances) + torch.einsum(
+            "k,kd,ke->de", self.weights, spread, spread
+        )
 
     def network(self, predicts: str, schedule: Schedule, sigma_data: float = 0.5) -> Network:
         """A network ``net(x, t)`` that is exact for this prior, as one trained on ``schedule`` would be."""
@@ -125,8 +153,13 @@ class Mixture:
             if predicts == "velocity":
                 h = 1e-6
                 up, down = schedule(float(t[0]) + h), schedule(float(t[0]) - h)
-                return float(up.alpha - down.alpha) / (2 * h) * x0 + float(up.sigma - down.sigma) / (2 * h) * eps
-            return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0, "score": -eps / sigma}[predicts]
+                return (
+                    float(up.alpha - down.alpha) / (2 * h) * x0
+                    + float(up.sigma - down.sigma) / (2 * h) * eps
+                )
+            return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0, "score": -eps / sigma}[
+                predicts
+            ]
 
         return net
 
@@ -142,14 +175,18 @@ class Gaussian(Mixture):
 class Labelled(Mixture):
     """A mixture whose components belong to classes 0, 1, ...: exact conditional networks and the exact p(y | x_t)."""
 
-    def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor, labels: Sequence[int]) -> None:
+    def __init__(
+        self, weights: Tensor, means: Tensor, covariances: Tensor, labels: Sequence[int]
+    ) -> None:
         super().__init__(weights, means, covariances)
         self.labels, self.classes = torch.tensor(labels), max(labels) + 1
 
     def given(self, label: int) -> Mixture:
         """p(x0 | y), itself a mixture."""
         own = self.labels == label
-        return Mixture(self.weights[own] / self.weights[own].sum(), self.means[own], self.covariances[own])
+        return Mixture(
+            self.weights[own] / self.weights[own].sum(), self.means[own], self.covariances[own]
+        )
 
     def log_p(self, x_t: Tensor, alpha: float, sigma: float) -> Tensor:
         """log p(y | x_t) of every class, (B, classes)."""
@@ -162,13 +199,17 @@ class Labelled(Mixture):
 
         def net(x: Tensor, t: Tensor) -> Tensor:
             level = schedule(float(t[0]))
-            return self.log_p(x, float(level.alpha), float(level.sigma)) + x.flatten(1).sum(1, keepdim=True)
+            return self.log_p(x, float(level.alpha), float(level.sigma)) + x.flatten(1).sum(
+                1, keepdim=True
+            )
 
         return net
 
     def conditional(self, predicts: str, schedule: Schedule) -> Network:
         """``net(x_t, t, label)``, exact; label ``classes`` is the null label."""
-        nets = [self.given(label).network(predicts, schedule) for label in range(self.classes)] + [self.network(predicts, schedule)]
+        nets = [self.given(label).network(predicts, schedule) for label in range(self.classes)] + [
+            self.network(predicts, schedule)
+        ]
 
         def net(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
             return torch.stack([n(x, t) for n in nets])[label, torch.arange(len(x))]
@@ -227,7 +268,14 @@ class NoNoise(NoiseSource):
         raise AssertionError("a deterministic sampler drew noise")
 
 
-def step_of(schedule: Schedule, t: Level, s: Level, noise: NoiseSource, last: Prediction | None = None, count: int = 1) -> Step:
+def step_of(
+    schedule: Schedule,
+    t: Level,
+    s: Level,
+    noise: NoiseSource,
+    last: Prediction | None = None,
+    count: int = 1,
+) -> Step:
     """A lone step, for calling a transition by hand."""
     return Step(0, t, s, schedule, noise, count=count, last=last)
 

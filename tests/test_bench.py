@@ -21,11 +21,10 @@ from scipy.stats import wasserstein_distance
 import invdiff
 from invdiff.benchmarks import exact, harness
 from invdiff.benchmarks.launchers import local
-from invdiff.cli import main
-from invdiff.config import compose_suite
-from invdiff.method import make_method
-from invdiff.operator import LinearOperator
-from invdiff.registry import make_operator
+from invdiff.commands.parser import main
+from invdiff.config.compose import compose_suite
+from invdiff.problem import LinearOperator, make_operator
+from invdiff.solving.plan import complete
 
 D = torch.float64
 EXACT = "invdiff.benchmarks.exact"
@@ -45,7 +44,9 @@ def mixture() -> tuple[exact.Mixture, Oracle]:
 def test_the_posterior_mean_is_the_oracles(alpha: float, sigma: float) -> None:
     ours, oracle = mixture()
     x_t = 3 * rand(7, 5, seed=8)
-    torch.testing.assert_close(ours.posterior_mean(x_t, alpha, sigma), oracle.posterior_mean(x_t, alpha, sigma))
+    torch.testing.assert_close(
+        ours.posterior_mean(x_t, alpha, sigma), oracle.posterior_mean(x_t, alpha, sigma)
+    )
 
 
 def test_the_posterior_is_the_oracles_and_draws_have_its_moments() -> None:
@@ -62,25 +63,38 @@ def test_the_posterior_is_the_oracles_and_draws_have_its_moments() -> None:
 
 def test_the_mixture_of_cardoso_et_al() -> None:
     problem = exact.mixture_problem(8, 2, seed=3)
-    prior_means = problem.denoiser.net.__closure__[1].cell_contents.means  # the prior behind the network
+    prior_means = problem.denoiser.net.__closure__[
+        1
+    ].cell_contents.means  # the prior behind the network
     pairs = {tuple(m[:2].tolist()) for m in prior_means}
     assert pairs == {(-8.0 * i, -8.0 * j) for i in range(-2, 3) for j in range(-2, 3)}
     assert all(torch.equal(m, m[:2].repeat(4)) for m in prior_means)
     s = problem.measurement.operator.bind((8,)).singular_values
-    assert bool((s[:2] > 0).all()) and bool((s[:2] < 1).all()) and s[0] >= s[1] and bool((s[2:] == 0).all())
+    assert (
+        bool((s[:2] > 0).all())
+        and bool((s[:2] < 1).all())
+        and s[0] >= s[1]
+        and bool((s[2:] == 0).all())
+    )
     assert 0 < problem.measurement.sigma < float(s.max())
     alpha_bar = torch.cumprod(1 - torch.linspace(0.02, 1e-4, 999, dtype=D), 0)
     level = problem.denoiser.schedule(torch.tensor(500))
     torch.testing.assert_close(level.alpha**2, alpha_bar[500])
     again = exact.mixture_problem(8, 2, seed=3)
-    assert again.measurement.hash == problem.measurement.hash != exact.mixture_problem(8, 2, seed=4).measurement.hash
+    assert (
+        again.measurement.hash
+        == problem.measurement.hash
+        != exact.mixture_problem(8, 2, seed=4).measurement.hash
+    )
 
 
 def test_the_gaussian_posterior_of_every_operator_is_that_of_its_matrix() -> None:
     """By information: C⁻¹ + AᵀA/sigma², with rows of zeros left in, which the module leaves out."""
     config = compose_suite("exact")["gaussian"]
     for name, parameters in config["operators"].items():
-        problem = exact.gaussian_problem({"name": name} | (parameters or {}), (3, 8, 8), 0.1, seed=0)
+        problem = exact.gaussian_problem(
+            {"name": name} | (parameters or {}), (3, 8, 8), 0.1, seed=0
+        )
         A = problem.measurement.operator(torch.eye(192, dtype=D).view(-1, 3, 8, 8)).flatten(1).mT
         prior = torch.linalg.inv(exact.gaussian_prior((3, 8, 8)).covariance)
         C = torch.linalg.inv(prior + A.mT @ A / 0.1**2)
@@ -101,7 +115,7 @@ def test_the_suite_has_every_restoring_method_and_every_linear_operator() -> Non
     config = compose_suite("exact")
     methods = {(values or {}).get("name", label) for label, values in config["methods"].items()}
     for name in invdiff.list_plugins("guidance"):
-        made = make_method(name).completed(None, None) if name not in ("cfg", "classifier") else None
+        made = complete(name).method if name not in ("cfg", "classifier") else None
         pieces = [] if made is None else [*made.chain, made.transition]
         conditional = made is None or any(g.sets for g in made.chain)
         latent = any(p.requires is not None and p.requires.__name__ == "Decoded" for p in pieces)
@@ -115,16 +129,34 @@ def test_the_suite_has_every_restoring_method_and_every_linear_operator() -> Non
 
 
 def test_cells_and_their_scores() -> None:
-    small = ["mixture.d=[8]", "mixture.d_y=[1]", "mixture.seeds=1", "gaussian.seeds=1", "samples=200", "steps=20"]
+    small = [
+        "mixture.d=[8]",
+        "mixture.d_y=[1]",
+        "mixture.seeds=1",
+        "gaussian.seeds=1",
+        "samples=200",
+        "steps=20",
+    ]
     config = compose_suite("exact", small)
-    config["methods"] = {"none": None, "dps": {"name": "dps", "zeta": 0.5}, "dps longer": {"name": "dps", "steps": 40}}
+    config["methods"] = {
+        "none": None,
+        "dps": {"name": "dps", "zeta": 0.5},
+        "dps longer": {"name": "dps", "steps": 40},
+    }
     config["gaussian"]["operators"] = {"colorize": None}
     records = [{"cell": cell, "result": exact.score(cell)} for (cell,) in exact.tasks(config)]
     assert len(records) == 2 * 4
     found = {(r["cell"]["method"], r["cell"]["problem"]): r["result"] for r in records}
     assert found["floor", "mixture"]["distance"] < 0.5 * found["none", "mixture"]["distance"]
-    assert found["dps", "gaussian"]["mean"] < 0.8 * found["none", "gaussian"]["mean"] and found["floor", "gaussian"]["mean"] < 0.15
-    assert (found["dps", "mixture"]["nfe"], found["dps longer", "mixture"]["nfe"], found["none", "mixture"]["nbe"]) == (20, 40, 0)
+    assert (
+        found["dps", "gaussian"]["mean"] < 0.8 * found["none", "gaussian"]["mean"]
+        and found["floor", "gaussian"]["mean"] < 0.15
+    )
+    assert (
+        found["dps", "mixture"]["nfe"],
+        found["dps longer", "mixture"]["nfe"],
+        found["none", "mixture"]["nbe"],
+    ) == (20, 40, 0)
     report = exact.report(config, records)
     assert "| dps longer |" in report and "(8, 1)" in report and "colorize" in report
 
@@ -133,7 +165,10 @@ def test_cells_and_their_scores() -> None:
 
 
 def tiny(seeds: int = 2) -> list[harness.Task]:
-    config = compose_suite("exact", ["mixture.d=[8]", "mixture.d_y=[1]", f"mixture.seeds={seeds}", "samples=20", "steps=3"])
+    config = compose_suite(
+        "exact",
+        ["mixture.d=[8]", "mixture.d_y=[1]", f"mixture.seeds={seeds}", "samples=20", "steps=3"],
+    )
     config["gaussian"]["operators"], config["methods"] = {}, {"none": None, "dps": None}
     return exact.tasks(config)
 
@@ -143,8 +178,13 @@ def run(tasks: list[harness.Task], folder: Path, workers: int = 1) -> list[dict[
 
 
 def without_time(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    untimed = [r | {"result": {k: v for k, v in r["result"].items() if k != "seconds"}} for r in records]
-    return [r | {"environment": {k: v for k, v in r["environment"].items() if k != "threads"}} for r in untimed]
+    untimed = [
+        r | {"result": {k: v for k, v in r["result"].items() if k != "seconds"}} for r in records
+    ]
+    return [
+        r | {"environment": {k: v for k, v in r["environment"].items() if k != "threads"}}
+        for r in untimed
+    ]
 
 
 def test_finished_cells_are_not_run_again_and_workers_change_nothing(tmp_path: Path) -> None:
@@ -156,17 +196,25 @@ def test_finished_cells_are_not_run_again_and_workers_change_nothing(tmp_path: P
     assert without_time(whole) == without_time(run(tasks, tmp_path / "b"))
 
 
-def test_what_is_missing_of_a_task_is_computed_with_the_whole_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_of_a_task_is_computed_with_the_whole_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So that a batch has the same images before and after an interruption."""
     seen = []
-    monkeypatch.setattr(exact, "evaluate", lambda task, folder: seen.append(len(task)) or [exact.score(cell) for cell in task])
+    monkeypatch.setattr(
+        exact,
+        "evaluate",
+        lambda task, folder: seen.append(len(task)) or [exact.score(cell) for cell in task],
+    )
     task = [cell for (cell,) in tiny(1)]
     records = run([task], tmp_path)
     lost, *kept = sorted(tmp_path.iterdir())
     content, stamps = lost.read_text(), [p.stat().st_mtime_ns for p in kept]
     lost.unlink()
     assert without_time(run([task], tmp_path)) == without_time(records) and seen == [3, 3]
-    assert [p.stat().st_mtime_ns for p in kept] == stamps and json.loads(lost.read_text())["cell"] == json.loads(content)["cell"]
+    assert [p.stat().st_mtime_ns for p in kept] == stamps and json.loads(lost.read_text())[
+        "cell"
+    ] == json.loads(content)["cell"]
 
 
 def test_a_failing_cell_is_told_and_tried_again(tmp_path: Path) -> None:
@@ -174,7 +222,9 @@ def test_a_failing_cell_is_told_and_tried_again(tmp_path: Path) -> None:
     broken = {**tasks[1][0], "parameters": {"name": "nothing_of_that_name"}}
     records = run([[broken], tasks[2]], tmp_path)
     assert "unknown method" in records[0]["failure"]["error"] and "result" in records[1]
-    assert harness.read(tmp_path, broken) is None and harness.read(tmp_path, tasks[2][0]) == records[1]
+    assert (
+        harness.read(tmp_path, broken) is None and harness.read(tmp_path, tasks[2][0]) == records[1]
+    )
 
 
 def test_damaged_records_are_made_anew(tmp_path: Path) -> None:
@@ -208,8 +258,19 @@ SMALL = [
 
 
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "invdiff.cli", "bench", *SMALL, "mixture.seeds=12", "--output", "out"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "invdiff.commands.parser",
+        "bench",
+        *SMALL,
+        "mixture.seeds=12",
+        "--output",
+        "out",
+    ]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("out/*.json"))) < 3:
         assert time.monotonic() < deadline and process.poll() is None
@@ -218,13 +279,24 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(tmp_path: Path) ->
     process.wait()
     kept = {p.name: p.read_bytes() for p in tmp_path.glob("out/*.json")}
     assert 3 <= len(kept) < 36
-    assert main(["bench", *SMALL, "mixture.seeds=12", "--output", str(tmp_path / "out"), "--quiet"]) == 0
-    assert main(["bench", *SMALL, "mixture.seeds=12", "--output", str(tmp_path / "whole"), "--quiet"]) == 0
+    assert (
+        main(["bench", *SMALL, "mixture.seeds=12", "--output", str(tmp_path / "out"), "--quiet"])
+        == 0
+    )
+    assert (
+        main(["bench", *SMALL, "mixture.seeds=12", "--output", str(tmp_path / "whole"), "--quiet"])
+        == 0
+    )
     assert all((tmp_path / "out" / name).read_bytes() == content for name, content in kept.items())
     for file in (tmp_path / "whole").glob("*.json"):
-        a, b = (without_time([json.loads((tmp_path / folder / file.name).read_text())]) for folder in ("out", "whole"))
+        a, b = (
+            without_time([json.loads((tmp_path / folder / file.name).read_text())])
+            for folder in ("out", "whole")
+        )
         assert a == b
-    assert (tmp_path / "out" / "results.md").read_text() == (tmp_path / "whole" / "results.md").read_text()
+    assert (tmp_path / "out" / "results.md").read_text() == (
+        tmp_path / "whole" / "results.md"
+    ).read_text()
 
 
 @pytest.mark.parametrize(
@@ -232,8 +304,14 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(tmp_path: Path) ->
     [
         (["--suite", "nothing"], "unknown suite 'nothing'; known: "),
         (["--suite", "exact", "--method", "dsp"], "Did you mean 'dps'"),
-        (["--suite", "exact", "--operator", "sr"], "has no operators, so --operator says nothing to it"),
-        (["--suite", "exact", "mixture.sed=3"], "mixture of the suite 'exact' has no 'sed'. Did you mean 'seeds'? It has: d, d_y, seeds."),
+        (
+            ["--suite", "exact", "--operator", "sr"],
+            "has no operators, so --operator says nothing to it",
+        ),
+        (
+            ["--suite", "exact", "mixture.sed=3"],
+            "mixture of the suite 'exact' has no 'sed'. Did you mean 'seeds'? It has: d, d_y, seeds.",
+        ),
         (["--suite", "exact", "stepz=3"], "Did you mean 'steps'? It has: kind, samples, steps"),
         (["--suite", "exact", "methods.dsp.zeta=3"], "Did you mean 'dps'"),
         (["--suite", "exact", "nonsense"], "write key=value"),
@@ -242,6 +320,8 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(tmp_path: Path) ->
         (["--reproduce", "missing.json"], "is no record of invdiff bench"),
     ],
 )
-def test_wrong_requests(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_requests(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["bench", "--output", str(tmp_path), *arguments]) == 2
     assert message in capsys.readouterr().err

@@ -13,9 +13,15 @@ import torch
 from scipy.stats import binomtest
 
 from invdiff.benchmarks import conditional
-from invdiff.cli import main
+from invdiff.commands.parser import main
 
-SMALL = ["samples=20", "steps=3", "batch_size=20", "methods.cfg.w=[0,2]", "methods.classifier.s=[1]"]
+SMALL = [
+    "samples=20",
+    "steps=3",
+    "batch_size=20",
+    "methods.cfg.w=[0,2]",
+    "methods.classifier.s=[1]",
+]
 
 
 @pytest.fixture
@@ -26,9 +32,16 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     arrays = {}
     for part, n in (("train", 200), ("test", 100)):
         y = np.arange(n) % 10
-        arrays |= {f"x_{part}": np.clip(patterns[y] + rng.integers(-20, 20, size=(n, 28, 28)), 0, 255).astype(np.uint8), f"y_{part}": y}
+        arrays |= {
+            f"x_{part}": np.clip(
+                patterns[y] + rng.integers(-20, 20, size=(n, 28, 28)), 0, 255
+            ).astype(np.uint8),
+            f"y_{part}": y,
+        }
     np.savez(tmp_path / "digits.npz", **arrays)
-    monkeypatch.setattr(conditional, "train_judge", partial(conditional.train_judge, steps=60, batch_size=32))
+    monkeypatch.setattr(
+        conditional, "train_judge", partial(conditional.train_judge, steps=60, batch_size=32)
+    )
     return tmp_path / "digits.npz"
 
 
@@ -37,13 +50,27 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def bench(data: Path, out: Path, *more: str) -> int:
-    return main(["bench", "--suite", "conditional", f"data={data}", *SMALL, "--output", str(out), "--quiet", *more])
+    return main(
+        [
+            "bench",
+            "--suite",
+            "conditional",
+            f"data={data}",
+            *SMALL,
+            "--output",
+            str(out),
+            "--quiet",
+            *more,
+        ]
+    )
 
 
 def test_the_interval_is_wilsons() -> None:
     for hits, n in ((0, 50), (47, 50), (300, 500)):
         expected = binomtest(hits, n).proportion_ci(method="wilson")
-        assert conditional.interval(hits / n, n) == pytest.approx((expected.low, expected.high), abs=1e-4)
+        assert conditional.interval(hits / n, n) == pytest.approx(
+            (expected.low, expected.high), abs=1e-4
+        )
 
 
 def test_variety_by_hand() -> None:
@@ -55,7 +82,9 @@ def test_variety_by_hand() -> None:
     assert conditional.variety(x, labels) == pytest.approx(2 / 10, abs=1e-3)
 
 
-def test_the_suite_resumes_draws_and_reports(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_suite_resumes_draws_and_reports(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     assert bench(data, out) == 0
     found = records(out)
@@ -64,21 +93,33 @@ def test_the_suite_resumes_draws_and_reports(data: Path, tmp_path: Path, capsys:
         ("cfg", ("w", 2)),
         ("classifier", ("s", 1)),
     ]
-    assert data.with_suffix(".judge.safetensors").is_file() and all(r["cell"]["judge"]["accuracy"] >= 0.99 for r in found)
-    nfe = {tuple(r["cell"]["values"]): r["result"]["nfe"] for r in found if r["cell"]["values"] != {"w": 0}}
+    assert data.with_suffix(".judge.safetensors").is_file() and all(
+        r["cell"]["judge"]["accuracy"] >= 0.99 for r in found
+    )
+    nfe = {
+        tuple(r["cell"]["values"]): r["result"]["nfe"]
+        for r in found
+        if r["cell"]["values"] != {"w": 0}
+    }
     assert nfe == {("w",): 6, ("s",): 3}
     for r in found:
         low, high = r["result"]["interval"]
         assert low <= r["result"]["as_asked"] <= high and r["result"]["variety"] > 0
         assert (out / r["result"]["files"]["samples"]).is_file()
     stamps = {p: p.stat().st_mtime_ns for p in out.glob("*.json")}
-    assert bench(data, out, "methods.cfg.w=[0,2,1]") == 0  # what is there is kept, what is asked besides is made
-    assert len(records(out)) == 4 and all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
+    assert (
+        bench(data, out, "methods.cfg.w=[0,2,1]") == 0
+    )  # what is there is kept, what is asked besides is made
+    assert len(records(out)) == 4 and all(
+        p.stat().st_mtime_ns == stamp for p, stamp in stamps.items()
+    )
     text = (out / "results.md").read_text()
     assert "| cfg, w = 1 |" in text and "| classifier, s = 1 |" in text and " % (" in text
     # Every setting again, from its record alone.
     for record in out.glob("*.json"):
-        assert main(["bench", "--reproduce", str(record), "--input", str(data), "--quiet"]) == 0, capsys.readouterr().err
+        assert main(["bench", "--reproduce", str(record), "--input", str(data), "--quiet"]) == 0, (
+            capsys.readouterr().err
+        )
     data.with_suffix(".judge.safetensors").write_bytes(b"another")
     assert main(["bench", "--reproduce", str(record), "--input", str(data), "--quiet"]) == 2
     assert "not the file of this cell" in capsys.readouterr().err
@@ -94,13 +135,17 @@ def test_the_suite_resumes_draws_and_reports(data: Path, tmp_path: Path, capsys:
         (["--sigma", "0.1"], "has no sigma"),
     ],
 )
-def test_wrong_requests(arguments: list[str], says: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_requests(
+    arguments: list[str], says: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert bench(data, tmp_path / "out", *arguments) == 2
     assert says in capsys.readouterr().err
     assert not data.with_suffix(".judge.safetensors").exists()  # nothing is trained for it
 
 
-def test_a_bad_judge_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_judge_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from safetensors.torch import save_file
 
     save_file(conditional.judge_network().state_dict(), tmp_path / "bad.safetensors")

@@ -14,8 +14,8 @@ from diffusers import UNet2DModel
 from oracles import Calls, D, Gaussian, Mixture, correlated, rand
 
 from invdiff import schedules
-from invdiff.denoiser import PREDICTS, Denoiser, Prediction, count_evaluations
-from invdiff.frame import OfLevel
+from invdiff.network import Denoiser, OfLevel, Prediction, count_evaluations
+from invdiff.network.denoiser import PREDICTS
 from invdiff.schedules import Level, Schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,14 +48,25 @@ def assert_says(p: Prediction, prior: Mixture, tolerance: float = 1e-9) -> None:
 def test_every_parameterisation_says_the_same(predicts: str, t: float) -> None:
     schedule = schedules.linear()
     level = schedule(t)
-    p = Denoiser(PRIOR.network(predicts, schedule), predicts=predicts, schedule=schedule)(noisy(level), level)
+    p = Denoiser(PRIOR.network(predicts, schedule), predicts=predicts, schedule=schedule)(
+        noisy(level), level
+    )
     # The exact x0 passes through eps at alpha ~ 0.03 or c_out ~ sigma: a few digits are lost there, no more.
     assert_says(p, PRIOR, 1e-8)
     torch.testing.assert_close(p.score, -p.eps / level.sigma)
     torch.testing.assert_close(p.v, level.alpha * p.eps - level.sigma * p.x0)
 
 
-@pytest.mark.parametrize("make", [schedules.flow, schedules.vp, schedules.subvp, schedules.ve, lambda: schedules.flow(noise_first=True)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        schedules.flow,
+        schedules.vp,
+        schedules.subvp,
+        schedules.ve,
+        lambda: schedules.flow(noise_first=True),
+    ],
+)
 @pytest.mark.parametrize("predicts", ["velocity", "v", "eps"])
 def test_continuous_networks(make: Callable[[], Schedule], predicts: str) -> None:
     schedule = make()
@@ -84,7 +95,9 @@ def test_edm_preconditioning_is_karras_table_1() -> None:
         return torch.ones_like(x)
 
     sigma, data, x = 3.0, 0.7, rand(2, 5)
-    p = Denoiser(net, predicts="edm", schedule=schedules.edm(), sigma_data=data)(x, schedules.edm()(sigma))
+    p = Denoiser(net, predicts="edm", schedule=schedules.edm(), sigma_data=data)(
+        x, schedules.edm()(sigma)
+    )
     torch.testing.assert_close(seen["x"], x / math.sqrt(sigma**2 + data**2))
     torch.testing.assert_close(seen["t"], torch.full((2,), math.log(sigma) / 4, dtype=D))
     expected = data**2 / (sigma**2 + data**2) * x + sigma * data / math.sqrt(sigma**2 + data**2)
@@ -98,7 +111,9 @@ def test_pure_noise() -> None:
     mean = PRIOR.mean.expand(4, 3)
     for predicts, schedule, t in (("velocity", flow, 1.0), ("v", zero, 999), ("x0", zero, 999)):
         answers = {"velocity": x - mean, "v": -mean, "x0": mean}
-        p = Denoiser(lambda x, t, a=answers[predicts]: a, predicts=predicts, schedule=schedule)(x, schedule(t))
+        p = Denoiser(lambda x, t, a=answers[predicts]: a, predicts=predicts, schedule=schedule)(
+            x, schedule(t)
+        )
         torch.testing.assert_close(p.x0, mean)
         torch.testing.assert_close(p.eps, x)
     for predicts in ("eps", "score"):
@@ -151,21 +166,30 @@ def test_a_discrete_network_is_never_shown_a_time_it_does_not_know() -> None:
     for quantize in (False, True):
         net = Calls.of(lambda x, t: 0 * x)
         denoiser = Denoiser(net, schedule=schedules.linear(), quantize=quantize)
-        for sigma in (0.002, 500.0):  # the least noisy EDM level lies below level 0, the other beyond the last
+        for sigma in (
+            0.002,
+            500.0,
+        ):  # the least noisy EDM level lies below level 0, the other beyond the last
             denoiser(torch.zeros(1, 2), schedules.edm()(sigma))
         assert net.times == [0.0, 999.0]
 
 
 def test_time_maps_what_is_shown() -> None:
     net = Calls.of(lambda x, t: x)
-    Denoiser(net, predicts="velocity", schedule=schedules.flow(), time=lambda t: 1000 * t)(torch.zeros(1, 2), schedules.flow()(0.25))
+    Denoiser(net, predicts="velocity", schedule=schedules.flow(), time=lambda t: 1000 * t)(
+        torch.zeros(1, 2), schedules.flow()(0.25)
+    )
     assert net.times == pytest.approx([250.0])
 
 
 def test_a_time_of_the_level_does_not_depend_on_the_schedule_it_is_read_with() -> None:
     net = Calls.of(lambda x, t: x)
     first = Denoiser(net, schedule=schedules.linear(), time=OfLevel(lambda level: level.ratio))
-    for denoiser in (first, first.read_as(schedule=schedules.cosine()), first.read_as(schedule=schedules.flow())):
+    for denoiser in (
+        first,
+        first.read_as(schedule=schedules.cosine()),
+        first.read_as(schedule=schedules.flow()),
+    ):
         denoiser(torch.zeros(1, 2), schedules.edm()(0.7))
     assert net.times == pytest.approx([0.7] * 3)
 
@@ -176,7 +200,9 @@ def test_a_time_of_the_level_does_not_depend_on_the_schedule_it_is_read_with() -
 def test_learned_variance_is_split_off_as_a_fraction() -> None:
     eps, raw = rand(2, 3, 4, 4), rand(2, 3, 4, 4, seed=1).clamp(-1, 1)
     level, x = schedules.linear()(500), rand(2, 3, 4, 4, seed=2)
-    p = Denoiser(lambda x, t: torch.cat([eps, raw], 1), schedule=schedules.linear(), learned_variance=True)(x, level)
+    p = Denoiser(
+        lambda x, t: torch.cat([eps, raw], 1), schedule=schedules.linear(), learned_variance=True
+    )(x, level)
     plain = Denoiser(lambda x, t: eps, schedule=schedules.linear())(x, level)
     torch.testing.assert_close(p.variance_fraction, (raw + 1) / 2)
     assert torch.equal(p.x0, plain.x0)
@@ -194,28 +220,43 @@ def test_learned_variance_is_split_off_as_a_fraction() -> None:
     ],
 )
 def test_wrong_output_shapes_are_named(output: tuple[int, ...], learned: bool, says: str) -> None:
-    denoiser = Denoiser(lambda x, t: torch.zeros(output), schedule=schedules.linear(), learned_variance=learned)
+    denoiser = Denoiser(
+        lambda x, t: torch.zeros(output), schedule=schedules.linear(), learned_variance=learned
+    )
     with pytest.raises(ValueError, match=says):
         denoiser(torch.zeros(2, 3, 4, 4), schedules.linear()(5))
 
 
-@pytest.mark.parametrize("output", [{"sample": 1}, (torch.zeros(1, 3, 4, 4),), np.zeros((1, 3, 4, 4))])
+@pytest.mark.parametrize(
+    "output", [{"sample": 1}, (torch.zeros(1, 3, 4, 4),), np.zeros((1, 3, 4, 4))]
+)
 def test_an_output_that_is_no_tensor_is_named(output: Any) -> None:
-    with pytest.raises(TypeError, match=f"odd returned a {type(output).__name__} instead of a tensor; .*net\\(x, t\\).sample"):
-        Denoiser(lambda x, t: output, schedule=schedules.linear(), name="odd")(torch.zeros(1, 3, 4, 4), schedules.linear()(5))
+    with pytest.raises(
+        TypeError,
+        match=f"odd returned a {type(output).__name__} instead of a tensor; .*net\\(x, t\\).sample",
+    ):
+        Denoiser(lambda x, t: output, schedule=schedules.linear(), name="odd")(
+            torch.zeros(1, 3, 4, 4), schedules.linear()(5)
+        )
 
 
 def test_a_vector_network_with_a_wrong_shape_is_named() -> None:
     with pytest.raises(ValueError, match=r"returned shape \(2, 3, 1\)"):
-        Denoiser(lambda x, t: x[..., None], schedule=schedules.linear())(torch.zeros(2, 3), schedules.linear()(5))
+        Denoiser(lambda x, t: x[..., None], schedule=schedules.linear())(
+            torch.zeros(2, 3), schedules.linear()(5)
+        )
 
 
 def test_clipping_rederives_eps_within_autograd() -> None:
     schedule = schedules.linear()
     level, x = schedule(800), 3 * rand(2, 3, 4, 4)
     x.requires_grad_()
-    raw = Denoiser(lambda x, t: torch.zeros_like(x) + 0 * x, schedule=schedule, data_range=(-1, 1), clip=False)(x, level)
-    p = Denoiser(lambda x, t: torch.zeros_like(x) + 0 * x, schedule=schedule, data_range=(-1, 1))(x, level)
+    raw = Denoiser(
+        lambda x, t: torch.zeros_like(x) + 0 * x, schedule=schedule, data_range=(-1, 1), clip=False
+    )(x, level)
+    p = Denoiser(lambda x, t: torch.zeros_like(x) + 0 * x, schedule=schedule, data_range=(-1, 1))(
+        x, level
+    )
     assert bool((raw.x0.abs() > 1).any())
     assert torch.equal(p.x0, raw.x0.clamp(-1, 1))
     torch.testing.assert_close(level.alpha * p.x0 + level.sigma * p.eps, x)
@@ -282,7 +323,9 @@ def test_odd_sizes_are_padded_by_reflection_and_cropped() -> None:
     assert p.x0.shape == x.shape
     assert seen[0].shape == (2, 3, 16, 20)
     torch.testing.assert_close(seen[0][..., :13, :18], x)
-    torch.testing.assert_close(seen[0][..., 13:, :18], x[..., [11, 10, 9], :])  # mirrored at the last row, not repeating it
+    torch.testing.assert_close(
+        seen[0][..., 13:, :18], x[..., [11, 10, 9], :]
+    )  # mirrored at the last row, not repeating it
     torch.testing.assert_close(seen[0][..., :13, 18:], x[..., [16, 15]])
     with torch.no_grad():
         eps = net(seen[0], torch.full((2,), 400.0))[..., :13, :18]
@@ -304,12 +347,16 @@ def test_bfloat16_autocast_is_close_and_leaves_the_state_alone() -> None:
     full, half = unet()(x, LEVEL), unet(dtype=torch.bfloat16)(x, LEVEL)
     assert half.x0.dtype == half.eps.dtype == torch.float32
     scale = float(full.eps.std())
-    assert 0 < float((full.eps - half.eps).abs().max()) < 0.05 * max(scale, 1.0), "bf16 has 8 bits, and it was really used"
+    assert 0 < float((full.eps - half.eps).abs().max()) < 0.05 * max(scale, 1.0), (
+        "bf16 has 8 bits, and it was really used"
+    )
 
 
 @pytest.mark.parametrize("network", [torch.float32, torch.float64])
 @pytest.mark.parametrize("state", [torch.float32, torch.float64])
-def test_state_and_network_precision_are_independent(network: torch.dtype, state: torch.dtype) -> None:
+def test_state_and_network_precision_are_independent(
+    network: torch.dtype, state: torch.dtype
+) -> None:
     x = rand(1, 3, 16, 16)
     exact = unet(dtype=torch.float64)(x, LEVEL)
     p = unet(dtype=network)(x.to(state), LEVEL)
@@ -319,7 +366,9 @@ def test_state_and_network_precision_are_independent(network: torch.dtype, state
 
 def test_channels_last_is_equal() -> None:
     x = rand(2, 3, 16, 16).float()
-    torch.testing.assert_close(unet(channels_last=True)(x, LEVEL).eps, unet()(x, LEVEL).eps, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        unet(channels_last=True)(x, LEVEL).eps, unet()(x, LEVEL).eps, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_gradient_checkpointing_gives_the_same_gradient_and_counts_once() -> None:
@@ -327,7 +376,9 @@ def test_gradient_checkpointing_gives_the_same_gradient_and_counts_once() -> Non
     for on in (False, True):
         denoiser = unet(gradient_checkpointing=on, clip=False)
         runs: list[int] = []
-        denoiser.net.net.down_blocks[0].resnets[0].register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))  # type: ignore[attr-defined]
+        denoiser.net.net.down_blocks[0].resnets[0].register_forward_pre_hook(
+            lambda *_, runs=runs: runs.append(1)
+        )  # type: ignore[attr-defined]
         x = rand(2, 3, 16, 16).float().requires_grad_()
         with count_evaluations() as n:
             (grad,) = torch.autograd.grad(denoiser(x, LEVEL).x0.square().sum(), x)
@@ -349,7 +400,9 @@ def test_compile_is_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Captured by dynamo for real, but run eagerly: a C++ compiler and a minute are not what is tested."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     x = rand(1, 3, 16, 16).float()
-    torch.testing.assert_close(unet(compile=True)(x, LEVEL).eps, unet()(x, LEVEL).eps, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        unet(compile=True)(x, LEVEL).eps, unet()(x, LEVEL).eps, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_a_module_is_frozen_and_in_eval_mode_and_reports_its_device() -> None:
@@ -439,7 +492,9 @@ def test_label_errors() -> None:
         labelled(num_classes=10, null_label=False)[0](x, LEVEL)
     with pytest.raises(ValueError, match="not class-conditional"):
         Denoiser(lambda x, t: x, schedule=schedules.linear())(x, LEVEL, label=1)
-    Denoiser(lambda x, t: x, schedule=schedules.linear())(x, LEVEL, label=None)  # unconditional is what it is
+    Denoiser(lambda x, t: x, schedule=schedules.linear())(
+        x, LEVEL, label=None
+    )  # unconditional is what it is
 
 
 def test_other_conditions_reach_the_network() -> None:
@@ -474,7 +529,9 @@ def test_gaussian_oracle_against_monte_carlo() -> None:
     x0 = prior.mean + rand(400_000, 2, seed=3) @ root.T
     alpha, sigma, x_t = 0.6, 0.8, torch.tensor([[0.4, -0.7]], dtype=D)
     weights = torch.softmax(-((x_t - alpha * x0) ** 2).sum(1) / (2 * sigma**2), 0)
-    torch.testing.assert_close(weights @ x0, prior.posterior_mean(x_t, alpha, sigma)[0], atol=5e-3, rtol=0)
+    torch.testing.assert_close(
+        weights @ x0, prior.posterior_mean(x_t, alpha, sigma)[0], atol=5e-3, rtol=0
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from invdiff import itineraries, transitions
-from invdiff.cli import _parser
-from invdiff.registry import list_plugins, load
+from invdiff.commands.parser import _parser
+from invdiff.plugins.registry import list_plugins, load
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -47,7 +46,9 @@ def blocks(text: str, language: str) -> list[str]:
 def commands(text: str) -> list[str]:
     """Calls of invdiff in shell blocks and in indented ones."""
     text = text.replace("\\\n", " ")
-    shown = "\n".join([*blocks(text, "sh"), *re.findall(r"^ {4}(invdiff .*)$", text, flags=re.MULTILINE)])
+    shown = "\n".join(
+        [*blocks(text, "sh"), *re.findall(r"^ {4}(invdiff .*)$", text, flags=re.MULTILINE)]
+    )
     parts = [part.strip() for line in shown.splitlines() for part in line.split("&&")]
     return [part for part in parts if part.startswith("invdiff ")]
 
@@ -56,7 +57,9 @@ def parses(command: str) -> None:
     arguments = shlex.split(command, comments=True)[1:]
     args, rest = _parser().parse_known_args(arguments)
     assert args.command is not None
-    assert not rest or (hasattr(args, "overrides") and not any(r.startswith("-") for r in rest)), rest
+    assert not rest or (hasattr(args, "overrides") and not any(r.startswith("-") for r in rest)), (
+        rest
+    )
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda p: p.name)
@@ -66,7 +69,9 @@ def test_commands_parse(page: Path) -> None:
 
 
 def test_the_first_pages_have_commands() -> None:
-    assert "invdiff solve --operator inpaint --method dps" in commands((ROOT / "README.md").read_text())
+    assert "invdiff solve --operator inpaint --method dps" in commands(
+        (ROOT / "README.md").read_text()
+    )
     assert len(commands((DOCS / "quickstart.md").read_text())) > 10
     with pytest.raises(AssertionError):
         parses("invdiff solve --no-such-flag")
@@ -91,20 +96,29 @@ def test_the_quick_start_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (tmp_path / "restored.png").exists()
 
 
-PIECES = [("methods", name, load("guidance", name)) for name in list_plugins("guidance")]
-PIECES += [("operators", name, load("operators", name)) for name in list_plugins("operators")]
-PIECES += [("transitions", name, factory) for name, factory in transitions.BY_NAME.items()]
-PIECES += [("itineraries", name, factory) for name, factory in itineraries.BY_NAME.items()]
-OURS = [p for p in PIECES if p[2].__module__.startswith("invdiff.")]  # other packages document theirs
+PIECES = [
+    ("methods" if kind == "guidance" else kind, name, load(kind, name))
+    for kind in ("guidance", "operators", "transitions", "itineraries")
+    for name in list_plugins(kind)
+]
+OURS = [
+    p for p in PIECES if p[2].__module__.startswith("invdiff.")
+]  # other packages document theirs
 
 
-@pytest.mark.parametrize(("kind", "name", "factory"), OURS, ids=[f"{kind}-{name}" for kind, name, _ in OURS])
-def test_every_piece_has_a_page(kind: str, name: str, factory: Any, pages: dict[str, str], generate: ModuleType) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name", "factory"), OURS, ids=[f"{kind}-{name}" for kind, name, _ in OURS]
+)
+def test_every_piece_has_a_page(
+    kind: str, name: str, factory: Any, pages: dict[str, str], generate: ModuleType
+) -> None:
     text = pages[f"{kind}/{name}.md"]
     rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", text, flags=re.MULTILINE))
     takes = [p for p in inspect.signature(factory).parameters if p not in ("shape", "state")]
     assert list(rows) == takes
-    assert all(rows.values()), f"nothing is said of {[n for n, meaning in rows.items() if not meaning.strip()]}"
+    assert all(rows.values()), (
+        f"nothing is said of {[n for n, meaning in rows.items() if not meaning.strip()]}"
+    )
     example = generate.EXAMPLES[kind][name]
     assert name in example
     for command in commands(f"```sh\n{example}\n```"):
@@ -133,7 +147,11 @@ def test_the_command_line_is_told(pages: dict[str, str]) -> None:
     for name, parser in dict(subparsers.choices).items():  # type: ignore[call-overload]
         assert f"## invdiff {name}" in pages["cli.md"]
         for action in parser._actions:
-            assert all(flag in pages["cli.md"] for flag in action.option_strings if flag not in ("-h", "--help"))
+            assert all(
+                flag in pages["cli.md"]
+                for flag in action.option_strings
+                if flag not in ("-h", "--help")
+            )
 
 
 def test_links_become_those_of_the_site(generate: ModuleType) -> None:
@@ -141,7 +159,10 @@ def test_links_become_those_of_the_site(generate: ModuleType) -> None:
     assert generate.relinked(text, "README.md", "index.md") == (
         "[a](methods.md#x) [b](contributing.md) ![c](inpaint.png) [d](https://e.org) [f](#g) h"
     )
-    assert generate.relinked("[`dps`](../guidance/dps.py)", "docs/methods.md", "methods.md") == "[`dps`](methods/dps.md)"
+    assert (
+        generate.relinked("[`dps`](../guidance/dps.py)", "docs/methods.md", "methods.md")
+        == "[`dps`](methods/dps.md)"
+    )
     with pytest.raises(ValueError, match=r"links to nowhere\.py"):
         generate.relinked("[a](nowhere.py)", "README.md", "index.md")
 
@@ -152,11 +173,15 @@ def test_docstrings_become_markdown() -> None:
     assert prose.markdown(text) == (
         "Moves by A\\* y, see `Step` ([arXiv:2209.14687](https://arxiv.org/abs/2209.14687)):\n\n    x = A* y   with a\n"
     )
-    assert prose.sections("About.\n\nArgs:\n    a, b: of both,\n        on two lines.\n    c: one.\n\nRaises:\n    ValueError: no.") == (
+    assert prose.sections(
+        "About.\n\nArgs:\n    a, b: of both,\n        on two lines.\n    c: one.\n\nRaises:\n    ValueError: no."
+    ) == (
         "About.",
         {"a": "of both, on two lines.", "b": "of both, on two lines.", "c": "one."},
     )
-    assert prose.yaml_comments("# @package _global_\n# One.\na: 1  # first\n       # line\nb:\n  c: 2  # second\n") == (
+    assert prose.yaml_comments(
+        "# @package _global_\n# One.\na: 1  # first\n       # line\nb:\n  c: 2  # second\n"
+    ) == (
         "One.",
         {"a": "first line", "c": "second"},
     )
@@ -187,5 +212,12 @@ def test_the_build_takes_what_is_local() -> None:
 def test_the_tutorial_runs() -> None:
     run = subprocess.run([sys.executable, DOCS / "tutorial.py"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    scores = {label: float(lpips) for label, lpips in re.findall(r"^(\w+) +PSNR .* LPIPS (\S+),", run.stdout, flags=re.MULTILINE)}
-    assert scores["renoise"] < scores["pull"] < 0.25, "what the tutorial says of its method no longer holds"
+    scores = {
+        label: float(lpips)
+        for label, lpips in re.findall(
+            r"^(\w+) +PSNR .* LPIPS (\S+),", run.stdout, flags=re.MULTILINE
+        )
+    }
+    assert scores["renoise"] < scores["pull"] < 0.25, (
+        "what the tutorial says of its method no longer holds"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -17,21 +17,20 @@ from torch import Tensor
 
 import invdiff
 from invdiff import schedules
-from invdiff.denoiser import Denoiser
 from invdiff.guidance.dps import DPS
 from invdiff.guidance.flowchef import FlowChef
 from invdiff.guidance.pnpflow import PnPFlow
 from invdiff.guidance.psld import PSLD
 from invdiff.guidance.resample import ReSample, fitted
 from invdiff.itineraries import Jumps, Straight
-from invdiff.latent import Autoencoder, Decoded
-from invdiff.measurement import Measurement
-from invdiff.method import Method, make_method
-from invdiff.models.autoencoder import from_diffusers
-from invdiff.operator import LinearOperator, Operator
-from invdiff.restoration import solve
-from invdiff.sampling import Setting, data_gradient, sample
+from invdiff.loading.autoencoder import from_diffusers
+from invdiff.network import Autoencoder, Denoiser
+from invdiff.problem import LinearOperator, Measurement, Operator
+from invdiff.problem.wrapped import Decoded
+from invdiff.sampling import Method, Setting, data_gradient, make_method, sample
 from invdiff.schedules import Schedule
+from invdiff.solving import solve
+from invdiff.solving.plan import complete
 from invdiff.transitions import DDIM, Heun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,10 +69,17 @@ class Cubes(Operator):
         return x[:, :ROWS] ** 3
 
 
-def run(method: Any, denoiser: Denoiser, x: Tensor, measurement: Measurement, steps: int, schedule: Schedule | None = None) -> Tensor:
+def run(
+    method: Any,
+    denoiser: Denoiser,
+    x: Tensor,
+    measurement: Measurement,
+    steps: int,
+    schedule: Schedule | None = None,
+) -> Tensor:
     """The engine from a given state, with one stream of noise as the references below draw it."""
     schedule = schedule or denoiser.schedule
-    made = make_method(method).completed(None, None)
+    made = complete(method)
     bound = made.bind(Setting(denoiser, tuple(x.shape), measurement, {}, x.device, x.dtype))
     assert bound.transition is not None and bound.itinerary is not None
     return sample(
@@ -95,7 +101,9 @@ def exact(frame: str) -> Denoiser:
 
 def observed(operator: Operator | None = None) -> Measurement:
     operator = (operator or Dense()).bind((DIM,))
-    return Measurement(operator(PRIOR.draw(BATCH, seed=3)) + 0.05 * rand(BATCH, ROWS, seed=4), operator, 0.05)
+    return Measurement(
+        operator(PRIOR.draw(BATCH, seed=3)) + 0.05 * rand(BATCH, ROWS, seed=4), operator, 0.05
+    )
 
 
 def first(frame: str, steps: int) -> Tensor:
@@ -106,7 +114,10 @@ def first(frame: str, steps: int) -> Tensor:
 
 def shares(frame: str, steps: int) -> list[float]:
     """The levels of a run as times of a flow, 1 = noise: the share of sigma in alpha + sigma, which rescaling the state keeps."""
-    return [float(level.sigma / (level.alpha + level.sigma)) for level in Straight()(FRAMES[frame][1], steps)]
+    return [
+        float(level.sigma / (level.alpha + level.sigma))
+        for level in Straight()(FRAMES[frame][1], steps)
+    ]
 
 
 def assert_same(ours: Tensor, theirs: Tensor, tolerance: float = 1e-9) -> None:
@@ -117,7 +128,9 @@ def assert_same(ours: Tensor, theirs: Tensor, tolerance: float = 1e-9) -> None:
 # On flows ----------------------------------------------------------------------------------------------------------------
 
 
-def pnp_flow_of_the_paper(y: Tensor, noise: Tensor, times: list[float], lr: float, alpha: float, draws: int) -> Tensor:
+def pnp_flow_of_the_paper(
+    y: Tensor, noise: Tensor, times: list[float], lr: float, alpha: float, draws: int
+) -> Tensor:
     """Algorithm 3 with t = 1 at the data, for the straight flow between noise and data."""
     stream, x = OneStream(7), torch.zeros_like(noise)
     for n, t in enumerate(times):
@@ -135,12 +148,22 @@ def pnp_flow_of_the_paper(y: Tensor, noise: Tensor, times: list[float], lr: floa
 def test_pnpflow_is_its_paper_on_every_schedule(frame: str, draws: int) -> None:
     steps, lr, alpha = 9, 1.3, 0.4
     measurement, x = observed(), first(frame, steps)
-    ours = run(invdiff.make_method("pnpflow", lr=lr, alpha=alpha, draws=draws), exact(frame), x, measurement, steps)
+    ours = run(
+        invdiff.make_method("pnpflow", lr=lr, alpha=alpha, draws=draws),
+        exact(frame),
+        x,
+        measurement,
+        steps,
+    )
     times = [1 - share for share in shares(frame, steps)[:-1]]
     level = Straight()(FRAMES[frame][1], steps)[0]
     # The reference starts at alpha z + sigma eps with z = 0, in the flow's scale.
     noise = x / float(level.alpha + level.sigma) / (1 - times[0])
-    assert_same(ours, pnp_flow_of_the_paper(measurement.y, noise, times, lr, alpha, draws), 1e-8 if frame == "flow" else 1e-9)
+    assert_same(
+        ours,
+        pnp_flow_of_the_paper(measurement.y, noise, times, lr, alpha, draws),
+        1e-8 if frame == "flow" else 1e-9,
+    )
 
 
 @pytest.mark.parametrize("frame", FRAMES)
@@ -167,8 +190,15 @@ def test_networks_on_flows_are_not_differentiated(name: str, nfe: int) -> None:
         assert not torch.is_grad_enabled() and not x.requires_grad
         return torch.tanh(x)
 
-    measurement = invdiff.make_operator("blur").measure(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), sigma=0.02)
-    result = solve(measurement, Denoiser(net, predicts="velocity", schedule="flow", data_range=(-1, 1)), name, steps=8)
+    measurement = invdiff.make_operator("blur").measure(
+        torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), sigma=0.02
+    )
+    result = solve(
+        measurement,
+        Denoiser(net, predicts="velocity", schedule="flow", data_range=(-1, 1)),
+        name,
+        steps=8,
+    )
     assert (result.nfe, result.nbe) == (nfe, 0)
 
 
@@ -181,7 +211,11 @@ def test_the_gradient_on_the_data_reaches_any_operator() -> None:
     assert_same(data_gradient(cubes, x), expected)
     for name in ("pnpflow", "flowchef"):
         options = {"lr": 0.01} if name == "pnpflow" else {"eta": 0.01}
-        assert run(make_method(name, **options), exact("flow"), first("flow", 5), cubes, 5).isfinite().all()
+        assert (
+            run(make_method(name, **options), exact("flow"), first("flow", 5), cubes, 5)
+            .isfinite()
+            .all()
+        )
 
 
 def test_pnpflow_draws_around_its_own_estimate_after_a_climb() -> None:
@@ -197,13 +231,19 @@ def test_pnpflow_draws_around_its_own_estimate_after_a_climb() -> None:
         def randn_like(self, x: Tensor) -> Tensor:
             return torch.zeros_like(x)
 
-    method = replace(make_method("pnpflow", draws=2), itinerary=Jumps(2, 2)).completed(None, None)
+    method = complete(make_method("pnpflow", draws=2), itinerary=Jumps(2, 2))
     denoiser, schedule = Denoiser(watched, predicts="velocity", schedule="flow"), schedules.flow()
-    assert method.itinerary is not None and method.transition is not None
     levels = method.itinerary(schedule, 8)
     x = first("flow", 8)
     sample(
-        denoiser, x, levels, schedule=schedule, noise=Silent(), transition=method.transition, guidance=method.chain, measurement=observed()
+        denoiser,
+        x,
+        levels,
+        schedule=schedule,
+        noise=Silent(),
+        transition=method.transition,
+        guidance=method.chain,
+        measurement=observed(),
     )
     pairs = list(zip(seen[1::2], seen[2::2], strict=True))
     assert len(pairs) > 8
@@ -215,10 +255,14 @@ def test_pnpflow_draws_around_its_own_estimate_after_a_climb() -> None:
 def test_pnpflow_with_one_draw_of_no_data_samples_its_prior_in_many_steps() -> None:
     """Without data it is multistep sampling with fresh noise, whose mean is the prior's."""
     many = Gaussian(PRIOR.mean, PRIOR.covariance)
-    denoiser = Denoiser(many.network("velocity", schedules.flow()), predicts="velocity", schedule="flow")
+    denoiser = Denoiser(
+        many.network("velocity", schedules.flow()), predicts="velocity", schedule="flow"
+    )
     operator = Dense().bind((DIM,))
     measurement = Measurement(torch.zeros(2000, ROWS, dtype=D), operator, 0.05)
-    x = run(make_method("pnpflow", lr=0.0, draws=1), denoiser, rand(2000, DIM, seed=1), measurement, 40)
+    x = run(
+        make_method("pnpflow", lr=0.0, draws=1), denoiser, rand(2000, DIM, seed=1), measurement, 40
+    )
     assert float((x.mean(0) - PRIOR.mean).norm() / PRIOR.covariance.trace().sqrt()) < 0.05
 
 
@@ -226,17 +270,30 @@ def test_pnpflow_with_one_draw_of_no_data_samples_its_prior_in_many_steps() -> N
 
 PIXELS = 8
 DECODE = rand(DIM, PIXELS, seed=11) / 2  # z D
-ENCODE = torch.linalg.pinv(DECODE) + 0.1 * rand(PIXELS, DIM, seed=12)  # x E: not quite an inverse, so that gluing has work to do
+ENCODE = torch.linalg.pinv(DECODE) + 0.1 * rand(
+    PIXELS, DIM, seed=12
+)  # x E: not quite an inverse, so that gluing has work to do
 A_PIXELS = rand(ROWS, PIXELS, seed=13) / 3
 
 
 def linear_coder(decode: Tensor = DECODE, encode: Tensor = ENCODE) -> Autoencoder:
-    return Autoencoder(lambda x: x @ encode, lambda z: z @ decode, len(decode), 1, decode.shape[1], data_range=(0.0, 1.0))
+    return Autoencoder(
+        lambda x: x @ encode,
+        lambda z: z @ decode,
+        len(decode),
+        1,
+        decode.shape[1],
+        data_range=(0.0, 1.0),
+    )
 
 
-def decoded(matrix: Tensor = A_PIXELS, coder: Autoencoder | None = None, sigma: float = 0.05) -> Measurement:
+def decoded(
+    matrix: Tensor = A_PIXELS, coder: Autoencoder | None = None, sigma: float = 0.05
+) -> Measurement:
     coder = coder or linear_coder()
-    y = coder.decode(PRIOR.draw(BATCH, seed=3)) @ matrix.T + sigma * rand(BATCH, len(matrix), seed=4)
+    y = coder.decode(PRIOR.draw(BATCH, seed=3)) @ matrix.T + sigma * rand(
+        BATCH, len(matrix), seed=4
+    )
     inner = Dense(matrix).bind((matrix.shape[1],))
     return Measurement(y, Decoded(inner, coder, shape=(DIM,)), sigma)
 
@@ -256,18 +313,32 @@ def test_psld_is_its_paper() -> None:
     """Algorithm 2 as the official code weighs it, with the Jacobians written out."""
     steps, omega, gamma = 8, 0.7, 0.3
     measurement, z = decoded(), rand(BATCH, DIM, seed=1)
-    ours = run(make_method("psld", omega=omega, gamma=gamma), exact("vp"), math.sqrt(1 - vp_steps(steps)[0][1]) * z, measurement, steps)
+    ours = run(
+        make_method("psld", omega=omega, gamma=gamma),
+        exact("vp"),
+        math.sqrt(1 - vp_steps(steps)[0][1]) * z,
+        measurement,
+        steps,
+    )
 
     y, eye = measurement.y, torch.eye(PIXELS, dtype=D)
     z = (1 - vp_steps(steps)[0][1]) ** 0.5 * z
     for _, a_t, a_s in vp_steps(steps):
         eps = eps_of(z, a_t)
         z0 = (z - (1 - a_t) ** 0.5 * eps) / a_t**0.5
-        jacobian = a_t**0.5 * PRIOR.covariance @ torch.linalg.inv(a_t * PRIOR.covariance + (1 - a_t) * torch.eye(DIM, dtype=D))
+        jacobian = (
+            a_t**0.5
+            * PRIOR.covariance
+            @ torch.linalg.inv(a_t * PRIOR.covariance + (1 - a_t) * torch.eye(DIM, dtype=D))
+        )
         glue = (A_PIXELS.T @ y.T).T + z0 @ DECODE @ (eye - A_PIXELS.T @ A_PIXELS)
         r, g = y - z0 @ DECODE @ A_PIXELS.T, z0 - glue @ ENCODE
         grad_r = -r / r.norm(dim=1, keepdim=True) @ (DECODE @ A_PIXELS.T).T
-        grad_g = g / g.norm(dim=1, keepdim=True) @ (torch.eye(DIM, dtype=D) - DECODE @ (eye - A_PIXELS.T @ A_PIXELS) @ ENCODE).T
+        grad_g = (
+            g
+            / g.norm(dim=1, keepdim=True)
+            @ (torch.eye(DIM, dtype=D) - DECODE @ (eye - A_PIXELS.T @ A_PIXELS) @ ENCODE).T
+        )
         z = a_s**0.5 * z0 + (1 - a_s) ** 0.5 * eps - (omega * grad_r + gamma * grad_g) @ jacobian
     assert_same(ours, z)
 
@@ -283,7 +354,9 @@ def test_psld_is_dps_behind_a_perfect_autoencoder() -> None:
     assert_same(without, run(Method(DPS(0.5), DDIM()), exact("vp"), z, decoded(), 8))
 
 
-def adam(A: Callable[[Tensor], Tensor], y: Tensor, x: Tensor, iterations: int, lr: float, tau: float) -> Tensor:
+def adam(
+    A: Callable[[Tensor], Tensor], y: Tensor, x: Tensor, iterations: int, lr: float, tau: float
+) -> Tensor:
     """One image, until its mean squared residual is small."""
     x, mean, square = x.clone(), torch.zeros_like(x), torch.zeros_like(x)
     for k in range(1, iterations + 1):
@@ -300,7 +373,13 @@ def adam(A: Callable[[Tensor], Tensor], y: Tensor, x: Tensor, iterations: int, l
 def test_resample_is_its_paper() -> None:
     """Algorithm 1, image by image, with all three stages."""
     steps, every, gamma, tau = 12, 2, 40.0, 0.08
-    options = {"every": every, "gamma": gamma, "tau": tau, "image_iterations": 40, "latent_iterations": 25}
+    options = {
+        "every": every,
+        "gamma": gamma,
+        "tau": tau,
+        "image_iterations": 40,
+        "latent_iterations": 25,
+    }
     measurement, z = decoded(), rand(BATCH, DIM, seed=1)
     ours = run(make_method("resample", **options), exact("vp"), z, measurement, steps)
 
@@ -314,12 +393,17 @@ def test_resample_is_its_paper() -> None:
         if index % every or index > steps - steps // 3 or index == 0:
             continue
         if index >= steps // 3:
-            rows = [adam(lambda x: x @ A_PIXELS.T, y[k], z0[k] @ DECODE, 40, 1e-2, tau) @ ENCODE for k in range(BATCH)]
+            rows = [
+                adam(lambda x: x @ A_PIXELS.T, y[k], z0[k] @ DECODE, 40, 1e-2, tau) @ ENCODE
+                for k in range(BATCH)
+            ]
         else:
             rows = [adam(lambda x: x @ a_d, y[k], z0[k], 25, 5e-3, tau) for k in range(BATCH)]
         z0_y = torch.stack(rows)
         sigma = gamma * (1 - a_s) / (1 - a_t) * (1 - a_t / a_s)
-        z = (sigma * a_s**0.5 * z0_y + (1 - a_s) * z) / (sigma + 1 - a_s) + stream.randn_like(z) * (1 / (1 / sigma + 1 / (1 - a_s))) ** 0.5
+        z = (sigma * a_s**0.5 * z0_y + (1 - a_s) * z) / (sigma + 1 - a_s) + stream.randn_like(z) * (
+            1 / (1 / sigma + 1 / (1 - a_s))
+        ) ** 0.5
     z = torch.stack([adam(lambda x: x @ a_d, y[k], z[k], 25, 5e-3, tau) for k in range(BATCH)])
     assert_same(ours, z)
 
@@ -329,15 +413,29 @@ def test_fitted_images_are_frozen_while_others_go_on() -> None:
     y = start @ matrix.T + torch.tensor([0.0, 0.01, 30.0], dtype=D)[:, None]
     together = fitted(lambda x: x @ matrix.T, y, start, 150, 0.01, 1e-3)
     for k in range(3):
-        assert_same(together[k : k + 1], fitted(lambda x: x @ matrix.T, y[k : k + 1], start[k : k + 1], 150, 0.01, 1e-3))
+        assert_same(
+            together[k : k + 1],
+            fitted(lambda x: x @ matrix.T, y[k : k + 1], start[k : k + 1], 150, 0.01, 1e-3),
+        )
     assert torch.equal(together[0], start[0])  # it fitted from the beginning
-    assert float((y - together @ matrix.T)[1].square().mean()) < 1e-6 < float((y - together @ matrix.T)[2].square().mean())
+    assert (
+        float((y - together @ matrix.T)[1].square().mean())
+        < 1e-6
+        < float((y - together @ matrix.T)[2].square().mean())
+    )
 
 
 def test_resample_fits_a_measurement_without_noise() -> None:
     measurement = decoded(sigma=0.0)
     z = run(
-        make_method("resample", every=4, tau=1e-6, image_iterations=20, latent_iterations=600, latent_lr=0.03),
+        make_method(
+            "resample",
+            every=4,
+            tau=1e-6,
+            image_iterations=20,
+            latent_iterations=600,
+            latent_lr=0.03,
+        ),
         exact("vp"),
         rand(BATCH, DIM, seed=1),
         measurement,
@@ -347,7 +445,7 @@ def test_resample_fits_a_measurement_without_noise() -> None:
 
 
 def test_resample_goes_around_other_samplers() -> None:
-    method = make_method("resample", every=3).completed(DDIM(0.5), None)
+    method = complete(make_method("resample", every=3), DDIM(0.5))
     assert method.transition == ReSample(every=3, inner=DDIM(0.5))
     assert make_method(["resample", DDIM(0.5)]).transition == ReSample(inner=DDIM(0.5))
     assert ReSample(inner=Heun()).predictions == 2
@@ -366,9 +464,19 @@ CODER: dict[str, Any] = {
     "latent_channels": 4,
     "sample_size": 16,
 }
-UNSHUFFLE = Autoencoder(lambda x: F.pixel_unshuffle(x, 2) / 2, lambda z: F.pixel_shuffle(2 * z, 2), channels=12, factor=2)
+UNSHUFFLE = Autoencoder(
+    lambda x: F.pixel_unshuffle(x, 2) / 2,
+    lambda z: F.pixel_shuffle(2 * z, 2),
+    channels=12,
+    factor=2,
+)
 QUICK = {"every": 2, "image_iterations": 4, "latent_iterations": 3}
-OPTIONS: dict[str, dict[str, Any]] = {"pnpflow": {"draws": 2}, "flowchef": {"eta": 100.0}, "psld": {}, "resample": QUICK}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "pnpflow": {"draws": 2},
+    "flowchef": {"eta": 100.0},
+    "psld": {},
+    "resample": QUICK,
+}
 LATENT = ("psld", "resample")
 
 
@@ -398,9 +506,21 @@ def test_an_image_alone_is_the_image_in_a_batch(name: str, sigma: Any) -> None:
     measurement = invdiff.make_operator("inpaint", mask=masks).measure(images(), sigma=sigma)
     denoiser, method = denoiser_for(name), make_method(name, **OPTIONS[name])
     both = solve(measurement, denoiser, method, steps=6, num_samples=2, dtype=D, seed=3)
-    alone = solve(measurement.select([1]), denoiser, method, steps=6, num_samples=2, dtype=D, seed=3, image_ids=[1])
+    alone = solve(
+        measurement.select([1]),
+        denoiser,
+        method,
+        steps=6,
+        num_samples=2,
+        dtype=D,
+        seed=3,
+        image_ids=[1],
+    )
     assert_same(alone.samples[:, 0], both.samples[:, 1])
-    assert both.samples.isfinite().all() and float((both.samples[0] - both.samples[1]).abs().max()) > 1e-4
+    assert (
+        both.samples.isfinite().all()
+        and float((both.samples[0] - both.samples[1]).abs().max()) > 1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["pnpflow", "flowchef"])
@@ -408,7 +528,10 @@ def test_noise_of_every_pixel_is_no_obstacle(name: str) -> None:
     """Neither weighs by sigma."""
     a = invdiff.make_operator("denoise").measure(images(), sigma=0.05)
     b = Measurement(a.y, a.operator, 0.01 + 0.1 * images(5))
-    one, other = (solve(m, denoiser_for(name), make_method(name, **OPTIONS[name]), steps=4, dtype=D).x for m in (a, b))
+    one, other = (
+        solve(m, denoiser_for(name), make_method(name, **OPTIONS[name]), steps=4, dtype=D).x
+        for m in (a, b)
+    )
     assert_same(one, other)
 
 
@@ -417,14 +540,20 @@ def test_psld_through_a_real_autoencoder() -> None:
     net, steps, omega, gamma = built(AutoencoderKL, **CODER), 4, 0.5, 0.2
     measurement = invdiff.make_operator("sr", factor=2, kernel="box").measure(images(), sigma=0.02)
     result = solve(
-        measurement, denoiser_for("psld", from_diffusers(net)), make_method("psld", omega=omega, gamma=gamma), steps=steps, dtype=D
+        measurement,
+        denoiser_for("psld", from_diffusers(net)),
+        make_method("psld", omega=omega, gamma=gamma),
+        steps=steps,
+        dtype=D,
     )
 
     from invdiff.noise import NoiseSource, seed_of
 
     scale = net.config.scaling_factor
     y = 2 * measurement.y - 1
-    z = NoiseSource([seed_of("sampling", 0, k, 0) for k in range(2)]).randn_like(torch.empty(2, 4, 8, 8, dtype=D))
+    z = NoiseSource([seed_of("sampling", 0, k, 0) for k in range(2)]).randn_like(
+        torch.empty(2, 4, 8, 8, dtype=D)
+    )
     z = (1 - vp_steps(steps)[0][1]) ** 0.5 * z
     for t, a_t, a_s in vp_steps(steps):
         z = z.requires_grad_()
@@ -433,7 +562,9 @@ def test_psld_through_a_real_autoencoder() -> None:
         image = net.decode(z0 / scale).sample
         replaced = image + F.interpolate(y - F.avg_pool2d(image, 2), scale_factor=2) / 4
         glue = z0 - net.encode(replaced).latent_dist.mode() * scale
-        error = omega * (y - F.avg_pool2d(image, 2)).flatten(1).norm(dim=1) + gamma * glue.flatten(1).norm(dim=1)
+        error = omega * (y - F.avg_pool2d(image, 2)).flatten(1).norm(dim=1) + gamma * glue.flatten(
+            1
+        ).norm(dim=1)
         (grad,) = torch.autograd.grad(error.sum(), z)
         z = (a_s**0.5 * z0 + (1 - a_s) ** 0.5 * eps - grad).detach()
     assert_same(result.x, (net.decode(z / scale).sample / 2 + 0.5).clamp(0, 1), 1e-8)
@@ -447,7 +578,8 @@ def test_resample_through_a_real_autoencoder() -> None:
     denoiser = denoiser_for("resample", coder)
     options = {"every": 2, "image_iterations": 10, "latent_iterations": 60, "latent_lr": 0.05}
     plain, result = (
-        solve(measurement, denoiser, m, transition=DDIM(), steps=6, dtype=D) for m in ("none", make_method("resample", **options))
+        solve(measurement, denoiser, m, transition=DDIM(), steps=6, dtype=D)
+        for m in ("none", make_method("resample", **options))
     )
     assert bool((measurement.loss(result.x) < 0.5 * measurement.loss(plain.x)).all())
     assert (result.nfe, result.nbe) == (6, 0)
@@ -468,7 +600,10 @@ def test_latent_methods_never_look_at_the_data(name: str, operator: str) -> None
 
     measurement = invdiff.make_operator(operator).measure(images().float(), sigma=[0.0, 0.05])
     denoiser = Denoiser(Net(), schedule=VP, autoencoder=UNSHUFFLE)
-    assert solve(measurement, denoiser, make_method(name, **OPTIONS[name]), steps=6).x.device.type == "meta"
+    assert (
+        solve(measurement, denoiser, make_method(name, **OPTIONS[name]), steps=6).x.device.type
+        == "meta"
+    )
 
 
 # What cannot work --------------------------------------------------------------------------------------------------------
@@ -494,7 +629,8 @@ def test_psld_refuses_what_is_not_linear() -> None:
 
     denoiser = Denoiser(never, schedule=VP, autoencoder=UNSHUFFLE)
     with pytest.raises(
-        ValueError, match="PSLD requires a LinearOperator of the decoded image, but Squares is not one; use dps or resample"
+        ValueError,
+        match="PSLD requires a LinearOperator of the decoded image, but Squares is not one; use dps or resample",
     ):
         solve(Squares().measure(images(), sigma=0.02), denoiser, "psld", steps=3)
     calls = Calls.of(smooth)

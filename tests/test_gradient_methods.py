@@ -16,8 +16,7 @@ from torch import Tensor
 
 import invdiff
 from invdiff import schedules
-from invdiff.cli import main
-from invdiff.denoiser import Denoiser
+from invdiff.commands.parser import main
 from invdiff.guidance.classifier import ClassifierGuidance
 from invdiff.guidance.dps import DPS
 from invdiff.guidance.ilvr import ILVR, ilvr
@@ -25,21 +24,24 @@ from invdiff.guidance.lgd import LGD
 from invdiff.guidance.mcg import MCG, mcg
 from invdiff.guidance.sdedit import sdedit
 from invdiff.itineraries import Jumps, LateStart, Straight
-from invdiff.measurement import Measurement
-from invdiff.method import describe, make_method
+from invdiff.network import Denoiser
 from invdiff.noise import generator_of
-from invdiff.operator import LinearOperator, Operator
-from invdiff.registry import make_operator
-from invdiff.restoration import check_solve, generate, solve
-from invdiff.sampling import Step, sample
+from invdiff.problem import LinearOperator, Measurement, Operator, make_operator
+from invdiff.sampling import Step, make_method, sample
+from invdiff.sampling.method import describe
 from invdiff.schedules import Level
+from invdiff.solving import generate, solve
+from invdiff.solving.plan import complete
+from invdiff.solving.solve import check_solve
 from invdiff.transitions import DDIM, DDPM, Heun, forward_variance
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 T = 12
 BETA = torch.linspace(1e-2, 0.4, T, dtype=D)
-BAR = torch.cat([torch.cumprod(1 - BETA, 0), torch.ones(1, dtype=D)])  # alpha_bar_t; BAR[-1] is the clean image's
+BAR = torch.cat(
+    [torch.cumprod(1 - BETA, 0), torch.ones(1, dtype=D)]
+)  # alpha_bar_t; BAR[-1] is the clean image's
 SCHEDULE = schedules.linear(T, 1e-2, 0.4)
 PRIOR = correlated(5)
 A = rand(3, 5, seed=8)
@@ -56,8 +58,14 @@ class Dense(LinearOperator):
         return y @ A.to(y)
 
     def _pinv(self, y: Tensor, ridge: Tensor | float) -> Tensor:
-        inverse = torch.linalg.inv(A @ A.T + torch.as_tensor(ridge, dtype=D)[..., None] * torch.eye(3, dtype=D))
-        return torch.einsum("nm,...mk,bk->bn", A.T, inverse, y) if inverse.ndim == 2 else torch.einsum("nm,bimk,bk->bn", A.T, inverse, y)
+        inverse = torch.linalg.inv(
+            A @ A.T + torch.as_tensor(ridge, dtype=D)[..., None] * torch.eye(3, dtype=D)
+        )
+        return (
+            torch.einsum("nm,...mk,bk->bn", A.T, inverse, y)
+            if inverse.ndim == 2
+            else torch.einsum("nm,bimk,bk->bn", A.T, inverse, y)
+        )
 
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
         return (5,)
@@ -81,9 +89,20 @@ def denoiser(prior: Gaussian = PRIOR, **options: Any) -> Denoiser:
     return Denoiser(prior.network("eps", SCHEDULE), schedule=SCHEDULE, **options)
 
 
-def solved(measurement: Measurement, method: Any, net: Denoiser | None = None, **options: Any) -> Tensor:
+def solved(
+    measurement: Measurement, method: Any, net: Denoiser | None = None, **options: Any
+) -> Tensor:
     """(samples * images, ...), the samples of a run, in the order of :class:`Draws`."""
-    return solve(measurement, net or denoiser(), method, steps=T, seed=SEED, num_samples=SAMPLES, dtype=D, **options).samples.flatten(0, 1)
+    return solve(
+        measurement,
+        net or denoiser(),
+        method,
+        steps=T,
+        seed=SEED,
+        num_samples=SAMPLES,
+        dtype=D,
+        **options,
+    ).samples.flatten(0, 1)
 
 
 class Draws:
@@ -91,10 +110,14 @@ class Draws:
 
     def __init__(self, shape: tuple[int, ...], images: int = 2) -> None:
         self.shape = shape
-        self.generators = [generator_of("sampling", SEED, k, j) for j in range(SAMPLES) for k in range(images)]
+        self.generators = [
+            generator_of("sampling", SEED, k, j) for j in range(SAMPLES) for k in range(images)
+        ]
 
     def __call__(self) -> Tensor:
-        return torch.stack([torch.empty(self.shape, dtype=D).normal_(generator=g) for g in self.generators])
+        return torch.stack(
+            [torch.empty(self.shape, dtype=D).normal_(generator=g) for g in self.generators]
+        )
 
 
 def x0_of(x: Tensor, t: int, prior: Gaussian = PRIOR) -> Tensor:
@@ -106,7 +129,10 @@ def x0_of(x: Tensor, t: int, prior: Gaussian = PRIOR) -> Tensor:
 def ancestral(x: Tensor, x0: Tensor, t: int, draw: Callable[[], Tensor]) -> Tensor:
     """Ho et al. 2020, algorithm 2, in posterior-mean form."""
     s = t - 1
-    mean = BAR[s].sqrt() * BETA[t] / (1 - BAR[t]) * x0 + (1 - BETA[t]).sqrt() * (1 - BAR[s]) / (1 - BAR[t]) * x
+    mean = (
+        BAR[s].sqrt() * BETA[t] / (1 - BAR[t]) * x0
+        + (1 - BETA[t]).sqrt() * (1 - BAR[s]) / (1 - BAR[t]) * x
+    )
     return mean + ((1 - BAR[s]) / (1 - BAR[t]) * BETA[t]).sqrt() * draw() if t > 0 else mean
 
 
@@ -124,7 +150,9 @@ SIGMAS = {"number": 0.3, "per image": [0.3, 0.6], "per pixel": rand(2, 3, seed=9
 def test_the_likelihood_form_is_the_gaussian_algorithm_written_out(name: str) -> None:
     measurement, zeta = measured(SIGMAS[name]), 0.02
     variance = torch.as_tensor(SIGMAS[name], dtype=D).square()
-    variance = (variance[:, None] if variance.ndim == 1 else variance).expand(2, 3).repeat(SAMPLES, 1)
+    variance = (
+        (variance[:, None] if variance.ndim == 1 else variance).expand(2, 3).repeat(SAMPLES, 1)
+    )
     draw, y = Draws((5,)), measurement.y.repeat(SAMPLES, 1)
     x = (1 - BAR[T - 1]).sqrt() * draw()
     for t in range(T - 1, -1, -1):
@@ -135,13 +163,20 @@ def test_the_likelihood_form_is_the_gaussian_algorithm_written_out(name: str) ->
     same(solved(measurement, DPS(zeta, likelihood=True)), x.detach())
 
 
-@pytest.mark.parametrize(("name", "sigma2"), [("number", [0.09]), ("per image", [0.09, 0.36]), ("per pixel", None)])
+@pytest.mark.parametrize(
+    ("name", "sigma2"), [("number", [0.09]), ("per image", [0.09, 0.36]), ("per pixel", None)]
+)
 def test_zeta_follows_from_the_form_of_the_step(name: str, sigma2: Any) -> None:
     measurement = measured(SIGMAS[name])
-    variance = torch.tensor(sigma2, dtype=D) if sigma2 else torch.as_tensor(SIGMAS[name]).square().mean(1)
+    variance = (
+        torch.tensor(sigma2, dtype=D) if sigma2 else torch.as_tensor(SIGMAS[name]).square().mean(1)
+    )
     for k in range(2):
         own = measurement.select([k])
-        same(solved(own, DPS(likelihood=True)), solved(own, DPS(float(variance[k % len(variance)]), likelihood=True)))
+        same(
+            solved(own, DPS(likelihood=True)),
+            solved(own, DPS(float(variance[k % len(variance)]), likelihood=True)),
+        )
     same(solved(measurement, DPS()), solved(measurement, DPS(1.0)))
 
 
@@ -157,7 +192,12 @@ def test_the_likelihood_form_is_the_papers_poisson_form() -> None:
         x = x.detach().requires_grad_()
         x0 = x0_of(x, t, bright)
         r = y - x0 @ A.abs().T
-        (grad,) = torch.autograd.grad(sum(row @ torch.diag(1 / (2 * counted)) @ row for row, counted in zip(r, y, strict=True)), x)
+        (grad,) = torch.autograd.grad(
+            sum(
+                row @ torch.diag(1 / (2 * counted)) @ row for row, counted in zip(r, y, strict=True)
+            ),
+            x,
+        )
         x = ancestral(x, x0, t, draw) - zeta * grad
     same(solved(counts, DPS(zeta, likelihood=True), denoiser(bright)), x.detach(), 1e-8)
 
@@ -171,11 +211,22 @@ def test_zeta_per_step_is_a_list_or_a_function() -> None:
         x0 = x0_of(x, t)
         (grad,) = torch.autograd.grad((y - x0 @ A.T).norm(dim=1).sum(), x)
         x = ancestral(x, x0, t, draw) - zetas[T - 1 - t] * grad
-    for zeta in (zetas, tuple(zetas), lambda step: zetas[step.index], lambda step: 0.05 * (T - 1 - step.t.t)):
+    for zeta in (
+        zetas,
+        tuple(zetas),
+        lambda step: zetas[step.index],
+        lambda step: 0.05 * (T - 1 - step.t.t),
+    ):
         same(solved(measurement, DPS(zeta)), x.detach())
     assert torch.equal(solved(measurement, DPS(0.3)), solved(measurement, DPS([0.3] * T)))
-    assert torch.equal(solved(measurement, DPS(0.3)), solved(measurement, make_method("dps", zeta=[0.3] * T)))
-    assert json.loads(json.dumps(describe(DPS([1, 0.5])))) == {"name": "DPS", "zeta": [1, 0.5], "likelihood": False}
+    assert torch.equal(
+        solved(measurement, DPS(0.3)), solved(measurement, make_method("dps", zeta=[0.3] * T))
+    )
+    assert json.loads(json.dumps(describe(DPS([1, 0.5])))) == {
+        "name": "DPS",
+        "zeta": [1, 0.5],
+        "likelihood": False,
+    }
 
 
 def test_zeta_of_another_number_of_steps_is_refused() -> None:
@@ -198,13 +249,26 @@ def test_with_the_variance_of_the_step_as_zeta_it_is_bayes_rule(frame: str) -> N
     score = ClassifierGuidance(log_prob=lambda x0: measurement.log_likelihood(x0), of="x0")
     x = float(levels[0].sigma) * rand(2, 5, seed=1)
     runs = [
-        sample(net, x, levels, schedule=schedule, noise=OneStream(7), transition=DDPM(), guidance=[g], measurement=measurement)
+        sample(
+            net,
+            x,
+            levels,
+            schedule=schedule,
+            noise=OneStream(7),
+            transition=DDPM(),
+            guidance=[g],
+            measurement=measurement,
+        )
         for g in (DPS(variance, likelihood=True), score)
     ]
     same(runs[0], runs[1])
 
 
-@pytest.mark.parametrize("sigma", [0.0, [0.1, 0.0], torch.tensor([[0.1, 0.0, 0.1]] * 2, dtype=D)], ids=["number", "image", "pixel"])
+@pytest.mark.parametrize(
+    "sigma",
+    [0.0, [0.1, 0.0], torch.tensor([[0.1, 0.0, 0.1]] * 2, dtype=D)],
+    ids=["number", "image", "pixel"],
+)
 @pytest.mark.parametrize("method", [DPS(likelihood=True), LGD()], ids=["dps", "lgd"])
 def test_a_likelihood_without_noise_is_refused_before_sampling(method: Any, sigma: Any) -> None:
     with pytest.raises(ValueError, match="weighs by 1/sigma², but sigma is zero"):
@@ -254,8 +318,12 @@ def test_mcg_is_its_algorithm_written_out(sigma: Any) -> None:
 def test_mcg_for_a_mask_is_dps_and_replacement() -> None:
     """W = A† is then the identity on what is measured, as in the official inpainting."""
     x = rand(2, 3, 8, 8, seed=3).sigmoid()
-    measurement = make_operator("inpaint", mask=(rand(2, 1, 8, 8, seed=4) > 0).to(D)).measure(x, sigma=0.05)
-    both = [solve(measurement, conv(), m, steps=5, dtype=D).x for m in (mcg(0.7), [DPS(0.7), "replace"])]
+    measurement = make_operator("inpaint", mask=(rand(2, 1, 8, 8, seed=4) > 0).to(D)).measure(
+        x, sigma=0.05
+    )
+    both = [
+        solve(measurement, conv(), m, steps=5, dtype=D).x for m in (mcg(0.7), [DPS(0.7), "replace"])
+    ]
     same(both[0], both[1])
 
 
@@ -319,8 +387,14 @@ def test_ilvr_takes_its_factor_and_its_image_from_the_measurement() -> None:
     measurement = Measurement(operator(rand(2, *IMAGE, seed=6)), operator)
     upsampled = torch.einsum("ij,bcjk,lk->bcil", resizing(3, 9), measurement.y, resizing(4, 12))
     same(low_pass(operator.pinv(measurement.y), 3), upsampled)
-    assert torch.equal(solved(measurement, "ilvr", denoiser(IMAGES)), solved(measurement, ilvr(3), denoiser(IMAGES)))
-    assert not torch.equal(solved(measurement, "ilvr", denoiser(IMAGES)), solved(measurement, ilvr(2), denoiser(IMAGES)))
+    assert torch.equal(
+        solved(measurement, "ilvr", denoiser(IMAGES)),
+        solved(measurement, ilvr(3), denoiser(IMAGES)),
+    )
+    assert not torch.equal(
+        solved(measurement, "ilvr", denoiser(IMAGES)),
+        solved(measurement, ilvr(2), denoiser(IMAGES)),
+    )
     other = Measurement(rand(2, 1, 8, 9), make_operator("denoise"))
     assert torch.equal(*(solve(other, conv(1), m, steps=3).x for m in ("ilvr", ilvr(8))))
 
@@ -329,7 +403,12 @@ def test_ilvr_needs_an_image_of_its_factor() -> None:
     with pytest.raises(ValueError, match="at least 8x8 pixels"):
         check_solve(measured(), denoiser(), "ilvr", steps=T)
     with pytest.raises(ValueError, match="at least 10x10 pixels"):
-        check_solve(Measurement(rand(2, *IMAGE), make_operator("denoise")), denoiser(IMAGES), ilvr(10), steps=T)
+        check_solve(
+            Measurement(rand(2, *IMAGE), make_operator("denoise")),
+            denoiser(IMAGES),
+            ilvr(10),
+            steps=T,
+        )
 
 
 # SDEdit ------------------------------------------------------------------------------------------------------------------
@@ -359,7 +438,12 @@ def test_the_guide_of_a_noisy_blur_is_not_the_noise_amplified() -> None:
     # A sigma that differs between pixels counts by its mean square.
     varying = torch.linspace(0.0, 0.1, 32, dtype=D).expand(2, 1, 32, 32)
     mean = float(varying[0].square().mean().sqrt())
-    same(*(Measurement(measurement.y, measurement.operator, sigma).linear_estimate() for sigma in (varying, mean)))
+    same(
+        *(
+            Measurement(measurement.y, measurement.operator, sigma).linear_estimate()
+            for sigma in (varying, mean)
+        )
+    )
 
 
 def test_sdedit_without_an_image_to_start_from_is_refused() -> None:
@@ -382,7 +466,9 @@ def test_lgd_is_its_algorithm_written_out(n: int, operator: Operator) -> None:
     for t in range(T - 1, -1, -1):
         x = x.detach().requires_grad_()
         x0, r = x0_of(x, t), (1 - BAR[t]).sqrt()
-        losses = torch.stack([(y - operator(x0 + r * draw())).square().sum(1) / (2 * sigma**2) for _ in range(n)])
+        losses = torch.stack(
+            [(y - operator(x0 + r * draw())).square().sum(1) / (2 * sigma**2) for _ in range(n)]
+        )
         (grad,) = torch.autograd.grad(torch.log(torch.exp(-losses).mean(0)).sum(), x)
         eps_hat = (x - BAR[t].sqrt() * x0) / r - zeta * r * grad
         x = ancestral(x, (x - r * eps_hat) / BAR[t].sqrt(), t, draw).detach()
@@ -410,12 +496,17 @@ def test_lgd_is_the_same_in_every_frame() -> None:
 
 def test_lgd_samples_the_posterior_of_the_prior_it_assumes() -> None:
     """Under N(0, I) the r_t of the paper is exact, so what is left are the draws and the steps; a point estimate (DPS) is far off."""
-    prior, a = Gaussian(torch.zeros(2, dtype=D), torch.ones(2, dtype=D)), torch.tensor([[1.0, 0.5]], dtype=D)
+    prior, a = (
+        Gaussian(torch.zeros(2, dtype=D), torch.ones(2, dtype=D)),
+        torch.tensor([[1.0, 0.5]], dtype=D),
+    )
     y, sigma, chains = torch.tensor([[1.5]], dtype=D), 0.5, 1500
     exact = prior.posterior(a, y[0], sigma)
     schedule = schedules.linear(100, 1e-3, 0.1)
     net = Denoiser(prior.network("x0", schedule), predicts="x0", schedule=schedule)
-    measurement = Measurement(y.expand(chains, 1), make_operator("matrix", matrix=a).bind((2,)), sigma)
+    measurement = Measurement(
+        y.expand(chains, 1), make_operator("matrix", matrix=a).bind((2,)), sigma
+    )
 
     def error(guidance: Any) -> float:
         x = sample(net, rand(chains, 2, seed=3), Straight()(schedule, 100), schedule=schedule, noise=OneStream(1),
@@ -444,7 +535,9 @@ class Conv(torch.nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first, self.second = (torch.nn.Conv2d(a, b, 3, padding=1) for a, b in ((channels, 8), (8, channels)))
+        self.first, self.second = (
+            torch.nn.Conv2d(a, b, 3, padding=1) for a, b in ((channels, 8), (8, channels))
+        )
         generator = torch.Generator().manual_seed(0)
         for p in self.parameters():
             p.data.normal_(0, 0.2, generator=generator)
@@ -454,17 +547,32 @@ class Conv(torch.nn.Module):
 
 
 def conv(channels: int = 3, **options: Any) -> Denoiser:
-    return Denoiser(Conv(channels), schedule=schedules.linear(), data_range=(-1, 1), dtype=D, **options)
+    return Denoiser(
+        Conv(channels), schedule=schedules.linear(), data_range=(-1, 1), dtype=D, **options
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_an_image_alone_is_the_image_in_its_batch(name: str) -> None:
     """With a mask and a sigma of its own, through micro-batches."""
     x = rand(3, 3, 8, 8, seed=3).sigmoid()
-    measurement = make_operator("inpaint", mask=(rand(3, 1, 8, 8, seed=4) > 0).to(D)).measure(x, sigma=[0.02, 0.05, 0.3])
-    together = solve(measurement, conv(), METHODS[name], steps=6, num_samples=2, batch_size=4, seed=5, dtype=D)
+    measurement = make_operator("inpaint", mask=(rand(3, 1, 8, 8, seed=4) > 0).to(D)).measure(
+        x, sigma=[0.02, 0.05, 0.3]
+    )
+    together = solve(
+        measurement, conv(), METHODS[name], steps=6, num_samples=2, batch_size=4, seed=5, dtype=D
+    )
     for k in range(3):
-        alone = solve(measurement.select([k]), conv(), METHODS[name], steps=6, num_samples=2, seed=5, image_ids=[k], dtype=D)
+        alone = solve(
+            measurement.select([k]),
+            conv(),
+            METHODS[name],
+            steps=6,
+            num_samples=2,
+            seed=5,
+            image_ids=[k],
+            dtype=D,
+        )
         torch.testing.assert_close(alone.samples[:, 0], together.samples[:, k], atol=1e-12, rtol=0)
 
 
@@ -475,9 +583,21 @@ def test_every_frame_and_other_transitions_run(name: str, schedule: str, transit
     """Flow starts at alpha = 0, all end at sigma = 0."""
     x = rand(2, 3, 8, 8, seed=3).sigmoid()
     measurement = make_operator("sr", factor=2).measure(x, sigma=0.05)
-    net = Denoiser(lambda x, t: 0.5 * torch.tanh(x), predicts="x0", schedule=getattr(schedules, schedule)(), data_range=(-1, 1))
+    net = Denoiser(
+        lambda x, t: 0.5 * torch.tanh(x),
+        predicts="x0",
+        schedule=getattr(schedules, schedule)(),
+        data_range=(-1, 1),
+    )
     method = make_method(METHODS[name])
-    result = solve(measurement, net, method.guidance or method, steps=5, transition=method.completed(transition, None).transition, dtype=D)
+    result = solve(
+        measurement,
+        net,
+        method.guidance or method,
+        steps=5,
+        transition=complete(method, transition).transition,
+        dtype=D,
+    )
     assert bool(result.x.isfinite().all())
 
 
@@ -510,7 +630,7 @@ def test_linear_methods_refuse_a_nonlinear_operator(method: str) -> None:
 
 
 def test_a_chosen_transition_stands_inside() -> None:
-    assert make_method("ilvr", factor=3).completed(DDIM(0.5), None).transition == ILVR(DDIM(0.5), 3)
+    assert complete(make_method("ilvr", factor=3), DDIM(0.5)).transition == ILVR(DDIM(0.5), 3)
     assert make_method(["ilvr", "dps"]).transition == ILVR()
 
 
@@ -519,23 +639,54 @@ def test_a_chosen_transition_stands_inside() -> None:
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
-    Image.fromarray((rand(24, 24, 3).sigmoid() * 255).numpy().astype(np.uint8)).save(tmp_path / "photo.png")
+    Image.fromarray((rand(24, 24, 3).sigmoid() * 255).numpy().astype(np.uint8)).save(
+        tmp_path / "photo.png"
+    )
     return tmp_path / "photo.png"
 
 
 def test_dps_on_jumps_from_the_command_line(photo: Path, tmp_path: Path) -> None:
-    jumps = ["itinerary.name=jumps", "itinerary.length=1", "itinerary.resamplings=2", "guidance.zeta=[1,0,0.5,0.5,1]"]
-    args = ["--input", str(photo), "--output", str(tmp_path / "out"), "--steps", "3", "--quiet", "guidance.likelihood=false"]
-    assert main(["solve", "--method", "dps", *args, *jumps, "guidance.zeta=[1,0,0.5,0.5,1,1,1]"]) == 0
+    jumps = [
+        "itinerary.name=jumps",
+        "itinerary.length=1",
+        "itinerary.resamplings=2",
+        "guidance.zeta=[1,0,0.5,0.5,1]",
+    ]
+    args = [
+        "--input",
+        str(photo),
+        "--output",
+        str(tmp_path / "out"),
+        "--steps",
+        "3",
+        "--quiet",
+        "guidance.likelihood=false",
+    ]
+    assert (
+        main(["solve", "--method", "dps", *args, *jumps, "guidance.zeta=[1,0,0.5,0.5,1,1,1]"]) == 0
+    )
     record = json.loads((tmp_path / "out" / "result.json").read_text())
     assert record["run"]["method"]["itinerary"]["name"] == "Jumps"
-    assert record["run"]["method"]["guidance"] == [{"name": "DPS", "zeta": [1, 0, 0.5, 0.5, 1, 1, 1], "likelihood": False}]
+    assert record["run"]["method"]["guidance"] == [
+        {"name": "DPS", "zeta": [1, 0, 0.5, 0.5, 1, 1, 1], "likelihood": False}
+    ]
     assert (record["nfe"], record["nbe"]) == (5, 5)
 
 
-@pytest.mark.parametrize("operator", [name for name in ("inpaint", "sr", "blur", "colorize", "denoise")])
+@pytest.mark.parametrize(
+    "operator", [name for name in ("inpaint", "sr", "blur", "colorize", "denoise")]
+)
 def test_sdedit_from_the_command_line(operator: str, photo: Path, tmp_path: Path) -> None:
-    args = ["--input", str(photo), "--output", str(tmp_path / "out"), "--steps", "4", "--quiet", "guidance.strength=0.5"]
+    args = [
+        "--input",
+        str(photo),
+        "--output",
+        str(tmp_path / "out"),
+        "--steps",
+        "4",
+        "--quiet",
+        "guidance.strength=0.5",
+    ]
     assert main(["solve", "--method", "sdedit", "--operator", operator, *args]) == 0
     assert json.loads((tmp_path / "out" / "result.json").read_text())["nfe"] == 2
 

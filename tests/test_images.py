@@ -13,29 +13,63 @@ import tifffile
 import torch
 from PIL import Image, ImageOps
 
-from invdiff import images
-from invdiff.images import ImageError, error_map, find_images, grid, read_image, sample_photo, std_map, write_gif, write_image
+from invdiff.images import (
+    ImageError,
+    error_map,
+    find_images,
+    grid,
+    read,
+    read_image,
+    sample_photo,
+    std_map,
+    write_gif,
+    write_image,
+)
 
-LOSSLESS = [(s, b) for s in (".png", ".tif", ".tiff", ".webp", ".bmp") for b in (8, 16) if b == 8 or s in (".png", ".tif", ".tiff")]
+LOSSLESS = [
+    (s, b)
+    for s in (".png", ".tif", ".tiff", ".webp", ".bmp")
+    for b in (8, 16)
+    if b == 8 or s in (".png", ".tif", ".tiff")
+]
 
 
 def random_levels(channels: int, bits: int, height: int = 9, width: int = 14) -> np.ndarray:
     shape = (height, width) if channels == 1 else (height, width, channels)
-    return np.random.default_rng(0).integers(0, 2**bits, shape).astype(np.uint8 if bits == 8 else np.uint16)
+    return (
+        np.random.default_rng(0)
+        .integers(0, 2**bits, shape)
+        .astype(np.uint8 if bits == 8 else np.uint16)
+    )
 
 
 def tensor_of(levels: np.ndarray) -> torch.Tensor:
     """(1, C, H, W) in [0, 1]."""
     stored = levels[..., None] if levels.ndim == 2 else levels
-    return torch.from_numpy((stored / np.iinfo(levels.dtype).max).astype(np.float32)).permute(2, 0, 1)[None]
+    return torch.from_numpy((stored / np.iinfo(levels.dtype).max).astype(np.float32)).permute(
+        2, 0, 1
+    )[None]
 
 
-def png(width: int, height: int, depth: int, kind: int, data: bytes, *extra: tuple[bytes, bytes]) -> bytes:
+def png(
+    width: int, height: int, depth: int, kind: int, data: bytes, *extra: tuple[bytes, bytes]
+) -> bytes:
     def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunk(*e) for e in extra) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + b"".join(chunk(*e) for e in extra)
+        + chunk(b"IDAT", zlib.compress(data))
+        + chunk(b"IEND", b"")
+    )
 
 
 def png16(levels: np.ndarray, *extra: tuple[bytes, bytes]) -> bytes:
@@ -68,7 +102,9 @@ def test_nothing_found_says_what_was_given_and_what_is_allowed(tmp_path: Path, w
     (tmp_path / "empty").mkdir()
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "notes.txt").touch()
-    with pytest.raises(ValueError, match=r"\.png, \.jpg, \.jpeg, \.tif, \.tiff, \.webp, \.bmp") as caught:
+    with pytest.raises(
+        ValueError, match=r"\.png, \.jpg, \.jpeg, \.tif, \.tiff, \.webp, \.bmp"
+    ) as caught:
         find_images(tmp_path / what)
     assert str(tmp_path / what) in str(caught.value)
 
@@ -78,7 +114,9 @@ def test_nothing_found_says_what_was_given_and_what_is_allowed(tmp_path: Path, w
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("suffix", "bits"), LOSSLESS)
-def test_lossless_formats_come_back_exactly(tmp_path: Path, suffix: str, bits: int, channels: int) -> None:
+def test_lossless_formats_come_back_exactly(
+    tmp_path: Path, suffix: str, bits: int, channels: int
+) -> None:
     x = tensor_of(random_levels(channels, bits))
     write_image(tmp_path / f"x{suffix}", x, bits)
     back = read_image(tmp_path / f"x{suffix}")
@@ -164,13 +202,22 @@ def over_white(levels: np.ndarray) -> torch.Tensor:
 
 @pytest.fixture
 def alpha_unsaid() -> None:
-    images._warn_of_alpha.cache_clear()
+    read._warn_of_alpha.cache_clear()
 
 
 @pytest.mark.usefixtures("alpha_unsaid")
 @pytest.mark.parametrize(
     ("name", "channels"),
-    [("8.png", 2), ("8.png", 4), ("16.png", 4), ("8.tif", 2), ("8.tif", 4), ("16.tif", 2), ("16.tif", 4), ("8.webp", 4)],
+    [
+        ("8.png", 2),
+        ("8.png", 4),
+        ("16.png", 4),
+        ("8.tif", 2),
+        ("8.tif", 4),
+        ("16.tif", 2),
+        ("16.tif", 4),
+        ("8.webp", 4),
+    ],
 )
 def test_alpha_is_composited_over_white(tmp_path: Path, name: str, channels: int) -> None:
     bits, suffix = name.split(".")
@@ -180,9 +227,17 @@ def test_alpha_is_composited_over_white(tmp_path: Path, name: str, channels: int
         path.write_bytes(png16(levels))
     elif suffix == "tif":
         photometric = "rgb" if channels == 4 else "minisblack"
-        tifffile.imwrite(path, levels, photometric=photometric, planarconfig="contig", extrasamples=["unassalpha"])
+        tifffile.imwrite(
+            path,
+            levels,
+            photometric=photometric,
+            planarconfig="contig",
+            extrasamples=["unassalpha"],
+        )
     else:
-        Image.fromarray(levels).save(path, **({"lossless": True, "exact": True} if suffix == "webp" else {}))
+        Image.fromarray(levels).save(
+            path, **({"lossless": True, "exact": True} if suffix == "webp" else {})
+        )
     with pytest.warns(UserWarning, match="over white"):
         x = read_image(path)
     assert x.shape[1] == channels - 1
@@ -204,7 +259,9 @@ def test_alpha_warns_once_for_a_folder_of_images(tmp_path: Path) -> None:
 def test_premultiplied_alpha(tmp_path: Path) -> None:
     levels = random_levels(4, 16)
     alpha = levels[..., 3:] / 65535
-    stored = np.concatenate([levels[..., :3] * alpha, levels[..., 3:]], -1).round().astype(np.uint16)
+    stored = (
+        np.concatenate([levels[..., :3] * alpha, levels[..., 3:]], -1).round().astype(np.uint16)
+    )
     tifffile.imwrite(tmp_path / "x.tif", stored, photometric="rgb", extrasamples=["assocalpha"])
     with pytest.warns(UserWarning, match="over white"):
         x = read_image(tmp_path / "x.tif")
@@ -214,7 +271,9 @@ def test_premultiplied_alpha(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("alpha_unsaid")
 def test_a_transparent_colour_counts_as_alpha(tmp_path: Path) -> None:
     levels = random_levels(3, 16)
-    (tmp_path / "x.png").write_bytes(png16(levels, (b"tRNS", struct.pack(">HHH", *map(int, levels[4, 5])))))
+    (tmp_path / "x.png").write_bytes(
+        png16(levels, (b"tRNS", struct.pack(">HHH", *map(int, levels[4, 5]))))
+    )
     with pytest.warns(UserWarning, match="over white"):
         x = read_image(tmp_path / "x.png")
     expected = tensor_of(levels)
@@ -226,13 +285,19 @@ def test_palettes_bilevel_and_cmyk(tmp_path: Path) -> None:
     levels = random_levels(3, 8) // 64 * 64
     palette = Image.fromarray(levels).quantize(64)
     palette.save(tmp_path / "palette.png")
-    assert torch.equal(read_image(tmp_path / "palette.png"), tensor_of(np.asarray(palette.convert("RGB"))))
+    assert torch.equal(
+        read_image(tmp_path / "palette.png"), tensor_of(np.asarray(palette.convert("RGB")))
+    )
 
     bilevel = random_levels(1, 8) > 127
     Image.fromarray(bilevel).save(tmp_path / "bilevel.png")
-    assert torch.equal(read_image(tmp_path / "bilevel.png")[0, 0], torch.from_numpy(bilevel).float())
+    assert torch.equal(
+        read_image(tmp_path / "bilevel.png")[0, 0], torch.from_numpy(bilevel).float()
+    )
     Image.fromarray(bilevel).save(tmp_path / "bilevel.tif")
-    assert torch.equal(read_image(tmp_path / "bilevel.tif")[0, 0], torch.from_numpy(bilevel).float())
+    assert torch.equal(
+        read_image(tmp_path / "bilevel.tif")[0, 0], torch.from_numpy(bilevel).float()
+    )
 
     Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(tmp_path / "cmyk.jpg", quality=100)
     cyan = torch.tensor([0.0, 1.0, 1.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
@@ -241,7 +306,9 @@ def test_palettes_bilevel_and_cmyk(tmp_path: Path) -> None:
 
 def test_asking_for_channels(tmp_path: Path) -> None:
     write_image(tmp_path / "grey.png", torch.full((1, 2, 2), 0.2))
-    write_image(tmp_path / "colour.png", torch.tensor([1.0, 0.4, 0.2]).view(3, 1, 1).expand(3, 2, 2))
+    write_image(
+        tmp_path / "colour.png", torch.tensor([1.0, 0.4, 0.2]).view(3, 1, 1).expand(3, 2, 2)
+    )
     assert read_image(tmp_path / "grey.png").shape == (1, 1, 2, 2)
     assert read_image(tmp_path / "grey.png", channels=3).eq(0.2).all()
     luma = read_image(tmp_path / "colour.png", channels=1)
@@ -254,7 +321,10 @@ def test_asking_for_channels(tmp_path: Path) -> None:
 def test_float_tiff(tmp_path: Path, dtype: type) -> None:
     values = np.random.default_rng(0).random((6, 7, 3)).astype(dtype)
     tifffile.imwrite(tmp_path / "x.tif", values, photometric="rgb")
-    assert torch.equal(read_image(tmp_path / "x.tif")[0].permute(1, 2, 0), torch.from_numpy(values.astype(np.float32)))
+    assert torch.equal(
+        read_image(tmp_path / "x.tif")[0].permute(1, 2, 0),
+        torch.from_numpy(values.astype(np.float32)),
+    )
     for bad in (values * 300, values - 1, np.full_like(values, np.nan)):
         tifffile.imwrite(tmp_path / "bad.tif", bad, photometric="rgb")
         with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
@@ -263,9 +333,22 @@ def test_float_tiff(tmp_path: Path, dtype: type) -> None:
 
 def test_tiff_layouts(tmp_path: Path) -> None:
     levels = random_levels(3, 16)
-    tifffile.imwrite(tmp_path / "planar.tif", np.moveaxis(levels, -1, 0), photometric="rgb", planarconfig="separate")
+    tifffile.imwrite(
+        tmp_path / "planar.tif",
+        np.moveaxis(levels, -1, 0),
+        photometric="rgb",
+        planarconfig="separate",
+    )
     assert torch.equal(read_image(tmp_path / "planar.tif"), tensor_of(levels))
-    tifffile.imwrite(tmp_path / "big.tif", levels, photometric="rgb", bigtiff=True, byteorder=">", tile=(16, 16), compression="zlib")
+    tifffile.imwrite(
+        tmp_path / "big.tif",
+        levels,
+        photometric="rgb",
+        bigtiff=True,
+        byteorder=">",
+        tile=(16, 16),
+        compression="zlib",
+    )
     assert torch.equal(read_image(tmp_path / "big.tif"), tensor_of(levels))
     tifffile.imwrite(tmp_path / "white.tif", levels[..., 0], photometric="miniswhite")
     torch.testing.assert_close(read_image(tmp_path / "white.tif"), 1 - tensor_of(levels[..., 0]))
@@ -280,7 +363,9 @@ def test_other_tiffs_are_refused(tmp_path: Path, dtype: type) -> None:
 
 def test_several_pages_or_frames_are_refused(tmp_path: Path) -> None:
     for bits in (8, 16):
-        tifffile.imwrite(tmp_path / "x.tif", np.stack([random_levels(1, bits)] * 5), photometric="minisblack")
+        tifffile.imwrite(
+            tmp_path / "x.tif", np.stack([random_levels(1, bits)] * 5), photometric="minisblack"
+        )
         with pytest.raises(ValueError, match="5 pages"):
             read_image(tmp_path / "x.tif")
     frames = [Image.new("RGB", (4, 4), c) for c in ("red", "blue")]
@@ -294,7 +379,9 @@ def test_several_pages_or_frames_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("side", [9_000, 12_000, 60_000])
 @pytest.mark.parametrize("depth", [8, 16])
-def test_decompression_bombs_are_refused_by_their_header(tmp_path: Path, side: int, depth: int) -> None:
+def test_decompression_bombs_are_refused_by_their_header(
+    tmp_path: Path, side: int, depth: int
+) -> None:
     (tmp_path / "bomb.png").write_bytes(png(side, side, depth, 2, b"\0"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -377,13 +464,17 @@ def test_not_an_image(tmp_path: Path) -> None:
         ("nowhere/x.png", torch.zeros(3, 4, 4), 8),
     ],
 )
-def test_refused_writes_leave_nothing(tmp_path: Path, name: str, x: torch.Tensor, bits: int) -> None:
+def test_refused_writes_leave_nothing(
+    tmp_path: Path, name: str, x: torch.Tensor, bits: int
+) -> None:
     with pytest.raises(ImageError):
         write_image(tmp_path / name, x, bits)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failing_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_disk_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_image(tmp_path / "x.png", torch.zeros(1, 4, 4))
     before = (tmp_path / "x.png").read_bytes()
 
@@ -408,7 +499,9 @@ def test_grid_enlarges_panels_by_whole_pixels() -> None:
     picture = grid([x, small[None], grey], padding=8)
     assert picture.shape == (3, 256 + 16, 3 * 256 + 4 * 8)
     panels = [picture[:, 8:264, 8 + 264 * k :][..., :256] for k in range(3)]
-    for panel, source, factor in zip(panels, (x, small, grey.expand(3, -1, -1)), (4, 16, 4), strict=True):
+    for panel, source, factor in zip(
+        panels, (x, small, grey.expand(3, -1, -1)), (4, 16, 4), strict=True
+    ):
         expected = source.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
         torch.testing.assert_close(panel, expected, atol=0.5 / 255 + 1e-6, rtol=0)
     assert picture[:, :8].eq(1).all()
@@ -422,7 +515,11 @@ def test_grid_columns_and_labels() -> None:
     panels = list(torch.zeros(5, 1, 256, 256))
     plain = grid(panels, columns=2)
     assert plain.shape == (3, 3 * 264 + 8, 2 * 264 + 8)
-    labelled = grid(panels, ["a", "b", "c", "d", "σ₀ = 0.05 × 2 and so many words that they need another line"], columns=2)
+    labelled = grid(
+        panels,
+        ["a", "b", "c", "d", "σ₀ = 0.05 × 2 and so many words that they need another line"],
+        columns=2,
+    )
     assert labelled.shape[1] > plain.shape[1] and labelled.shape[2] == plain.shape[2]
     assert labelled[:, 8:28].min() < 0.5  # ink
     assert torch.equal(grid(panels[:1], ["σ"]), grid(panels[:1], ["sigma"]))
@@ -450,7 +547,9 @@ def test_gif_holds_its_last_frame(tmp_path: Path) -> None:
 
 
 def test_gif_thins_out_too_many_frames_and_refuses_what_it_cannot_show(tmp_path: Path) -> None:
-    write_gif(tmp_path / "x.gif", [torch.full((1, 256, 4), k / 99) for k in range(100)], seconds=0.5)
+    write_gif(
+        tmp_path / "x.gif", [torch.full((1, 256, 4), k / 99) for k in range(100)], seconds=0.5
+    )
     with Image.open(tmp_path / "x.gif") as gif:
         assert gif.n_frames == 25
         gif.seek(24)

@@ -9,17 +9,21 @@ from torch import Tensor
 
 import invdiff
 from invdiff import schedules
-from invdiff.denoiser import Denoiser
 from invdiff.guidance.classifier import ClassifierGuidance
-from invdiff.latent import Autoencoder
+from invdiff.network import Autoencoder, Denoiser
 from invdiff.noise import NoiseSource, seed_of
-from invdiff.restoration import generate, invert, solve
+from invdiff.solving import generate, invert, solve
 from invdiff.transitions import DDIM
 
 SHAPE = (2, 3, 16, 24)
 S = schedules.linear(1000)
 SCALE = 0.5
-AUTOENCODER = Autoencoder(lambda x: F.pixel_unshuffle(x, 2) * SCALE, lambda z: F.pixel_shuffle(z / SCALE, 2), channels=12, factor=2)
+AUTOENCODER = Autoencoder(
+    lambda x: F.pixel_unshuffle(x, 2) * SCALE,
+    lambda z: F.pixel_shuffle(z / SCALE, 2),
+    channels=12,
+    factor=2,
+)
 
 
 def shrink(x: Tensor, t: Tensor) -> Tensor:
@@ -37,12 +41,24 @@ def images(seed: int = 0) -> Tensor:
 def test_dps_is_its_update_in_latent_space() -> None:
     measurement = invdiff.make_operator("inpaint", fraction=0.5).measure(images(), sigma=0.02)
     steps, zeta = 5, 0.4
-    result = solve(measurement, latent(), invdiff.make_method("dps", zeta=zeta), transition=DDIM(), steps=steps, seed=3)
+    result = solve(
+        measurement,
+        latent(),
+        invdiff.make_method("dps", zeta=zeta),
+        transition=DDIM(),
+        steps=steps,
+        seed=3,
+    )
 
-    mask, y = measurement.operator.state["mask"].float(), 2 * measurement.y - measurement.operator(torch.ones(SHAPE))
+    mask, y = (
+        measurement.operator.state["mask"].float(),
+        2 * measurement.y - measurement.operator(torch.ones(SHAPE)),
+    )
     times = S.times(steps)
     levels = [S(t) for t in times] + [S(-1)]
-    z = levels[0].sigma.float() * NoiseSource([seed_of("sampling", 3, k, 0) for k in range(2)]).randn_like(torch.empty(2, 12, 8, 12))
+    z = levels[0].sigma.float() * NoiseSource(
+        [seed_of("sampling", 3, k, 0) for k in range(2)]
+    ).randn_like(torch.empty(2, 12, 8, 12))
     for t, s in zip(levels, levels[1:], strict=False):
         z = z.requires_grad_()
         eps = shrink(z, t.t)
@@ -72,7 +88,9 @@ def test_what_cannot_be_done_in_latent_space_is_refused_before_sampling() -> Non
 
     denoiser = Denoiser(never, schedule=S, autoencoder=AUTOENCODER)
     measurement = invdiff.make_operator("inpaint").measure(images(), sigma=0.02)
-    with pytest.raises(ValueError, match="Replace requires a LinearOperator, but .* of a decoded latent is not one"):
+    with pytest.raises(
+        ValueError, match="Replace requires a LinearOperator, but .* of a decoded latent is not one"
+    ):
         solve(measurement, denoiser, "repaint", steps=3)
     with pytest.raises(ValueError, match="3 channels, got 1"):
         generate(denoiser, (1, 1, 16, 16))
@@ -97,7 +115,12 @@ def test_a_log_probability_of_x0_sees_the_decoded_images() -> None:
 
 
 def test_two_log_probabilities_of_one_shape_are_two_transitions() -> None:
-    a, b = (invdiff.make_method("classifier", log_prob=lambda x, level, k=k: k * x.flatten(1).sum(1), mean_shift=True) for k in (1, -1))
+    a, b = (
+        invdiff.make_method(
+            "classifier", log_prob=lambda x, level, k=k: k * x.flatten(1).sum(1), mean_shift=True
+        )
+        for k in (1, -1)
+    )
     assert invdiff.make_method([a, a]).transition == a.transition
     with pytest.raises(ValueError, match="room for one transition"):
         invdiff.make_method([a, b])

@@ -19,10 +19,14 @@ import pytest
 from invdiff.benchmarks import exact, harness, launchers
 from invdiff.benchmarks.harness import Launcher, Record, Task
 from invdiff.benchmarks.launchers import make_launcher
-from invdiff.config import compose_suite
+from invdiff.config.compose import compose_suite
 
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
-needs_submitit = pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed")
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="ray is not installed"
+)
+needs_submitit = pytest.mark.skipif(
+    importlib.util.find_spec("submitit") is None, reason="submitit is not installed"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +43,17 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launchers, "POLL", 0.1)
 
 
-def run(tasks: list[Task], folder: Path, launcher: Launcher, suite: str = "launched") -> list[Record]:
-    return harness.run(suite, tasks, {"scale": 2.0} if suite == "launched" else {}, folder, launcher, progress=False)
+def run(
+    tasks: list[Task], folder: Path, launcher: Launcher, suite: str = "launched"
+) -> list[Record]:
+    return harness.run(
+        suite,
+        tasks,
+        {"scale": 2.0} if suite == "launched" else {},
+        folder,
+        launcher,
+        progress=False,
+    )
 
 
 def told(records: list[Record]) -> list[Any]:
@@ -48,7 +61,12 @@ def told(records: list[Record]) -> list[Any]:
     found = []
     for record in records:
         result = {k: v for k, v in record.get("result", {}).items() if k != "seconds"}
-        found.append((record["cell"], {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in result.items()}))
+        found.append(
+            (
+                record["cell"],
+                {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in result.items()},
+            )
+        )
         found[-1] += (record.get("failure", {}).get("error"),)
     return found
 
@@ -104,16 +122,28 @@ def test_a_killed_worker_takes_nothing_with_it(tmp_path: Path, serial: list[Any]
     killer = kill_the_worker_of(2, tmp_path / "local")
     records = run([*ORDINARY, *DEADLY], tmp_path / "local", make_launcher("local", 2))
     killer.join()
-    assert told(records[:-4]) == serial and records[2]["failure"]["error"] == "RuntimeError: task 1 is wrong"
-    assert "launched.py" in records[2]["failure"]["traceback"] and "result" in records[4] and "result" in records[-1]
-    assert [r["failure"]["error"] for r in records[-4:-2]] == ["a worker died at it 2 times, the last time with SIGKILL"] * 2
+    assert (
+        told(records[:-4]) == serial
+        and records[2]["failure"]["error"] == "RuntimeError: task 1 is wrong"
+    )
+    assert (
+        "launched.py" in records[2]["failure"]["traceback"]
+        and "result" in records[4]
+        and "result" in records[-1]
+    )
+    assert [r["failure"]["error"] for r in records[-4:-2]] == [
+        "a worker died at it 2 times, the last time with SIGKILL"
+    ] * 2
     assert harness.read(tmp_path / "local", DEADLY[0][0]) is None  # it is tried again the next time
     assert {r["environment"]["threads"] for r in records} == {1}
 
 
 def test_every_worker_sees_one_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
-    tasks = [[{**cell, "model": {"device": "cuda"}} for cell in task] for task in launched.tasks("look", "look", "look")]
+    tasks = [
+        [{**cell, "model": {"device": "cuda"}} for cell in task]
+        for task in launched.tasks("look", "look", "look")
+    ]
     records = run(tasks, tmp_path, make_launcher("local"))
     assert {r["result"]["CUDA_VISIBLE_DEVICES"] for r in records} == {"3", "GPU-5"}
     assert {r["result"]["OMP_NUM_THREADS"] for r in records} == {"1"}
@@ -143,7 +173,11 @@ def begin(name: str, folder: Path) -> tuple[subprocess.Popen[bytes], list[int]]:
     """A run in a process group of its own, when two of its tasks are done and both workers are busy."""
     script = folder / "script.py"
     script.write_text(INTERRUPTED)
-    process = subprocess.Popen([sys.executable, str(script), name, str(folder)], start_new_session=True, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, str(script), name, str(folder)],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+    )
     return process, [pid_of(number, folder) for number in (2, 3)]
 
 
@@ -162,7 +196,9 @@ def test_an_interrupt_ends_the_workers_and_keeps_what_is_done(name: str, tmp_pat
     os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does
     said = process.communicate(timeout=30)[1]
     assert process.returncode == 130
-    assert name == "submitit" or (b"Traceback" not in said and b"leaked" not in said)  # its processes here tell of every Ctrl-C
+    assert name == "submitit" or (
+        b"Traceback" not in said and b"leaked" not in said
+    )  # its processes here tell of every Ctrl-C
     assert all(map(ended, workers))
     assert len(list(tmp_path.glob("*.json"))) >= 2
 
@@ -194,22 +230,38 @@ def test_the_workers_end_when_the_run_fails(tmp_path: Path) -> None:
 
 def test_results_that_are_no_plain_data_are_failures(tmp_path: Path) -> None:
     records = run(launched.tasks("tensor", "one", "noise"), tmp_path, make_launcher())
-    assert "Tensor is not JSON serializable" in records[0]["failure"]["error"] and "result" in records[-1]
+    assert (
+        "Tensor is not JSON serializable" in records[0]["failure"]["error"]
+        and "result" in records[-1]
+    )
     assert "zip()" in records[2]["failure"]["error"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name, workers", [("local", 3), pytest.param("ray", 2, marks=needs_ray), pytest.param("submitit", 2, marks=needs_submitit)]
+    "name, workers",
+    [
+        ("local", 3),
+        pytest.param("ray", 2, marks=needs_ray),
+        pytest.param("submitit", 2, marks=needs_submitit),
+    ],
 )
 def test_the_exact_suite_is_the_same_anywhere(name: str, workers: int, tmp_path: Path) -> None:
-    config = compose_suite("exact", ["mixture.d=[8]", "mixture.d_y=[1]", "mixture.seeds=2", "samples=20", "steps=3"])
+    config = compose_suite(
+        "exact", ["mixture.d=[8]", "mixture.d_y=[1]", "mixture.seeds=2", "samples=20", "steps=3"]
+    )
     config["gaussian"]["operators"], config["methods"] = {}, {"none": None, "dps": None}
     expected = run(exact.tasks(config), tmp_path / "serial", make_launcher(), exact.__name__)
-    records = run(exact.tasks(config), tmp_path / name, make_launcher(name, workers), exact.__name__)
+    records = run(
+        exact.tasks(config), tmp_path / name, make_launcher(name, workers), exact.__name__
+    )
     assert told(records) == told(expected)
     without_cost = [
-        [r | {"result": r["result"] | {"seconds": 0}} if "seconds" in r["result"] else r for r in each] for each in (records, expected)
+        [
+            r | {"result": r["result"] | {"seconds": 0}} if "seconds" in r["result"] else r
+            for r in each
+        ]
+        for each in (records, expected)
     ]
     assert exact.report(config, without_cost[0]) == exact.report(config, without_cost[1])
 
@@ -219,26 +271,38 @@ def test_the_exact_suite_is_the_same_anywhere(name: str, workers: int, tmp_path:
 
 @needs_ray
 @pytest.mark.slow
-def test_a_ray_worker_is_killed_and_the_table_is_that_of_the_serial_run(tmp_path: Path, serial: list[Any]) -> None:
+def test_a_ray_worker_is_killed_and_the_table_is_that_of_the_serial_run(
+    tmp_path: Path, serial: list[Any]
+) -> None:
     killer = kill_the_worker_of(2, tmp_path / "ray")
     records = run([*ORDINARY, *DEADLY], tmp_path / "ray", make_launcher("ray", 2))
     killer.join()
     assert told(records[:-4]) == serial
-    assert launched.report({}, records[:-4]) == launched.report({}, run(ORDINARY, tmp_path / "serial", make_launcher()))
+    assert launched.report({}, records[:-4]) == launched.report(
+        {}, run(ORDINARY, tmp_path / "serial", make_launcher())
+    )
     assert "WorkerCrashedError" in records[-3]["failure"]["error"] and "result" in records[-1]
     assert {r["environment"]["threads"] for r in records[:2]} == {1}
 
 
 @needs_ray
 @pytest.mark.slow
-def test_a_ray_cluster_that_is_there_is_used_by_its_address(tmp_path: Path, serial: list[Any]) -> None:
+def test_a_ray_cluster_that_is_there_is_used_by_its_address(
+    tmp_path: Path, serial: list[Any]
+) -> None:
     from ray.cluster_utils import Cluster
 
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "2.pid").touch()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 2**27})
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 2**27},
+    )
     try:
-        assert told(run(ORDINARY, tmp_path / "ray", make_launcher("ray", 2, address=cluster.address))) == serial
+        assert (
+            told(run(ORDINARY, tmp_path / "ray", make_launcher("ray", 2, address=cluster.address)))
+            == serial
+        )
     finally:
         cluster.shutdown()
 
@@ -249,10 +313,15 @@ def test_a_ray_cluster_that_is_there_is_used_by_its_address(tmp_path: Path, seri
 @needs_submitit
 def test_a_killed_job_is_followed_by_another(tmp_path: Path, serial: list[Any], soon: None) -> None:
     killer = kill_the_worker_of(2, tmp_path / "jobs")
-    records = run([*ORDINARY, *DEADLY], tmp_path / "jobs", make_launcher("submitit", 2, cluster="local"))
+    records = run(
+        [*ORDINARY, *DEADLY], tmp_path / "jobs", make_launcher("submitit", 2, cluster="local")
+    )
     killer.join()
     assert told(records[:-4]) == serial
-    assert records[-3]["failure"]["error"] == "its job ended without a result" and "result" in records[-1]
+    assert (
+        records[-3]["failure"]["error"] == "its job ended without a result"
+        and "result" in records[-1]
+    )
     assert not (tmp_path / "jobs" / "jobs").exists()
 
 
@@ -293,7 +362,9 @@ SLURM = {
 
 @needs_submitit
 @pytest.mark.slow
-def test_jobs_of_slurm_are_one_array(tmp_path: Path, serial: list[Any], soon: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_of_slurm_are_one_array(
+    tmp_path: Path, serial: list[Any], soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "bin").mkdir()
     for name, script in SLURM.items():
         file = tmp_path / "bin" / name
@@ -301,11 +372,18 @@ def test_jobs_of_slurm_are_one_array(tmp_path: Path, serial: list[Any], soon: No
         file.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     killer = kill_the_worker_of(2, tmp_path / "slurm")
-    records = run(ORDINARY, tmp_path / "slurm", make_launcher("submitit", 2, slurm_partition="short", timeout_min=90))
+    records = run(
+        ORDINARY,
+        tmp_path / "slurm",
+        make_launcher("submitit", 2, slurm_partition="short", timeout_min=90),
+    )
     killer.join()
     assert told(records) == serial
     first, *others = (file.read_text() for file in sorted((tmp_path / "bin").glob("script-*")))
-    assert all(f"#SBATCH --{line}\n" in first for line in ("array=0-1%2", "partition=short", "time=90", "cpus-per-task=1"))
+    assert all(
+        f"#SBATCH --{line}\n" in first
+        for line in ("array=0-1%2", "partition=short", "time=90", "cpus-per-task=1")
+    )
     assert len(others) == 1 and "--array" not in others[0]  # what the killed job left
 
 
@@ -314,19 +392,27 @@ def test_jobs_of_slurm_are_one_array(tmp_path: Path, serial: list[Any], soon: No
 def test_a_preempted_job_goes_on_where_it_was(tmp_path: Path, soon: None) -> None:
     preempt = threading.Thread(target=lambda: os.kill(pid_of(1, tmp_path), signal.SIGUSR2))
     preempt.start()
-    records = run(launched.tasks("noise", "wait once", "noise"), tmp_path, make_launcher("submitit", cluster="local"))
+    records = run(
+        launched.tasks("noise", "wait once", "noise"),
+        tmp_path,
+        make_launcher("submitit", cluster="local"),
+    )
     preempt.join()
     assert all("result" in r for r in records)
 
 
 @needs_submitit
 @pytest.mark.slow
-def test_jobs_that_cannot_begin_say_what_they_said(tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_that_cannot_begin_say_what_they_said(
+    tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = tmp_path / "broken" / "torch"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ImportError('no such driver')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
-    records = run(launched.tasks("noise", "noise"), tmp_path, make_launcher("submitit", cluster="local"))
+    records = run(
+        launched.tasks("noise", "noise"), tmp_path, make_launcher("submitit", cluster="local")
+    )
     assert all(r["failure"]["error"] == "its job ended without a result" for r in records)
     assert all("no such driver" in r["failure"]["traceback"] for r in records)
 
@@ -343,7 +429,9 @@ def test_jobs_that_cannot_begin_say_what_they_said(tmp_path: Path, soon: None, m
         pytest.param("ray", None, {"adress": "auto"}, "Did you mean 'address'", marks=needs_ray),
     ],
 )
-def test_wrong_launchers(name: str, workers: int | None, options: dict[str, Any], message: str) -> None:
+def test_wrong_launchers(
+    name: str, workers: int | None, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         make_launcher(name, workers, **options)
 
@@ -359,7 +447,11 @@ def test_wrong_launchers(name: str, workers: int | None, options: dict[str, Any]
 )
 def test_wrong_jobs(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        run(launched.tasks("noise"), tmp_path, make_launcher("submitit", **{"cluster": "local"} | options))
+        run(
+            launched.tasks("noise"),
+            tmp_path,
+            make_launcher("submitit", **{"cluster": "local"} | options),
+        )
 
 
 @pytest.mark.parametrize("name", ["ray", "submitit"])

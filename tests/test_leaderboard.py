@@ -17,11 +17,11 @@ import scipy.stats
 from jsonschema import Draft202012Validator
 from PIL import Image
 
-from invdiff import cli
 from invdiff.benchmarks import harness
 from invdiff.benchmarks.leaderboard import Table, cautions, markdown, tables
 from invdiff.benchmarks.records import benchmark_hash, flaws, merge, merged, problems, read_records
 from invdiff.benchmarks.statistics import interval, paired, per_image
+from invdiff.commands import parser as cli
 
 IMAGES = ("kodim01", "kodim02", "kodim03")
 ENVIRONMENT = {
@@ -33,7 +33,14 @@ ENVIRONMENT = {
     "processor": "abacus",
     "threads": 1,
 }
-PHOTO64 = {"name": "photo64", "options": {}, "weights": "ab" * 32, "reading": "0123456789ab", "dtype": "float32", "device": "cpu"}
+PHOTO64 = {
+    "name": "photo64",
+    "options": {},
+    "weights": "ab" * 32,
+    "reading": "0123456789ab",
+    "dtype": "float32",
+    "device": "cpu",
+}
 
 
 def hashed(*content: Any) -> str:
@@ -41,7 +48,12 @@ def hashed(*content: Any) -> str:
 
 
 def identity(index: int) -> dict[str, Any]:
-    return {"index": index, "name": IMAGES[index], "shape": [3, 8, 8], "hash": hashed("image", index)}
+    return {
+        "index": index,
+        "name": IMAGES[index],
+        "shape": [3, 8, 8],
+        "hash": hashed("image", index),
+    }
 
 
 def problem(**changes: Any) -> dict[str, Any]:
@@ -55,7 +67,10 @@ def problem(**changes: Any) -> dict[str, Any]:
         "gain": 0.0,
         "images": {"source": "files", "count": len(IMAGES), "hash": hashed("images")},
         "seeds": [0],
-        "metrics": {name: metric | {"implementation": f"module:{name}", "better": direction} for name, direction in better.items()},
+        "metrics": {
+            name: metric | {"implementation": f"module:{name}", "better": direction}
+            for name, direction in better.items()
+        },
     } | changes
 
 
@@ -94,9 +109,17 @@ def record(
         "nbe": 100.0,
         "seconds": 2.0,
         "peak_memory_mb": 800.0,
-        "files": {"truth": f"pictures/{identity(image)['hash'][:16]}.png", "restoration": f"pictures/{harness.key(cell)}.png"},
+        "files": {
+            "truth": f"pictures/{identity(image)['hash'][:16]}.png",
+            "restoration": f"pictures/{harness.key(cell)}.png",
+        },
     }
-    made = {"format": harness.FORMAT, "suite": "invdiff.benchmarks.grid", "cell": cell, "environment": ENVIRONMENT | (environment or {})}
+    made = {
+        "format": harness.FORMAT,
+        "suite": "invdiff.benchmarks.grid",
+        "cell": cell,
+        "environment": ENVIRONMENT | (environment or {}),
+    }
     return made | (instead or {"result": measured | result})
 
 
@@ -133,11 +156,19 @@ DIVERGED = {"result": {"diverged": "non-finite at step 3"}}
 def test_intervals_are_those_of_scipy() -> None:
     values = [24.1, 27.3, 25.0, 26.2, 29.9]
     found = interval(values)
-    low, high = scipy.stats.t.interval(0.95, len(values) - 1, np.mean(values), scipy.stats.sem(values))
+    low, high = scipy.stats.t.interval(
+        0.95, len(values) - 1, np.mean(values), scipy.stats.sem(values)
+    )
     assert found["n"] == 5
-    assert (found["mean"] - found["half"], found["mean"] + found["half"]) == pytest.approx((low, high), rel=1e-12)
+    assert (found["mean"] - found["half"], found["mean"] + found["half"]) == pytest.approx(
+        (low, high), rel=1e-12
+    )
     # By hand: of 1, 2, 3 the standard deviation is 1, and t_{0.975, 2} = 4.30265.
-    assert interval([1.0, 2.0, 3.0]) == {"mean": 2.0, "half": pytest.approx(4.302653 / 3**0.5, rel=1e-6), "n": 3}
+    assert interval([1.0, 2.0, 3.0]) == {
+        "mean": 2.0,
+        "half": pytest.approx(4.302653 / 3**0.5, rel=1e-6),
+        "n": 3,
+    }
     assert interval([1.0]) == {"mean": 1.0, "half": None, "n": 1}
     assert interval([]) == {"mean": None, "half": None, "n": 0}
 
@@ -150,9 +181,13 @@ def test_differences_are_paired_by_image_and_seed() -> None:
     a = {(i, 0): v for i, v in enumerate([24.0, 30.0, 27.5, 22.0])} | {(9, 0): 99.0}
     b = {(i, 0): v for i, v in enumerate([23.0, 29.5, 26.0, 21.5])} | {(8, 0): 0.0}
     found = paired(a, b)
-    expected = scipy.stats.ttest_rel([24.0, 30.0, 27.5, 22.0], [23.0, 29.5, 26.0, 21.5]).confidence_interval()
+    expected = scipy.stats.ttest_rel(
+        [24.0, 30.0, 27.5, 22.0], [23.0, 29.5, 26.0, 21.5]
+    ).confidence_interval()
     assert found["n"] == 4  # what one of them lacks has no difference
-    assert (found["mean"] - found["half"], found["mean"] + found["half"]) == pytest.approx((expected.low, expected.high), rel=1e-9)
+    assert (found["mean"] - found["half"], found["mean"] + found["half"]) == pytest.approx(
+        (expected.low, expected.high), rel=1e-9
+    )
 
 
 # Tables
@@ -164,33 +199,64 @@ def test_a_row_has_means_intervals_and_costs() -> None:
     (table,) = tables(given)
     (row,) = table["rows"]
     assert table["benchmark"] == problem() | {"hash": benchmark_hash(given[0]["cell"])}
-    assert table["metrics"][0] == {"name": "psnr", "better": "higher"} and table["metrics"][2] == {"name": "consistency", "better": None}
+    assert table["metrics"][0] == {"name": "psnr", "better": "higher"} and table["metrics"][2] == {
+        "name": "consistency",
+        "better": None,
+    }
     assert row["complete"] and (row["images"], row["of"]) == (3, 3) and row["problems"] == []
-    assert row["scores"]["psnr"] == {"mean": 25.0, "half": pytest.approx(4.302653 / 3**0.5, rel=1e-6), "n": 3, "rank": 1}
+    assert row["scores"]["psnr"] == {
+        "mean": 25.0,
+        "half": pytest.approx(4.302653 / 3**0.5, rel=1e-6),
+        "n": 3,
+        "rank": 1,
+    }
     assert row["scores"]["consistency"]["rank"] is None
     assert row["cost"] == {"nfe": 200.0, "nbe": 100.0, "seconds": 2.0, "peak_memory_mb": 900.0}
-    assert row["environment"]["processor"] == "abacus" and row["mean"] == row["spread"] == row["paired"] == {}
+    assert (
+        row["environment"]["processor"] == "abacus"
+        and row["mean"] == row["spread"] == row["paired"] == {}
+    )
     assert [c["image"] for c in row["cells"]] == list(IMAGES) and row["cells"][0]["folder"] is None
     json.dumps(table, allow_nan=False)
 
 
 def test_seeds_are_averaged_within_images() -> None:
     benchmark = problem(seeds=[0, 1])
-    given = [*row_of([24.0, 25.0, 26.0], benchmark=benchmark), *row_of([26.0, 27.0, 28.0], seed=1, benchmark=benchmark)]
+    given = [
+        *row_of([24.0, 25.0, 26.0], benchmark=benchmark),
+        *row_of([26.0, 27.0, 28.0], seed=1, benchmark=benchmark),
+    ]
     (table,) = tables(given)
     score = table["rows"][0]["scores"]["psnr"]
-    assert (score["mean"], score["n"]) == (26.0, 3) and score["half"] == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert (score["mean"], score["n"]) == (26.0, 3) and score["half"] == pytest.approx(
+        4.302653 / 3**0.5, rel=1e-6
+    )
     (table,) = tables(given[:-1])
     (row,) = table["rows"]
-    assert not row["complete"] and row["images"] == 2 and row["problems"] == ["1 of 6 missing (kodim03)"]
-    assert row["scores"]["psnr"]["n"] == 3 and row["scores"]["psnr"]["rank"] is None  # every image has a value, but not of every seed
+    assert (
+        not row["complete"]
+        and row["images"] == 2
+        and row["problems"] == ["1 of 6 missing (kodim03)"]
+    )
+    assert (
+        row["scores"]["psnr"]["n"] == 3 and row["scores"]["psnr"]["rank"] is None
+    )  # every image has a value, but not of every seed
     given[-1]["result"]["metrics"]["psnr"] = None
     (row,) = tables(given)[0]["rows"]
-    assert row["complete"] and row["scores"]["psnr"]["n"] == 3 and row["scores"]["psnr"]["rank"] is None
+    assert (
+        row["complete"]
+        and row["scores"]["psnr"]["n"] == 3
+        and row["scores"]["psnr"]["rank"] is None
+    )
 
 
 def test_complete_rows_are_ranked_and_what_prints_alike_ties() -> None:
-    given = [*row_of([20.0] * 3, "a"), *row_of([24.001] * 3, "b"), *row_of([24.003] * 3, "c"), *row_of([22.0] * 3, "d")]
+    given = [
+        *row_of([20.0] * 3, "a"),
+        *row_of([24.001] * 3, "b"),
+        *row_of([24.003] * 3, "c"),
+        *row_of([22.0] * 3, "d"),
+    ]
     given += row_of([30.0] * 2, "best, but unfinished")
     (table,) = tables(given)
     assert {name: row["scores"]["psnr"]["rank"] for name, row in rows(table).items()} == {
@@ -203,8 +269,15 @@ def test_complete_rows_are_ranked_and_what_prints_alike_ties() -> None:
     assert [row["label"] for row in table["rows"]] == ["c", "b", "d", "a", "best, but unfinished"]
     given = [r for r in given if r["cell"]["label"] != "c"]
     ranks = {name: row["scores"] for name, row in rows(tables(given)[0]).items()}
-    assert (ranks["b"]["psnr"]["rank"], ranks["d"]["psnr"]["rank"], ranks["a"]["psnr"]["rank"]) == (1, 2, None)
-    assert (ranks["b"]["lpips"]["rank"], ranks["d"]["lpips"]["rank"]) == (1, 2)  # 1/psnr: lower is better
+    assert (ranks["b"]["psnr"]["rank"], ranks["d"]["psnr"]["rank"], ranks["a"]["psnr"]["rank"]) == (
+        1,
+        2,
+        None,
+    )
+    assert (ranks["b"]["lpips"]["rank"], ranks["d"]["lpips"]["rank"]) == (
+        1,
+        2,
+    )  # 1/psnr: lower is better
 
 
 def test_an_undefined_figure_leaves_the_row_unranked_there_alone() -> None:
@@ -212,7 +285,10 @@ def test_an_undefined_figure_leaves_the_row_unranked_there_alone() -> None:
     given[-1]["result"]["metrics"]["psnr"] = None
     both = rows(tables(given)[0])
     assert both["b"]["complete"] and both["b"]["problems"] == ["1 of 3 without psnr (kodim03)"]
-    assert both["b"]["scores"]["psnr"] == {"mean": 25.0, "half": 0.0, "n": 2, "rank": None} and both["b"]["scores"]["lpips"]["rank"] == 1
+    assert (
+        both["b"]["scores"]["psnr"] == {"mean": 25.0, "half": 0.0, "n": 2, "rank": None}
+        and both["b"]["scores"]["lpips"]["rank"] == 1
+    )
     assert both["a"]["scores"]["psnr"]["rank"] == 1
 
 
@@ -221,20 +297,32 @@ def test_a_metric_without_any_value_is_no_column() -> None:
     for r in given:
         r["result"]["metrics"]["lpips"] = None
     (table,) = tables(given)
-    assert [m["name"] for m in table["metrics"]] == ["psnr", "consistency"] and table["rows"][0]["problems"] == []
+    assert [m["name"] for m in table["metrics"]] == ["psnr", "consistency"] and table["rows"][0][
+        "problems"
+    ] == []
 
 
 def test_unfinished_rows_say_what_is_missing() -> None:
-    given = [record(24.0, 0, "some"), record(label="some", image=1, instead=FAILED), record(label="some", image=2, instead=DIVERGED)]
+    given = [
+        record(24.0, 0, "some"),
+        record(label="some", image=1, instead=FAILED),
+        record(label="some", image=2, instead=DIVERGED),
+    ]
     given += [record(label="none", image=i, instead=REFUSED) for i in range(3)]
     (table,) = tables(given)
-    assert rows(table)["some"]["problems"] == [
-        "1 of 3 failed (kodim02): OSError: cannot read .../x.png",  # folders of a machine are nobody's business
-        "1 of 3 diverged (kodim03): non-finite at step 3",
-    ]
+    assert (
+        rows(table)["some"]["problems"]
+        == [
+            "1 of 3 failed (kodim02): OSError: cannot read .../x.png",  # folders of a machine are nobody's business
+            "1 of 3 diverged (kodim03): non-finite at step 3",
+        ]
+    )
     none = rows(table)["none"]
     assert none["problems"] == ["3 of 3 refused: ddrm needs an SVD"] and none["cells"] == []
-    assert none["scores"]["psnr"] == {"mean": None, "half": None, "n": 0, "rank": None} and none["cost"]["seconds"] is None
+    assert (
+        none["scores"]["psnr"] == {"mean": None, "half": None, "n": 0, "rank": None}
+        and none["cost"]["seconds"] is None
+    )
     assert all(row["scores"]["psnr"]["rank"] is None for row in table["rows"])
     text = markdown([table])
     assert "3 of 3 refused: ddrm needs an SVD" in text and "| 1 of 3 |" in text
@@ -242,12 +330,20 @@ def test_unfinished_rows_say_what_is_missing() -> None:
 
 def test_nothing_but_failures_is_a_table_too() -> None:
     (table,) = tables([record(instead=FAILED)])
-    assert [m["name"] for m in table["metrics"]] == ["psnr", "lpips", "consistency"] and "failed" in markdown([table])
+    assert [m["name"] for m in table["metrics"]] == [
+        "psnr",
+        "lpips",
+        "consistency",
+    ] and "failed" in markdown([table])
 
 
 def test_labels_tell_rows_apart() -> None:
     small = PHOTO64 | {"dtype": "bfloat16"}
-    given = [record(values={"zeta": 6, "steps": 100}), record(values={"zeta": 3, "steps": 100}), record(label="tv", model=None)]
+    given = [
+        record(values={"zeta": 6, "steps": 100}),
+        record(values={"zeta": 3, "steps": 100}),
+        record(label="tv", model=None),
+    ]
     assert set(rows(tables(given)[0])) == {"dps zeta=6", "dps zeta=3", "tv"}
     given.append(record(values={"zeta": 3, "steps": 100}, model=small))
     assert set(rows(tables(given)[0])) == {
@@ -265,16 +361,29 @@ def test_labels_tell_rows_apart() -> None:
 
 
 def test_rows_are_compared_with_a_baseline_image_by_image() -> None:
-    given = [*row_of([24.0, 30.0, 27.0], "a"), *row_of([23.0, 28.9, 26.1], "b"), *row_of([20.0, 40.0], "c")]
+    given = [
+        *row_of([24.0, 30.0, 27.0], "a"),
+        *row_of([23.0, 28.9, 26.1], "b"),
+        *row_of([20.0, 40.0], "c"),
+    ]
     (table,) = tables(given, baseline="b")
     found = rows(table)
     expected = scipy.stats.ttest_rel([24.0, 30.0, 27.0], [23.0, 28.9, 26.1]).confidence_interval()
     assert table["baseline"] == "b" and found["b"]["paired"] == {}
     pair = found["a"]["paired"]["psnr"]
-    assert (pair["mean"], pair["half"], pair["n"]) == (pytest.approx(1.0), pytest.approx((expected.high - expected.low) / 2), 3)
-    assert found["c"]["paired"]["psnr"]["n"] == 2 and set(found["c"]["paired"]) == {"psnr", "lpips"}  # consistency has no better
+    assert (pair["mean"], pair["half"], pair["n"]) == (
+        pytest.approx(1.0),
+        pytest.approx((expected.high - expected.low) / 2),
+        3,
+    )
+    assert found["c"]["paired"]["psnr"]["n"] == 2 and set(found["c"]["paired"]) == {
+        "psnr",
+        "lpips",
+    }  # consistency has no better
     text = markdown([table])
-    assert "+1.00 ± 0.25 (better)" in text and "-0.001 ± 0.001 (better)" in text  # psnr, and lpips where lower is better
+    assert (
+        "+1.00 ± 0.25 (better)" in text and "-0.001 ± 0.001 (better)" in text
+    )  # psnr, and lpips where lower is better
     assert "Δ: difference to b" in text and "+4.05 ± 89.58 |" in text  # it does not exclude 0
 
 
@@ -283,7 +392,11 @@ def test_a_baseline_may_be_named_as_in_the_suite() -> None:
     with pytest.raises(ValueError, match="any of 2 rows; give one of 'dps zeta=3', 'dps zeta=6'"):
         tables(given, baseline="dps")
     assert (
-        tables([record(model=PHOTO64), record(label="x", model=PHOTO64 | {"name": "y"})], baseline="dps")[0]["baseline"] == "dps (photo64)"
+        tables(
+            [record(model=PHOTO64), record(label="x", model=PHOTO64 | {"name": "y"})],
+            baseline="dps",
+        )[0]["baseline"]
+        == "dps (photo64)"
     )
     with pytest.raises(ValueError, match="no row is called 'ddrm'"):
         tables(given, baseline="ddrm")
@@ -295,24 +408,33 @@ def test_several_samples() -> None:
     given += row_of([23.0] * 3, "one")
     (table,) = tables(given)
     row = rows(table)["dps"]
-    assert row["mean"] == {"psnr": {"mean": 27.0, "half": 0.0, "n": 3, "rank": 1}} and row["spread"]["coverage"]["mean"] == pytest.approx(
-        0.61
-    )
+    assert row["mean"] == {"psnr": {"mean": 27.0, "half": 0.0, "n": 3, "rank": 1}} and row[
+        "spread"
+    ]["coverage"]["mean"] == pytest.approx(0.61)
     assert not [flaw for r in given for flaw in flaws(r)]
     text = markdown([table])
-    assert "mean's psnr ↑" in text and "0.610 ± 0.000 (calibrated 0.777)" in text and "coverage_calibrated" not in text
+    assert (
+        "mean's psnr ↑" in text
+        and "0.610 ± 0.000 (calibrated 0.777)" in text
+        and "coverage_calibrated" not in text
+    )
 
 
 def test_only_some_metrics_in_an_order() -> None:
     given = [*row_of([24.0] * 3, "a"), *row_of([25.0] * 3, "b")]
     (table,) = tables(given, metrics=["lpips", "psnr"])
-    assert [m["name"] for m in table["metrics"]] == ["lpips", "psnr"] and list(table["rows"][0]["scores"]) == ["lpips", "psnr"]
+    assert [m["name"] for m in table["metrics"]] == ["lpips", "psnr"] and list(
+        table["rows"][0]["scores"]
+    ) == ["lpips", "psnr"]
     with pytest.raises(ValueError, match="no figures of 'fid'.*psnr, lpips, consistency"):
         tables(given, metrics=["fid"])
 
 
 def test_other_machines_and_code_are_told() -> None:
-    given = [*row_of([24.0] * 3, "a"), *row_of([25.0] * 3, "b", environment={"processor": "slide rule", "code": "beef" * 4})]
+    given = [
+        *row_of([24.0] * 3, "a"),
+        *row_of([25.0] * 3, "b", environment={"processor": "slide rule", "code": "beef" * 4}),
+    ]
     (table,) = tables(given)
     assert [c.partition(" (")[0] for c in cautions(table)] == [
         "measured on different processors",
@@ -343,15 +465,23 @@ def test_two_benchmarks_of_one_name_are_refused() -> None:
     other = problem(sigma=0.05)
     given = [*row_of([24.0] * 3), *row_of([23.0] * 3, benchmark=other)]
     first, second = (harness.digest(b)[:12] for b in (problem(), other))
-    with pytest.raises(ValueError, match=f"sigma 0.025 in {first}, 0.05 in {second}.*--benchmark {first} or --benchmark {second}"):
+    with pytest.raises(
+        ValueError,
+        match=f"sigma 0.025 in {first}, 0.05 in {second}.*--benchmark {first} or --benchmark {second}",
+    ):
         tables(given)
     (table,) = tables(given, benchmark=second[:6])
-    assert table["benchmark"]["sigma"] == 0.05 and table["rows"][0]["scores"]["psnr"]["mean"] == 23.0
+    assert (
+        table["benchmark"]["sigma"] == 0.05 and table["rows"][0]["scores"]["psnr"]["mean"] == 23.0
+    )
     with pytest.raises(ValueError, match=rf"0 benchmarks.*'xyz'; there are {first} \(inpaint\)"):
         tables(given, benchmark="xyz")
     with pytest.raises(ValueError, match="2 benchmarks"):
         tables(given, benchmark="")
-    assert len(tables([*given[:3], *row_of([23.0] * 3, benchmark=problem(name="other", sigma=0.05))])) == 2
+    assert (
+        len(tables([*given[:3], *row_of([23.0] * 3, benchmark=problem(name="other", sigma=0.05))]))
+        == 2
+    )
 
 
 def test_what_differs_is_found_in_depth() -> None:
@@ -359,15 +489,26 @@ def test_what_differs_is_found_in_depth() -> None:
     deep["metrics"] = copy.deepcopy(deep["metrics"])
     deep["metrics"]["psnr"]["crop"] = 4
     del deep["operator"]["fraction"]
-    with pytest.raises(ValueError, match=r"operator.fraction 0.7 in \w+, absent in \w+; metrics.psnr.crop 0 in \w+, 4 in"):
+    with pytest.raises(
+        ValueError,
+        match=r"operator.fraction 0.7 in \w+, absent in \w+; metrics.psnr.crop 0 in \w+, 4 in",
+    ):
         tables([record(), record(benchmark=deep)])
 
 
 def test_rows_of_other_measurements_are_refused() -> None:
     given = [record(label="a"), record(label="b", measurement="0" * 64)]
-    with pytest.raises(ValueError, match="not of the same measurement .*cannot be compared. Machines may differ in the last bit"):
+    with pytest.raises(
+        ValueError,
+        match="not of the same measurement .*cannot be compared. Machines may differ in the last bit",
+    ):
         tables(given)
-    assert len(tables([record(label="a"), record(label="b", image=1, measurement="0" * 64)])[0]["rows"]) == 2  # another image's
+    assert (
+        len(
+            tables([record(label="a"), record(label="b", image=1, measurement="0" * 64)])[0]["rows"]
+        )
+        == 2
+    )  # another image's
 
 
 def test_one_cell_found_twice() -> None:
@@ -376,7 +517,9 @@ def test_one_cell_found_twice() -> None:
     again["result"]["metrics"] = first["result"]["metrics"] | {"psnr": 24.004}
     assert merged([first, again]) == [first]  # they print alike
     again["result"]["metrics"]["psnr"] = 24.02
-    with pytest.raises(ValueError, match="of one cell, but their results differ: metrics.psnr is 24.0 and 24.02"):
+    with pytest.raises(
+        ValueError, match="of one cell, but their results differ: metrics.psnr is 24.0 and 24.02"
+    ):
         merged([first, again])
     again["result"]["metrics"]["psnr"] = None
     with pytest.raises(ValueError, match="psnr is 24.0 and None"):
@@ -394,7 +537,14 @@ def test_one_cell_found_twice() -> None:
 def test_the_schema_is_one_and_holds_for_what_is_written() -> None:
     schema = json.loads(files("invdiff.benchmarks").joinpath("record.schema.json").read_text())
     Draft202012Validator.check_schema(schema)
-    for made in (record(), record(None), record(instead=FAILED), record(instead=REFUSED), record(instead=DIVERGED), record(model=None)):
+    for made in (
+        record(),
+        record(None),
+        record(instead=FAILED),
+        record(instead=REFUSED),
+        record(instead=DIVERGED),
+        record(model=None),
+    ):
         assert flaws(made) == []
     assert flaws(record() | {"environment": harness.environment()}) == []
 
@@ -412,7 +562,11 @@ def test_the_schema_is_one_and_holds_for_what_is_written() -> None:
         (("cell", "batch"), [identity(1)], "$.cell.batch: does not hold the image itself"),
         (("cell", "more"), 1, "$.cell"),
         (("cell", "benchmark", "sigma"), "0.025", "$.cell.benchmark.sigma"),
-        (("cell", "benchmark", "metrics", "psnr"), {"better": "higher"}, "$.cell.benchmark.metrics.psnr"),
+        (
+            ("cell", "benchmark", "metrics", "psnr"),
+            {"better": "higher"},
+            "$.cell.benchmark.metrics.psnr",
+        ),
         (("cell", "model", "weights"), "no hash", "$.cell.model"),
         (("environment", "processor"), None, "$.environment.processor"),
         (("result", "metrics", "psnr"), "25", "$.result.metrics.psnr"),
@@ -435,7 +589,14 @@ def test_the_schema_is_strict(path: tuple[str, ...], value: Any, where: str) -> 
 
 
 def test_nothing_that_is_required_may_lack() -> None:
-    for path in [(), ("cell",), ("cell", "benchmark"), ("cell", "image"), ("environment",), ("result",)]:
+    for path in [
+        (),
+        ("cell",),
+        ("cell", "benchmark"),
+        ("cell", "image"),
+        ("environment",),
+        ("result",),
+    ]:
         whole: Any = record()
         for step in path:
             whole = whole[step]
@@ -455,12 +616,19 @@ def test_records_are_read_from_folders_and_below(tmp_path: Path) -> None:
     stored(tmp_path / "a", record(24.0, 0), record(25.0, 1))
     stored(tmp_path / "a" / "below", record(26.0, 2))
     (tmp_path / "a" / "result.json").write_text('{"config": {}}')  # not a record
-    (tmp_path / "a" / "exact.json").write_text(json.dumps({"format": 2, "suite": "s", "cell": {"problem": "mixture"}}))
+    (tmp_path / "a" / "exact.json").write_text(
+        json.dumps({"format": 2, "suite": "s", "cell": {"problem": "mixture"}})
+    )
     with pytest.warns(UserWarning, match="1 of the records .* tables of their own"):
-        found = read_records([tmp_path / "a", tmp_path / "a" / "below"])  # the same file twice is one
+        found = read_records(
+            [tmp_path / "a", tmp_path / "a" / "below"]
+        )  # the same file twice is one
     assert sorted(r["result"]["metrics"]["psnr"] for r in found) == [24.0, 25.0, 26.0]
     (table,) = tables(found)
-    assert {c["folder"] for c in table["rows"][0]["cells"]} == {str(tmp_path / "a"), str(tmp_path / "a" / "below")}
+    assert {c["folder"] for c in table["rows"][0]["cells"]} == {
+        str(tmp_path / "a"),
+        str(tmp_path / "a" / "below"),
+    }
 
 
 def test_damaged_records_are_all_named(tmp_path: Path) -> None:
@@ -470,7 +638,10 @@ def test_damaged_records_are_all_named(tmp_path: Path) -> None:
     (tmp_path / "overflown.json").write_text('{"format": 2, "x": 1e999}')
     (tmp_path / "old.json").write_text(json.dumps(record(image=1) | {"format": 1}))
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(ValueError, match="5 damaged: .*bytes.json.*half.json: not JSON.*infinite.json: NaN.*old.json: \\$.format.*1e999"):
+    with pytest.raises(
+        ValueError,
+        match="5 damaged: .*bytes.json.*half.json: not JSON.*infinite.json: NaN.*old.json: \\$.format.*1e999",
+    ):
         read_records([tmp_path])
     with pytest.raises(ValueError, match="nowhere is no folder"):
         read_records([tmp_path / "nowhere"])
@@ -487,14 +658,21 @@ def test_validation_finds_what_was_changed(tmp_path: Path) -> None:
     assert problems([folder])[0] == [] and len(problems([folder])[1]) == 7
     (folder / f"{harness.key(renamed['cell'])}.json").rename(folder / "mine.json")
     (folder / unpictured["result"]["files"]["restoration"]).unlink()
-    (folder / unreadable["result"]["files"]["restoration"]).write_bytes(b"\x89PNG\r\n\x1a\n but no more")
-    (tmp_path / "elsewhere.png").write_bytes((folder / linked["result"]["files"]["restoration"]).read_bytes())
+    (folder / unreadable["result"]["files"]["restoration"]).write_bytes(
+        b"\x89PNG\r\n\x1a\n but no more"
+    )
+    (tmp_path / "elsewhere.png").write_bytes(
+        (folder / linked["result"]["files"]["restoration"]).read_bytes()
+    )
     (folder / linked["result"]["files"]["restoration"]).unlink()
     (folder / linked["result"]["files"]["restoration"]).symlink_to(tmp_path / "elsewhere.png")
     wrong, sound = problems([folder])
     assert len(sound) == 3 and len(wrong) == 4
     assert any("mine.json: $.cell: is that of a file" in line for line in wrong)
-    assert [sum(text in line for line in wrong) for text in ("there is no pictures/", "cannot be read", "leads out of the folder")] == [
+    assert [
+        sum(text in line for line in wrong)
+        for text in ("there is no pictures/", "cannot be read", "leads out of the folder")
+    ] == [
         1,
         1,
         1,
@@ -509,13 +687,17 @@ def test_validation_holds_records_against_each_other(tmp_path: Path) -> None:
 
 def test_merging(tmp_path: Path) -> None:
     a = stored(tmp_path / "a", *row_of([24.0, 25.0, 26.0], "a"), record(label="b", instead=FAILED))
-    b = stored(tmp_path / "b" / "deep", *row_of([23.0, 24.0, 25.0], "b"), record(24.0, 0, "a", seconds=7.0))
+    b = stored(
+        tmp_path / "b" / "deep", *row_of([23.0, 24.0, 25.0], "b"), record(24.0, 0, "a", seconds=7.0)
+    )
     merge([a], tmp_path / "all")
     found = merge([b], tmp_path / "all")  # what is there already counts
     assert len(found) == 6 and len(list((tmp_path / "all").glob("*.json"))) == 6
     wrong, sound = problems([tmp_path / "all"])
     assert wrong == [] and len(sound) == 6
-    assert next(r for r in sound if r["cell"] == found[0]["cell"])["result"]["seconds"] == 2.0  # the first is kept
+    assert (
+        next(r for r in sound if r["cell"] == found[0]["cell"])["result"]["seconds"] == 2.0
+    )  # the first is kept
 
     def plain(table: Table) -> dict[str, Any]:
         return {row["label"]: row["scores"] for row in table["rows"]}
@@ -539,27 +721,58 @@ def test_merging_refuses_before_it_writes(tmp_path: Path) -> None:
 # The command
 
 
-def test_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_formats(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     a = stored(tmp_path / "a", *row_of([24.0, 25.0, 26.1], "a"))
     b = stored(tmp_path / "b", *row_of([23.0, 24.0], "b, the other", values={"zeta": 1}))
     assert invdiff(a, b, "--baseline", "a") == 0
     printed = capsys.readouterr()
-    assert printed.out == markdown(tables(read_records([a, b]), baseline="a")) + "\n" and printed.err == ""
+    assert (
+        printed.out == markdown(tables(read_records([a, b]), baseline="a")) + "\n"
+        and printed.err == ""
+    )
     assert "| a | 3 | **25.03 ± 2.61** |" in printed.out
 
     assert invdiff(a, b, "--format", "csv") == 0
     lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [line["label"] for line in lines] == ["a", "b, the other"]
-    assert float(lines[0]["psnr"]) == (24.0 + 25.0 + 26.1) / 3 and lines[0]["psnr_rank"] == "1" and lines[1]["psnr_half"] != ""
-    assert lines[1]["complete"] == "False" and lines[1]["problems"] == "1 of 3 missing (kodim03)" and lines[1]["psnr_rank"] == ""
+    assert (
+        float(lines[0]["psnr"]) == (24.0 + 25.0 + 26.1) / 3
+        and lines[0]["psnr_rank"] == "1"
+        and lines[1]["psnr_half"] != ""
+    )
+    assert (
+        lines[1]["complete"] == "False"
+        and lines[1]["problems"] == "1 of 3 missing (kodim03)"
+        and lines[1]["psnr_rank"] == ""
+    )
 
     assert invdiff(a, b, "--format", "json", "--output", tmp_path / "site" / "board.json") == 0
     data = json.loads((tmp_path / "site" / "board.json").read_text())
     assert data["format"] == 1 and str(tmp_path) not in json.dumps(data)
     cell = data["tables"][0]["rows"][0]["cells"][0]
-    assert cell["folder"] == "../a" and (tmp_path / "site" / cell["folder"] / cell["files"]["truth"]).is_file()
+    assert (
+        cell["folder"] == "../a"
+        and (tmp_path / "site" / cell["folder"] / cell["files"]["truth"]).is_file()
+    )
     assert set(data["tables"][0]["rows"][0]) == {
-        *("id", "label", "method", "kind", "values", "model", "complete", "images", "of", "problems", "scores", "mean", "spread", "paired"),
+        *(
+            "id",
+            "label",
+            "method",
+            "kind",
+            "values",
+            "model",
+            "complete",
+            "images",
+            "of",
+            "problems",
+            "scores",
+            "mean",
+            "spread",
+            "paired",
+        ),
         *("cost", "environment", "cells"),
     }
     monkeypatch.chdir(tmp_path)
@@ -573,11 +786,15 @@ def test_the_page_gets_the_tables(tmp_path: Path) -> None:
     assert "a label of its own" in (tmp_path / "board.html").read_text()
 
 
-def test_other_formats_warn_of_other_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_formats_warn_of_other_machines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stored(tmp_path, record(label="a"), record(label="b", environment={"threads": 2}))
     with warnings.catch_warnings():
         assert invdiff(tmp_path, "--format", "csv") == 0
-    assert "different numbers of threads (1, 2)" in capsys.readouterr().err.replace("(2, 1)", "(1, 2)")
+    assert "different numbers of threads (1, 2)" in capsys.readouterr().err.replace(
+        "(2, 1)", "(1, 2)"
+    )
 
 
 def test_validate_and_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -586,7 +803,9 @@ def test_validate_and_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert invdiff("validate", a, b) == 0
     hashed = benchmark_hash(record()["cell"])
     said = capsys.readouterr().out
-    assert said == f"5 records are valid (3 with results, 1 failed, 1 refused): inpaint {hashed} (5)\n"
+    assert (
+        said == f"5 records are valid (3 with results, 1 failed, 1 refused): inpaint {hashed} (5)\n"
+    )
     assert invdiff("merge", a, b, "--output", tmp_path / "all") == 0
     assert invdiff("validate", tmp_path / "all") == 0
     capsys.readouterr()
@@ -596,7 +815,11 @@ def test_validate_and_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     (tmp_path / "all" / "half.json").write_text("{")
     assert invdiff("validate", tmp_path / "all") == 2
     shown = capsys.readouterr()
-    assert f"{file}: $.format: 2 was expected" in shown.out and "half.json: $: not JSON" in shown.out and len(shown.out.splitlines()) == 2
+    assert (
+        f"{file}: $.format: 2 was expected" in shown.out
+        and "half.json: $: not JSON" in shown.out
+        and len(shown.out.splitlines()) == 2
+    )
     assert "2 problems" in shown.err and "4 records have none" in shown.err
 
 
@@ -613,7 +836,9 @@ def test_validate_and_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["{}/absent"], "is no folder"),
     ],
 )
-def test_mistakes_are_told(args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_told(
+    args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stored(tmp_path, record(label="a"))
     assert invdiff(*(a.format(tmp_path) for a in args)) == 2
     shown = capsys.readouterr()

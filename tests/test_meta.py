@@ -11,22 +11,20 @@ import torch
 from torch import Tensor
 
 import invdiff
-from invdiff import itineraries, schedules, transitions
-from invdiff.classifier import NoisyClassifier
-from invdiff.denoiser import Denoiser
+from invdiff import itineraries, schedules
 from invdiff.guidance.ddnm import DDNM
-from invdiff.measurement import Measurement
-from invdiff.method import Method, make_method
+from invdiff.network import Denoiser, NoisyClassifier
 from invdiff.noise import NoiseSource
-from invdiff.operator import SpectralOperator
-from invdiff.registry import load, make_operator
-from invdiff.restoration import generate, solve
-from invdiff.sampling import Transition, sample
+from invdiff.plugins.registry import list_plugins, load
+from invdiff.problem import Measurement, SpectralOperator, make_operator
+from invdiff.sampling import Method, Transition, make_method, sample
+from invdiff.solving import generate, solve
+from invdiff.solving.plan import complete
 from invdiff.transitions import DDIM, DPMSolver, Euler, Heun, PredictorCorrector, Replace
 
 SHAPE = (2, 3, 24, 16)
 TRANSITIONS: dict[str, Callable[[], Transition]] = {
-    **transitions.BY_NAME,
+    **{name: load("transitions", name) for name in list_plugins("transitions")},
     "ddim_eta": lambda: DDIM(0.5),
     "heun_churn": lambda: Heun(s_churn=10),
     "predictor_corrector_euler": lambda: PredictorCorrector(Euler(), steps=2),
@@ -60,10 +58,14 @@ class Classifier(torch.nn.Module):
 def registered(name: str) -> Method:
     """A method as a user would make it: with a label where it has one, and few of the inner steps, which are all alike."""
     takes = inspect.signature(load("guidance", name)).parameters
-    return make_method(name, **{k: v for k, v in {"label": [3, 5], "langevin_steps": 2}.items() if k in takes})
+    return make_method(
+        name, **{k: v for k, v in {"label": [3, 5], "langevin_steps": 2}.items() if k in takes}
+    )
 
 
-def network(schedule: schedules.Schedule | None = None, cond_channels: int | None = None) -> Denoiser:
+def network(
+    schedule: schedules.Schedule | None = None, cond_channels: int | None = None
+) -> Denoiser:
     schedule = schedule or schedules.linear()
     return Denoiser(
         Net(cond_channels or 0),
@@ -80,29 +82,38 @@ def network(schedule: schedules.Schedule | None = None, cond_channels: int | Non
 def refusal(method: Method, measurement: Measurement) -> str | None:
     """What must be said instead of sampling, from the pieces' own declarations."""
     assert method.transition is not None
-    shown = isinstance(measurement.operator, invdiff.LinearOperator) or measurement.y.shape[1:] == measurement.image_shape
+    shown = (
+        isinstance(measurement.operator, invdiff.LinearOperator)
+        or measurement.y.shape[1:] == measurement.image_shape
+    )
     if isinstance(method.itinerary, itineraries.LateStart) and not shown:
         return "needs an image to start from"
     for piece in (*method.chain, method.transition):
         if piece.requires is not None and not isinstance(measurement.operator, piece.requires):
             return f"requires {piece.requires.wanted()}"
-    if any(isinstance(g, DDNM) for g in method.chain) and not isinstance(measurement.operator, SpectralOperator):
+    if any(isinstance(g, DDNM) for g in method.chain) and not isinstance(
+        measurement.operator, SpectralOperator
+    ):
         return "where the measurement has noise"
     if any(g.stateful for g in method.chain) and method.transition.predictions > 1:
         return "predicts more than once"
-    if any("cond" in g.sets for g in method.chain) and (measurement.y.ndim != 4 or measurement.y.is_complex()):
+    if any("cond" in g.sets for g in method.chain) and (
+        measurement.y.ndim != 4 or measurement.y.is_complex()
+    ):
         return "needs a measurement that is an image"
     return None
 
 
 def check(measurement: Measurement, method: Method) -> None:
-    says = refusal(method.completed(None, None), measurement)
+    says = refusal(complete(method).method, measurement)
     if says is not None:
         with pytest.raises(ValueError, match=says):
             solve(measurement, network(), method, steps=3)
         return
     shown = measurement.y.shape[1] if any("cond" in g.sets for g in method.chain) else None
-    result = solve(measurement, network(cond_channels=shown), method, steps=3, num_samples=2, batch_size=3)
+    result = solve(
+        measurement, network(cond_channels=shown), method, steps=3, num_samples=2, batch_size=3
+    )
     assert result.samples.device.type == "meta"
     assert result.samples.shape == (2, *SHAPE)
 
@@ -111,19 +122,29 @@ def check(measurement: Measurement, method: Method) -> None:
 def measurements() -> dict[str, Measurement]:
     """One of every registered operator with its defaults; per-image sigma, so that this travels too."""
     x = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0))
-    return {name: make_operator(name).measure(x, sigma=[0.02, 0.05]) for name in invdiff.list_plugins("operators")}
+    return {
+        name: make_operator(name).measure(x, sigma=[0.02, 0.05])
+        for name in invdiff.list_plugins("operators")
+    }
 
 
 @pytest.mark.parametrize("transition", TRANSITIONS)
-@pytest.mark.parametrize("method", [name for name in invdiff.list_plugins("guidance") if registered(name).chain or name == "none"])
-def test_every_guidance_under_every_transition(method: str, transition: str, measurements: dict[str, Measurement]) -> None:
+@pytest.mark.parametrize(
+    "method",
+    [name for name in invdiff.list_plugins("guidance") if registered(name).chain or name == "none"],
+)
+def test_every_guidance_under_every_transition(
+    method: str, transition: str, measurements: dict[str, Measurement]
+) -> None:
     made = registered(method)
     check(measurements["sr"], Method(made.chain, TRANSITIONS[transition](), made.itinerary))
 
 
 @pytest.mark.parametrize("operator", invdiff.list_plugins("operators"))
 @pytest.mark.parametrize("method", invdiff.list_plugins("guidance"))
-def test_every_method_as_it_is(method: str, operator: str, measurements: dict[str, Measurement]) -> None:
+def test_every_method_as_it_is(
+    method: str, operator: str, measurements: dict[str, Measurement]
+) -> None:
     check(measurements[operator], registered(method))
 
 
@@ -131,10 +152,14 @@ def test_a_classifier_as_a_shift_of_the_mean(measurements: dict[str, Measurement
     check(measurements["inpaint"], make_method("classifier", label=3, mean_shift=True))
 
 
-@pytest.mark.parametrize("itinerary", itineraries.BY_NAME)
+@pytest.mark.parametrize("itinerary", list_plugins("itineraries"))
 @pytest.mark.parametrize("operator", invdiff.list_plugins("operators"))
-def test_every_itinerary(operator: str, itinerary: str, measurements: dict[str, Measurement]) -> None:
-    made = itineraries.BY_NAME[itinerary](**({"length": 1, "resamplings": 2} if itinerary == "jumps" else {}))
+def test_every_itinerary(
+    operator: str, itinerary: str, measurements: dict[str, Measurement]
+) -> None:
+    made = load("itineraries", itinerary)(
+        **({"length": 1, "resamplings": 2} if itinerary == "jumps" else {})
+    )
     check(measurements[operator], Method(make_method("dps").guidance, itinerary=made))
 
 
@@ -160,7 +185,9 @@ def test_every_operators_own_functions_and_a_measurement_made_there(operator: st
 
 @pytest.mark.parametrize("schedule", ["linear", "vp", "subvp", "ve", "edm", "flow", "brownian"])
 @pytest.mark.parametrize("transition", TRANSITIONS)
-def test_every_schedule(transition: str, schedule: str, measurements: dict[str, Measurement]) -> None:
+def test_every_schedule(
+    transition: str, schedule: str, measurements: dict[str, Measurement]
+) -> None:
     chosen = getattr(schedules, schedule)()
     levels = [level for level in itineraries.Straight()(chosen, 4) if level.alpha > 0]
     x = torch.empty(SHAPE, device="meta")
@@ -179,13 +206,26 @@ def test_every_schedule(transition: str, schedule: str, measurements: dict[str, 
 
 
 def test_generation_and_half_precision() -> None:
-    denoiser = Denoiser(Net(), schedule=schedules.linear(), learned_variance=True, num_classes=10, dtype=torch.bfloat16)
+    denoiser = Denoiser(
+        Net(),
+        schedule=schedules.linear(),
+        learned_variance=True,
+        num_classes=10,
+        dtype=torch.bfloat16,
+    )
     result = generate(denoiser, SHAPE, steps=3, label=torch.tensor([1, 2]))
     assert result.x.device.type == "meta"
     assert result.x.dtype == torch.float32
 
 
-@pytest.mark.parametrize("stray", [lambda x: x + torch.ones(16), lambda x: x * x.sum().item(), lambda x: x if bool(x.sum() > 0) else -x])
+@pytest.mark.parametrize(
+    "stray",
+    [
+        lambda x: x + torch.ones(16),
+        lambda x: x * x.sum().item(),
+        lambda x: x if bool(x.sum() > 0) else -x,
+    ],
+)
 def test_meta_does_catch_what_it_should(stray: Callable[[Tensor], Tensor]) -> None:
     denoiser = Denoiser(lambda x, t: stray(x), schedule=schedules.linear())
     noise = NoiseSource([0], "meta")

@@ -22,11 +22,15 @@ EXAMPLES = Path(__file__).parent / "data" / "lpips"
 each = pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.__name__)
 
 
-def pair(batch: int = 3, channels: int = 3, height: int = 40, width: int = 53) -> tuple[Tensor, Tensor]:
+def pair(
+    batch: int = 3, channels: int = 3, height: int = 40, width: int = 53
+) -> tuple[Tensor, Tensor]:
     """Photographs and the same with noise that differs by image."""
     g = torch.Generator().manual_seed(0)
     photo = sample_photo(64)[0][:, :channels, :height, :width]
-    noise = torch.randn(batch, *photo.shape[1:], generator=g) * torch.linspace(0.05, 0.2, batch).view(-1, 1, 1, 1)
+    noise = torch.randn(batch, *photo.shape[1:], generator=g) * torch.linspace(
+        0.05, 0.2, batch
+    ).view(-1, 1, 1, 1)
     return (photo + noise).clamp(0, 1), photo.repeat(batch, 1, 1, 1)
 
 
@@ -34,7 +38,13 @@ def pair(batch: int = 3, channels: int = 3, height: int = 40, width: int = 53) -
 def test_psnr_and_ssim_equal_scikit_image(channels: int) -> None:
     x, reference = pair(channels=channels)
     a, b = x.double().numpy(), reference.double().numpy()
-    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1, "channel_axis": 0}
+    options = {
+        "gaussian_weights": True,
+        "sigma": 1.5,
+        "use_sample_covariance": False,
+        "data_range": 1,
+        "channel_axis": 0,
+    }
     psnrs = [peak_signal_noise_ratio(v, w, data_range=1) for v, w in zip(b, a, strict=True)]
     ssims = [structural_similarity(v, w, **options) for v, w in zip(a, b, strict=True)]
     np.testing.assert_allclose(psnr(x, reference), psnrs, atol=1e-5)
@@ -71,17 +81,28 @@ def test_identical_images() -> None:
 def test_one_value_per_image_whatever_the_batch(metric: Callable[[Tensor, Tensor], Tensor]) -> None:
     x, reference = pair()
     together = metric(x, reference)
-    assert together.shape == (3,) and together.dtype == torch.float32 and together.device.type == "cpu"
+    assert (
+        together.shape == (3,) and together.dtype == torch.float32 and together.device.type == "cpu"
+    )
     assert len(set(together.tolist())) == 3
-    torch.testing.assert_close(together, torch.cat([metric(x[k : k + 1], reference[k : k + 1]) for k in range(3)]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        together,
+        torch.cat([metric(x[k : k + 1], reference[k : k + 1]) for k in range(3)]),
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 @each
 def test_grey_images_dtypes_and_gradients(metric: Callable[[Tensor, Tensor], Tensor]) -> None:
     x, reference = pair(channels=1)
     grey = metric(x, reference)
-    torch.testing.assert_close(grey, metric(x.expand(-1, 3, -1, -1), reference.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(metric(x.double().requires_grad_(), reference), grey, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        grey, metric(x.expand(-1, 3, -1, -1), reference.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(
+        metric(x.double().requires_grad_(), reference), grey, atol=1e-5, rtol=1e-5
+    )
     assert not metric(x.requires_grad_(), reference).requires_grad
 
 
@@ -113,7 +134,10 @@ def test_a_small_excess_is_clamped(metric: Callable[[Tensor, Tensor], Tensor]) -
 def test_smallest_images(metric: Callable[[Tensor, Tensor], Tensor], smallest: int) -> None:
     x, reference = pair(height=smallest, width=smallest)
     assert metric(x, reference).isfinite().all()
-    with pytest.raises(ValueError, match=f"at least {smallest} x {smallest} pixels, got {smallest - 1} x {smallest}"):
+    with pytest.raises(
+        ValueError,
+        match=f"at least {smallest} x {smallest} pixels, got {smallest - 1} x {smallest}",
+    ):
         metric(x[..., 1:, :], reference[..., 1:, :])
 
 
@@ -137,13 +161,18 @@ def test_lpips_is_silent_and_leaves_random_state_alone(capfd: pytest.CaptureFixt
     assert metrics._lpips_network.cache_info().misses == 1
 
 
-def test_lpips_prefers_torchvisions_cached_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lpips_prefers_torchvisions_cached_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, reference = pair(batch=1)
     usual = lpips(x, reference)
     shipped = metrics._alexnet_features()
     (tmp_path / "checkpoints").mkdir()
     classifier = {"classifier.1.weight": torch.zeros(1)}
-    torch.save({**{k: -v.float() for k, v in shipped.items()}, **classifier}, tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth")
+    torch.save(
+        {**{k: -v.float() for k, v in shipped.items()}, **classifier},
+        tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth",
+    )
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     metrics._lpips_network.cache_clear()
     try:

@@ -11,29 +11,49 @@ from pathlib import Path
 
 import pytest
 
-from invdiff.cli import main
-from invdiff.new_plugin_command import GROUPS, write
+from invdiff.commands.new_plugin import GROUPS, write
+from invdiff.commands.parser import main
 
 HERE = Path(__file__).parent
 
 
 def install(site: Path, *packages: Path) -> None:
     """With pip, without a network, into a folder of its own."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--no-index", "--target", site, *packages], check=True, capture_output=True)
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--no-build-isolation",
+    ]
+    subprocess.run(
+        [*pip, "--no-index", "--target", site, *packages], check=True, capture_output=True
+    )
 
 
 def python(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A process that sees what is installed there, too."""
     environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
 
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the example package is installed."""
     folder = tmp_path_factory.mktemp("example")
-    shutil.copytree(HERE / "example_plugin", folder / "source")  # a build leaves files in its source
+    shutil.copytree(
+        HERE / "example_plugin", folder / "source"
+    )  # a build leaves files in its source
     install(folder / "site", folder / "source")
     return folder / "site"
 
@@ -42,7 +62,17 @@ def test_the_example_is_solved_with(example: Path, tmp_path: Path) -> None:
     done = python(
         example,
         tmp_path,
-        *("-m", "invdiff.cli", "solve", "--operator", "vignette", "--method", "pull", "--model", "grey"),
+        *(
+            "-m",
+            "invdiff.commands.parser",
+            "solve",
+            "--operator",
+            "vignette",
+            "--method",
+            "pull",
+            "--model",
+            "grey",
+        ),
         *("--steps", "2", "--json", "--quiet", "--output", "out", "operator.strength=0.25"),
     )
     assert done.returncode == 0, done.stderr
@@ -55,7 +85,9 @@ def test_the_example_is_solved_with(example: Path, tmp_path: Path) -> None:
 
 
 def test_the_example_passes_every_check(example: Path, tmp_path: Path) -> None:
-    done = python(example, tmp_path, "-m", "invdiff.cli", "check", "invdiff_example", "--json")
+    done = python(
+        example, tmp_path, "-m", "invdiff.commands.parser", "check", "invdiff_example", "--json"
+    )
     assert done.returncode == 0, done.stderr
     plugins = json.loads(done.stdout)["plugins"]
     assert {(p["kind"], p["name"]) for p in plugins} == {
@@ -64,9 +96,16 @@ def test_the_example_passes_every_check(example: Path, tmp_path: Path) -> None:
         ("models", "grey"),
         ("metrics", "mae"),
     }
-    skipped = {(p["name"], c["check"]) for p in plugins for c in p["checks"] if c["status"] != "passed"}
+    skipped = {
+        (p["name"], c["check"]) for p in plugins for c in p["checks"] if c["status"] != "passed"
+    }
     # grey is no module and unconditional; pull takes any operator and leaves the transition to the run.
-    assert skipped == {("grey", "meta"), ("grey", "conditions"), ("pull", "refuses"), ("pull", "x0_shift")}
+    assert skipped == {
+        ("grey", "meta"),
+        ("grey", "conditions"),
+        ("pull", "refuses"),
+        ("pull", "x0_shift"),
+    }
 
 
 @pytest.mark.slow
@@ -74,18 +113,33 @@ def test_new_plugins_install_and_pass_their_own_tests(tmp_path: Path) -> None:
     packages = [write(f"my_{kind}", kind, tmp_path / kind) for kind in GROUPS]
     install(tmp_path / "site", *packages)
     tests = [str(package / "tests") for package in packages]
-    done = python(tmp_path / "site", tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
+    done = python(
+        tmp_path / "site", tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests
+    )
     assert done.returncode == 0, done.stdout
     assert "failed" not in done.stdout and " passed" in done.stdout
     solved = python(
         tmp_path / "site",
         tmp_path,
-        *("-m", "invdiff.cli", "solve", "--operator", "my_operator", "--method", "my_guidance", "--model", "my_model"),
+        *(
+            "-m",
+            "invdiff.commands.parser",
+            "solve",
+            "--operator",
+            "my_operator",
+            "--method",
+            "my_guidance",
+            "--model",
+            "my_model",
+        ),
         *("--steps", "2", "--json", "--quiet", "--output", "out"),
     )
     assert solved.returncode == 0, solved.stderr
     record = json.loads(solved.stdout)
-    assert record["config"]["operator"]["factor"] == 0.5 and record["config"]["guidance"][0]["zeta"] == 0.1
+    assert (
+        record["config"]["operator"]["factor"] == 0.5
+        and record["config"]["guidance"][0]["zeta"] == 0.1
+    )
     assert record["metrics"]["my_metric"] > 0
 
 
@@ -98,7 +152,9 @@ def test_new_plugins_install_and_pass_their_own_tests(tmp_path: Path) -> None:
         ("../evil", "metric", "lower-case letters, digits and _"),
     ],
 )
-def test_names_that_cannot_be(name: str, kind: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_cannot_be(
+    name: str, kind: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["new-plugin", name, "--kind", kind, "--output", str(tmp_path / "out")]) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -13,18 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invdiff.measurement import Measurement
-from invdiff.operator import LinearOperator, Operator, SpectralOperator, _check_range
 from invdiff.operators.blur import Blur, FourierBlur, SeparableBlur, disk
 from invdiff.operators.colorize import REC601, Colorize
-from invdiff.operators.compose import LinearComposition
 from invdiff.operators.compressed_sensing import CompressedSensing
 from invdiff.operators.denoise import Denoise
 from invdiff.operators.inpaint import Inpaint
 from invdiff.operators.sr import SuperResolution
 from invdiff.operators.stack import LinearStack, stack
 from invdiff.operators.varying_blur import VaryingBlur
-from invdiff.registry import as_operator, make_operator
+from invdiff.problem import LinearOperator, Measurement, Operator, SpectralOperator, make_operator
+from invdiff.problem.composite import LinearComposition
+from invdiff.problem.make import as_operator
+from invdiff.problem.operator import _check_range
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,7 +48,9 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
 
 
 # A kernel of no symmetry, with an even side, whose transform has no zeros.
-SKEW = torch.tensor([[0.0, 0.1, 0.0, 0.02], [0.05, 0.0, 0.6, 0.1], [0.0, 0.08, 0.05, 0.0]], dtype=torch.float64)
+SKEW = torch.tensor(
+    [[0.0, 0.1, 0.0, 0.02], [0.05, 0.0, 0.6, 0.1], [0.0, 0.08, 0.05, 0.0]], dtype=torch.float64
+)
 
 OPERATORS: dict[str, Callable[[], LinearOperator]] = {
     "denoise": Denoise,
@@ -85,9 +87,20 @@ def cases() -> list:
         sizes = SIZES[:1] if name == "inpaint-soft" else SIZES
         found += [pytest.param(make, size, id=f"{name}-{size[1]}x{size[2]}") for size in sizes]
     for kernel in ("bicubic", "box", "nearest"):
-        for factor, size in ((2, (3, 18, 32)), (3, (3, 21, 15)), (4, (1, 20, 36)), (8, (3, 16, 40))):
+        for factor, size in (
+            (2, (3, 18, 32)),
+            (3, (3, 21, 15)),
+            (4, (1, 20, 36)),
+            (8, (3, 16, 40)),
+        ):
             if kernel == "bicubic" or factor == 3:
-                found.append(pytest.param(lambda f=factor, k=kernel: SuperResolution(f, k), size, id=f"sr-{kernel}-{factor}"))
+                found.append(
+                    pytest.param(
+                        lambda f=factor, k=kernel: SuperResolution(f, k),
+                        size,
+                        id=f"sr-{kernel}-{factor}",
+                    )
+                )
     return found
 
 
@@ -105,42 +118,63 @@ def close(a: Tensor, b: Tensor, tol: float = 1e-10) -> bool:
 
 @pytest.mark.parametrize("make, shape", cases())
 class TestLinear:
-    def test_adjoint_is_exact(self, make: Callable[[], LinearOperator], shape: tuple[int, ...]) -> None:
+    def test_adjoint_is_exact(
+        self, make: Callable[[], LinearOperator], shape: tuple[int, ...]
+    ) -> None:
         a = make().bind(shape)
         x, y = randn(2, *shape), randn(2, *a.measurement_shape, seed=1)
         ax = a(x)
-        assert abs(float((ax * y).sum() - (x * a.adjoint(y)).sum())) < 1e-12 * float(ax.norm() * y.norm() + 1)
+        assert abs(float((ax * y).sum() - (x * a.adjoint(y)).sum())) < 1e-12 * float(
+            ax.norm() * y.norm() + 1
+        )
         assert ax.shape[1:] == a.measurement_shape
         assert a.image_shape(a.measurement_shape) == shape
 
-    def test_pseudo_inverse(self, make: Callable[[], LinearOperator], shape: tuple[int, ...]) -> None:
+    def test_pseudo_inverse(
+        self, make: Callable[[], LinearOperator], shape: tuple[int, ...]
+    ) -> None:
         a = make().bind(shape)
         x, y, tol = randn(2, *shape), randn(2, *a.measurement_shape, seed=1), tolerance(a)
         ax = a(x)
         assert close(a(a.pinv(ax)), ax, tol)  # A A† A = A
-        if isinstance(a, SpectralOperator):  # CG's error in A† y grows with the conditioning; it is no identity to check there
+        if isinstance(
+            a, SpectralOperator
+        ):  # CG's error in A† y grows with the conditioning; it is no identity to check there
             p = a.pinv(y)
             assert close(a.pinv(a(p)), p, 1e-6)  # A† A A† = A†
             q = randn(2, *shape, seed=2)
             left, right = (a.pinv(a(q)) * x).sum(), (q * a.pinv(ax)).sum()
-            assert abs(float(left - right)) < 1e-6 * float(q.norm() * x.norm())  # A† A is self-adjoint
+            assert abs(float(left - right)) < 1e-6 * float(
+                q.norm() * x.norm()
+            )  # A† A is self-adjoint
 
-    def test_prox_solves_its_optimality_equation(self, make: Callable[[], LinearOperator], shape: tuple[int, ...]) -> None:
+    def test_prox_solves_its_optimality_equation(
+        self, make: Callable[[], LinearOperator], shape: tuple[int, ...]
+    ) -> None:
         a = make().bind(shape)
         z, y = randn(3, *shape), randn(3, *a.measurement_shape, seed=1)
         for gamma in (0.0, 0.7, torch.tensor([0.1, 3.0, 50.0], dtype=torch.float64)):
             x = a.prox(z, y, gamma)
             g = gamma.view(-1, 1, 1, 1) if isinstance(gamma, Tensor) else gamma
             gradient = g * a.adjoint(a(x) - y) + x - z
-            assert float(gradient.norm()) < (1e-9 if isinstance(a, SpectralOperator) else 1e-4) * float(z.norm() + y.norm())
+            assert float(gradient.norm()) < (
+                1e-9 if isinstance(a, SpectralOperator) else 1e-4
+            ) * float(z.norm() + y.norm())
 
-    def test_a_ridge_regularises_the_pseudo_inverse_of_each_image(self, make: Callable[[], LinearOperator], shape: tuple[int, ...]) -> None:
+    def test_a_ridge_regularises_the_pseudo_inverse_of_each_image(
+        self, make: Callable[[], LinearOperator], shape: tuple[int, ...]
+    ) -> None:
         a = make().bind(shape)
-        y, ridge = randn(3, *a.measurement_shape, seed=1), torch.tensor([0.5, 0.02, 3.0], dtype=torch.float64)
+        y, ridge = (
+            randn(3, *a.measurement_shape, seed=1),
+            torch.tensor([0.5, 0.02, 3.0], dtype=torch.float64),
+        )
         x = a.pinv(y, ridge)
         normal = a.adjoint(a(x)) + ridge.view(-1, 1, 1, 1) * x
         assert close(normal, a.adjoint(y), max(tolerance(a), 1e-9))
-        assert close(a.pinv(y, torch.tensor([0.0, 0.3, 0.3], dtype=torch.float64))[:1], a.pinv(y)[:1])
+        assert close(
+            a.pinv(y, torch.tensor([0.0, 0.3, 0.3], dtype=torch.float64))[:1], a.pinv(y)[:1]
+        )
 
     def test_svd(self, make: Callable[[], LinearOperator], shape: tuple[int, ...]) -> None:
         a = make().bind(shape)
@@ -152,16 +186,25 @@ class TestLinear:
         s, z, w = a.singular_values, a.Vt(x), a.Ut(y)
         assert bool((s >= 0).all()) and tuple(s.shape) == tuple(z.shape[1:]) == tuple(w.shape[1:])
         assert abs(float(z.norm() / x.norm()) - 1) < 1e-10 and close(a.V(z), x)  # V orthogonal
-        assert abs(float(w.norm() / y.norm()) - 1) < 1e-10 and close(a.U(w), y)  # U orthogonal on measurements
+        assert abs(float(w.norm() / y.norm()) - 1) < 1e-10 and close(
+            a.U(w), y
+        )  # U orthogonal on measurements
         assert close(a.U(s * z), a(x)) and close(a.V(s * w), a.adjoint(y))
         assert close(a.Ut(a(x)), s * z)
-        assert close(SpectralOperator._pinv(a, y, 0.0), a.pinv(y), 1e-6) and close(SpectralOperator._prox(a, x, y, 0.5), a.prox(x, y, 0.5))
+        assert close(SpectralOperator._pinv(a, y, 0.0), a.pinv(y), 1e-6) and close(
+            SpectralOperator._prox(a, x, y, 0.5), a.prox(x, y, 0.5)
+        )
 
     def test_meta_device(self, make: Callable[[], LinearOperator], shape: tuple[int, ...]) -> None:
         a = make().bind(shape).to("meta")
         x = torch.empty(2, *shape, device="meta")
         y = a(x)
-        for made, expected in ((y, a.measurement_shape), (a.adjoint(y), shape), (a.pinv(y), shape), (a.prox(x, y, 0.5), shape)):
+        for made, expected in (
+            (y, a.measurement_shape),
+            (a.adjoint(y), shape),
+            (a.pinv(y), shape),
+            (a.prox(x, y, 0.5), shape),
+        ):
             assert made.device.type == "meta" and tuple(made.shape) == (2, *expected)
 
     def test_images_do_not_depend_on_each_other_and_nothing_changes(
@@ -171,22 +214,33 @@ class TestLinear:
         x, random_state = randn(3, *shape).float(), torch.random.get_rng_state()
         y = a(x)
         before = {k: v.clone() for k, v in a.bind(shape).state.items()}
-        for f in (a.__call__, lambda x: a.adjoint(a(x)), lambda x: a.pinv(a(x)), lambda x: a.prox(x, a(x), 2.0)):
+        for f in (
+            a.__call__,
+            lambda x: a.adjoint(a(x)),
+            lambda x: a.pinv(a(x)),
+            lambda x: a.prox(x, a(x), 2.0),
+        ):
             together, alone = f(x), f(x[1:2])[0]
-            assert together.dtype == torch.float32 and torch.allclose(together[1], alone, atol=1e-4, rtol=1e-3)
+            assert together.dtype == torch.float32 and torch.allclose(
+                together[1], alone, atol=1e-4, rtol=1e-3
+            )
         assert torch.equal(a(x), y)
         assert torch.equal(make()(x), y)  # a pure function of the parameters
         assert all(torch.equal(v, before[k]) for k, v in a.bind(shape).state.items())
         assert torch.equal(torch.random.get_rng_state(), random_state)
 
-    def test_a_measurement_survives_its_file(self, make: Callable[[], LinearOperator], shape: tuple[int, ...], tmp_path: Path) -> None:
+    def test_a_measurement_survives_its_file(
+        self, make: Callable[[], LinearOperator], shape: tuple[int, ...], tmp_path: Path
+    ) -> None:
         x = rand(2, *shape).float()
         for sigma in (0.05, [0.1, 0.2]):
             measured = make().measure(x, sigma=sigma, seed=3)
             measured.save(tmp_path / "m.safetensors")
             read = Measurement.load(tmp_path / "m.safetensors")
             assert type(read.operator) is type(measured.operator) and read.hash == measured.hash
-            assert torch.equal(read.y, measured.y) and torch.equal(read.operator(x), measured.operator(x))
+            assert torch.equal(read.y, measured.y) and torch.equal(
+                read.operator(x), measured.operator(x)
+            )
             assert torch.equal(read.residual(x), measured.residual(x))
             assert torch.equal(torch.as_tensor(read.sigma), torch.as_tensor(measured.sigma))
 
@@ -197,9 +251,13 @@ class TestLinear:
 @pytest.mark.parametrize("factor", [2, 3, 4, 8])
 def test_bicubic_is_torchs(factor: int) -> None:
     x = rand(2, 3, 48, 24 * factor).float()
-    expected = F.interpolate(x, size=(48 // factor, 24), mode="bicubic", antialias=True, align_corners=False)
+    expected = F.interpolate(
+        x, size=(48 // factor, 24), mode="bicubic", antialias=True, align_corners=False
+    )
     assert float((SuperResolution(factor)(x) - expected).abs().max()) < 1e-5
-    by_factor = F.interpolate(x, scale_factor=1 / factor, mode="bicubic", antialias=True, align_corners=False)
+    by_factor = F.interpolate(
+        x, scale_factor=1 / factor, mode="bicubic", antialias=True, align_corners=False
+    )
     if by_factor.shape == expected.shape:
         assert float((SuperResolution(factor)(x) - by_factor).abs().max()) < 1e-5
 
@@ -210,7 +268,9 @@ def test_box_and_nearest() -> None:
     assert torch.equal(SuperResolution(3, "nearest")(x), x[..., ::3, ::3])
 
 
-@pytest.mark.parametrize("border, mode", [("circular", "wrap"), ("reflect", "mirror"), ("replicate", "nearest")])
+@pytest.mark.parametrize(
+    "border, mode", [("circular", "wrap"), ("reflect", "mirror"), ("replicate", "nearest")]
+)
 @pytest.mark.parametrize("kernel", ["gaussian", "box", "disk", "motion", "skew"])
 def test_blur_is_scipys_convolution(border: str, mode: str, kernel: str) -> None:
     blur = (
@@ -219,16 +279,30 @@ def test_blur_is_scipys_convolution(border: str, mode: str, kernel: str) -> None
         else Blur(kernel, kernel_size=None if kernel == "gaussian" else 9, sigma=1.3, border=border)
     )
     x = rand(1, 2, 17, 24)
-    expected = np.stack([scipy.ndimage.convolve(channel, blur.make_kernel().numpy(), mode=mode) for channel in x[0].numpy()])
+    expected = np.stack(
+        [
+            scipy.ndimage.convolve(channel, blur.make_kernel().numpy(), mode=mode)
+            for channel in x[0].numpy()
+        ]
+    )
     assert close(blur(x)[0], torch.from_numpy(expected), 1e-12)
     if kernel == "gaussian":
-        assert close(blur(x)[0, 0], torch.from_numpy(scipy.ndimage.gaussian_filter(x[0, 0].numpy(), 1.3, mode=mode)), 1e-12)
+        assert close(
+            blur(x)[0, 0],
+            torch.from_numpy(scipy.ndimage.gaussian_filter(x[0, 0].numpy(), 1.3, mode=mode)),
+            1e-12,
+        )
 
 
 def test_kernels() -> None:
     for kernel in ("gaussian", "motion", "box", "disk"):
         w = Blur(kernel).make_kernel()
-        assert w.shape[0] == w.shape[1] and w.shape[0] % 2 == 1 and bool((w >= 0).all()) and abs(float(w.sum()) - 1) < 1e-12
+        assert (
+            w.shape[0] == w.shape[1]
+            and w.shape[0] % 2 == 1
+            and bool((w >= 0).all())
+            and abs(float(w.sum()) - 1) < 1e-12
+        )
     assert 0 < float(disk(5)[0, 1]) < float(disk(5)[2, 2])  # the edge counts by the share it covers
     w = Blur("gaussian", sigma=2.5).make_kernel()
     j = torch.arange(len(w)) - len(w) // 2
@@ -239,7 +313,11 @@ def test_kernels() -> None:
 
 def test_the_class_follows_kernel_and_border() -> None:
     assert type(Blur()) is type(Blur("motion")) is FourierBlur
-    assert type(Blur("box", border="reflect")) is type(make_operator("blur", border="replicate")) is SeparableBlur
+    assert (
+        type(Blur("box", border="reflect"))
+        is type(make_operator("blur", border="replicate"))
+        is SeparableBlur
+    )
     assert type(Blur("disk", border="reflect")) is Blur
     with pytest.raises(ValueError, match="no parameter 'sigmas'. Did you mean 'sigma'"):
         make_operator("blur", sigmas=2.0)
@@ -271,15 +349,22 @@ def test_random_masks_miss_exactly_their_fraction(fraction: float) -> None:
 
 
 def test_random_masks_depend_on_seed_and_shape_alone() -> None:
-    assert torch.equal(mask_of(seed=1), mask_of(seed=1)) and not torch.equal(mask_of(seed=1), mask_of(seed=2))
+    assert torch.equal(mask_of(seed=1), mask_of(seed=1)) and not torch.equal(
+        mask_of(seed=1), mask_of(seed=2)
+    )
     one, other = Inpaint(), Inpaint()
-    one(randn(1, 3, 8, 8)), one.measure(rand(5, 3, 17, 24), sigma=0.1, seed=4)  # what came before does not matter
+    (
+        one(randn(1, 3, 8, 8)),
+        one.measure(rand(5, 3, 17, 24), sigma=0.1, seed=4),
+    )  # what came before does not matter
     assert torch.equal(one.bind((3, 17, 24)).state["mask"], other.bind((3, 17, 24)).state["mask"])
     with torch.random.fork_rng():
         torch.random.manual_seed(99)
         assert torch.equal(mask_of(), other.bind((3, 17, 24)).state["mask"])
     a = Blur("motion", seed=3).make_kernel()
-    assert torch.equal(a, Blur("motion", seed=3).make_kernel()) and not torch.equal(a, Blur("motion", seed=4).make_kernel())
+    assert torch.equal(a, Blur("motion", seed=3).make_kernel()) and not torch.equal(
+        a, Blur("motion", seed=4).make_kernel()
+    )
 
 
 def test_named_masks() -> None:
@@ -292,9 +377,22 @@ def test_named_masks() -> None:
         and int(mask_of((3, 16, 24), mask="outpaint", size=6).sum()) == 36
     )
     for seed in range(8):
-        rows, columns = (mask_of(mask="box", size=6, position="random", margin=3, seed=seed)[0] == 0).nonzero().T
-        assert rows.min() >= 3 and rows.max() < 14 and columns.min() >= 3 and columns.max() < 21 and len(rows) == 36
-    assert mask_of(mask="stripes", width=2, period=5, direction="horizontal")[0, :, 0].tolist()[:10] == [1, 1, 1, 0, 0] * 2
+        rows, columns = (
+            (mask_of(mask="box", size=6, position="random", margin=3, seed=seed)[0] == 0)
+            .nonzero()
+            .T
+        )
+        assert (
+            rows.min() >= 3
+            and rows.max() < 14
+            and columns.min() >= 3
+            and columns.max() < 21
+            and len(rows) == 36
+        )
+    assert (
+        mask_of(mask="stripes", width=2, period=5, direction="horizontal")[0, :, 0].tolist()[:10]
+        == [1, 1, 1, 0, 0] * 2
+    )
     assert mask_of(mask="stripes", width=1, period=2)[0, 0].tolist() == [1, 0] * 12
     for side, known in (
         ("left", (slice(None), slice(12, None))),
@@ -313,10 +411,15 @@ def test_mask_files(tmp_path: Path) -> None:
     white = mask_of(mask=tmp_path / "m.png")
     assert torch.equal(white[0], torch.from_numpy(grey).to(torch.float64))
     assert torch.equal(mask_of(mask=str(tmp_path / "m.png"), keep="black"), 1 - white)
-    assert torch.equal(mask_of((3, 34, 48), mask=tmp_path / "m.png")[0], white[0].repeat_interleave(2, 0).repeat_interleave(2, 1))
+    assert torch.equal(
+        mask_of((3, 34, 48), mask=tmp_path / "m.png")[0],
+        white[0].repeat_interleave(2, 0).repeat_interleave(2, 1),
+    )
     np.save(tmp_path / "m.npy", grey)
     torch.save(torch.from_numpy(grey), tmp_path / "m.pt")
-    assert torch.equal(mask_of(mask=tmp_path / "m.npy"), white) and torch.equal(mask_of(mask=tmp_path / "m.pt"), white)
+    assert torch.equal(mask_of(mask=tmp_path / "m.npy"), white) and torch.equal(
+        mask_of(mask=tmp_path / "m.pt"), white
+    )
     with pytest.raises(ValueError, match="17x24, the image 17x17: another aspect ratio"):
         mask_of((3, 17, 17), mask=tmp_path / "m.png")
     (tmp_path / "bad.png").write_bytes(b"no image")
@@ -342,7 +445,9 @@ def test_masks_per_image(tmp_path: Path) -> None:
     assert torch.equal(operator(x), masks * x) and operator.bind((3, 9, 8)).per_image == {"mask"}
     measured = operator.measure(x, sigma=[0.1, 0.2, 0.3], seed=1)
     part = measured.select([2, 0])
-    assert torch.equal(part.y, measured.y[[2, 0]]) and torch.equal(part.residual(x[[2, 0]]), measured.residual(x)[[2, 0]])
+    assert torch.equal(part.y, measured.y[[2, 0]]) and torch.equal(
+        part.residual(x[[2, 0]]), measured.residual(x)[[2, 0]]
+    )
     assert part.sigma.flatten().tolist() == pytest.approx([0.3, 0.1])
     z = operator.prox(x, measured.y, 2.0)
     assert torch.equal(part.operator.prox(x[[2, 0]], part.y, 2.0), z[[2, 0]])  # type: ignore[attr-defined]
@@ -351,7 +456,10 @@ def test_masks_per_image(tmp_path: Path) -> None:
     for m in (measured, part, single):
         m.save(tmp_path / "m.safetensors")
         read = Measurement.load(tmp_path / "m.safetensors")
-        assert torch.equal(read.operator.state["mask"], m.operator.state["mask"]) and read.hash == m.hash
+        assert (
+            torch.equal(read.operator.state["mask"], m.operator.state["mask"])
+            and read.hash == m.hash
+        )
     with pytest.raises(ValueError, match="for 3 images, got a batch of 2"):
         operator(x[:2])
 
@@ -366,7 +474,9 @@ def test_noise_belongs_to_the_image() -> None:
     assert torch.equal(m.y[0], x[0])
     for k in (1, 2):
         assert float((m.y - x)[k].std()) == pytest.approx(sigma[k], rel=0.06)
-    assert torch.equal(Denoise().measure(x[:1], sigma=0.1, seed=5).y, Denoise().measure(x, sigma=0.1, seed=5).y[:1])
+    assert torch.equal(
+        Denoise().measure(x[:1], sigma=0.1, seed=5).y, Denoise().measure(x, sigma=0.1, seed=5).y[:1]
+    )
     assert not torch.equal(m.y, Denoise().measure(x, sigma=sigma, seed=6).y)
     with pytest.raises(ValueError, match="one per image"):
         Denoise().measure(x, sigma=[0.1, 0.2])
@@ -374,10 +484,14 @@ def test_noise_belongs_to_the_image() -> None:
 
 def test_poisson_noise() -> None:
     gain, level = 0.02, 0.5
-    m = Denoise().measure(torch.full((2, 1, 200, 200), level, dtype=torch.float64), sigma=0.05, gain=gain, seed=1)
+    m = Denoise().measure(
+        torch.full((2, 1, 200, 200), level, dtype=torch.float64), sigma=0.05, gain=gain, seed=1
+    )
     assert float(m.y.mean()) == pytest.approx(level, abs=2e-3)
     assert float(m.y.var()) == pytest.approx(0.05**2 + gain * level, rel=0.03)
-    assert m.sigma.shape == m.y.shape and float(m.sigma.square().mean()) == pytest.approx(0.05**2 + gain * level, rel=0.03)
+    assert m.sigma.shape == m.y.shape and float(m.sigma.square().mean()) == pytest.approx(
+        0.05**2 + gain * level, rel=0.03
+    )
     pure = Denoise().measure(torch.full((1, 1, 50, 50), level, dtype=torch.float64), gain=gain)
     assert torch.allclose(pure.y / gain, (pure.y / gain).round())
     assert torch.equal(m.select([1]).sigma, m.sigma[1:])
@@ -418,27 +532,45 @@ def test_a_measurement_knows_its_range() -> None:
         (lambda: Inpaint("box", position=(1, -2)), "position must be"),
         (lambda: Inpaint("box", margin=-1), "margin"),
         (lambda: Inpaint("stripes", width=8, period=8), "0 < width < period"),
-        (lambda: Inpaint("half", side="up"), "side must be one of left, right, top, bottom, got 'up'"),
+        (
+            lambda: Inpaint("half", side="up"),
+            "side must be one of left, right, top, bottom, got 'up'",
+        ),
         (lambda: Inpaint(keep="grey"), "keep must be one of"),
         (lambda: Inpaint(torch.full((4, 4), 255.0)), r"values in \[0, 1\].*255"),
         (lambda: Inpaint(torch.ones(4)), "mask tensor is"),
-        (lambda: Inpaint(torch.ones(4, 5)).bind((3, 5, 4)), r"\(1, 4, 5\), but images are \(3, 5, 4\)"),
+        (
+            lambda: Inpaint(torch.ones(4, 5)).bind((3, 5, 4)),
+            r"\(1, 4, 5\), but images are \(3, 5, 4\)",
+        ),
         (lambda: Inpaint(torch.ones(2, 4, 5)).bind((3, 4, 5)), "1 or 3 channels"),
         (lambda: Inpaint("box", size=30).bind((3, 17, 24)), "larger than the image of 17x24"),
         (lambda: Inpaint("box", size=10, position=(10, 0)).bind((3, 17, 24)), "leaves the image"),
-        (lambda: Inpaint("box", size=10, position="random", margin=4).bind((3, 17, 24)), "does not fit"),
+        (
+            lambda: Inpaint("box", size=10, position="random", margin=4).bind((3, 17, 24)),
+            "does not fit",
+        ),
         (lambda: Inpaint().bind((17, 24)), r"\(C, H, W\)"),
         (lambda: Blur("gausian"), "kernel must be one of gaussian, motion, box, disk.*'gausian'"),
-        (lambda: Blur(border="zeros"), "border must be one of circular, reflect, replicate, got 'zeros'"),
+        (
+            lambda: Blur(border="zeros"),
+            "border must be one of circular, reflect, replicate, got 'zeros'",
+        ),
         (lambda: Blur(sigma=0.0), "sigma.*positive, got 0.0"),
         (lambda: Blur("box", kernel_size=4), "odd number of pixels, e.g. 9, got 4"),
         (lambda: Blur("motion", intensity=2.0), "intensity"),
         (lambda: Blur(torch.zeros(3, 3)), "not all zeros"),
         (lambda: Blur(torch.ones(2, 3, 3)), "two dimensions"),
-        (lambda: Blur(border="reflect", sigma=3.0)(torch.zeros(1, 3, 8, 40)), "25x25 pixels reaches beyond an image of 8x40"),
+        (
+            lambda: Blur(border="reflect", sigma=3.0)(torch.zeros(1, 3, 8, 40)),
+            "25x25 pixels reaches beyond an image of 8x40",
+        ),
         (lambda: SuperResolution(1), "factor must be a whole number"),
         (lambda: SuperResolution(2.5), "factor must be a whole number"),  # type: ignore[arg-type]
-        (lambda: SuperResolution(4, "lanczos"), "kernel must be one of bicubic, box, nearest, got 'lanczos'"),
+        (
+            lambda: SuperResolution(4, "lanczos"),
+            "kernel must be one of bicubic, box, nearest, got 'lanczos'",
+        ),
         (
             lambda: SuperResolution(4)(torch.zeros(1, 3, 18, 24)),
             "18x24 is not divisible by the factor 4: crop the image to 16x24 or pad it to 20x24",
@@ -467,7 +599,9 @@ def test_kernel_files(tmp_path: Path) -> None:
     measured = Blur(tmp_path / "k.npy", border="reflect").measure(rand(1, 1, 9, 10))
     measured.save(tmp_path / "m.safetensors")
     (tmp_path / "k.npy").unlink()
-    assert close(Measurement.load(tmp_path / "m.safetensors").operator(rand(1, 1, 9, 10)), measured.y)
+    assert close(
+        Measurement.load(tmp_path / "m.safetensors").operator(rand(1, 1, 9, 10)), measured.y
+    )
 
 
 # deepinv -------------------------------------------------------------------------------------------------------------
@@ -476,22 +610,29 @@ def test_kernel_files(tmp_path: Path) -> None:
 def physics_cases() -> dict[str, Callable[[], object]]:
     import deepinv
 
-    from invdiff.deepinv_adapter import motion_kernel
+    from invdiff.problem.physics import motion_kernel
 
     physics, filters = deepinv.physics, motion_kernel(7, 0.5, 0).float()[None, None]
     generator = torch.Generator().manual_seed(0)
     return {
-        "inpainting": lambda: physics.Inpainting((3, 16, 20), mask=0.5, rng=generator, noise_model=physics.GaussianNoise(0.1)),
+        "inpainting": lambda: physics.Inpainting(
+            (3, 16, 20), mask=0.5, rng=generator, noise_model=physics.GaussianNoise(0.1)
+        ),
         "decolorize": physics.Decolorize,
         "denoising": lambda: physics.Denoising(),
         "blurfft": lambda: physics.BlurFFT((3, 16, 20), filter=filters),
         "blurfft-odd": lambda: physics.BlurFFT((3, 16, 21), filter=filters),
         "blur": lambda: physics.Blur(filter=filters, padding="reflect"),
-        "downsampling": lambda: physics.Downsampling(img_size=(3, 16, 20), factor=2, filter="bicubic"),
+        "downsampling": lambda: physics.Downsampling(
+            img_size=(3, 16, 20), factor=2, filter="bicubic"
+        ),
     }
 
 
-@pytest.mark.parametrize("name", ["inpainting", "decolorize", "denoising", "blurfft", "blurfft-odd", "blur", "downsampling"])
+@pytest.mark.parametrize(
+    "name",
+    ["inpainting", "decolorize", "denoising", "blurfft", "blurfft-odd", "blur", "downsampling"],
+)
 def test_deepinv_physics_become_operators(name: str) -> None:
     physics = physics_cases()[name]()
     shape = (3, 16, 21) if name == "blurfft-odd" else (3, 16, 20)
@@ -499,18 +640,28 @@ def test_deepinv_physics_become_operators(name: str) -> None:
     operator, random_state = as_operator(physics), torch.random.get_rng_state()
     assert isinstance(operator, LinearOperator)
     bound = operator.bind(shape)
-    assert isinstance(bound, SpectralOperator) == (name in ("inpainting", "denoising", "blurfft", "blurfft-odd"))
+    assert isinstance(bound, SpectralOperator) == (
+        name in ("inpainting", "denoising", "blurfft", "blurfft-odd")
+    )
     x = randn(2, *shape)
     y = randn(2, *bound.measurement_shape, seed=1)
     assert torch.allclose(operator(x.float()), physics.A(x.float()), atol=1e-5)  # type: ignore[attr-defined]
     ax = operator(x)
     assert ax.dtype == torch.float64
-    assert abs(float((ax * y).sum() - (x * operator.adjoint(y)).sum())) < 1e-5 * float(ax.norm() * y.norm())
-    assert close(operator(operator.pinv(ax)), ax, 5e-3 if name == "blur" else 1e-3)  # conjugate gradients, ill-conditioned
+    assert abs(float((ax * y).sum() - (x * operator.adjoint(y)).sum())) < 1e-5 * float(
+        ax.norm() * y.norm()
+    )
+    assert close(
+        operator(operator.pinv(ax)), ax, 5e-3 if name == "blur" else 1e-3
+    )  # conjugate gradients, ill-conditioned
     z = operator.prox(x, y, 0.5)
-    assert float((0.5 * operator.adjoint(operator(z) - y) + z - x).norm()) < 1e-4 * float(x.norm() + y.norm())
+    assert float((0.5 * operator.adjoint(operator(z) - y) + z - x).norm()) < 1e-4 * float(
+        x.norm() + y.norm()
+    )
     if isinstance(bound, SpectralOperator):
-        assert float(bound.Vt(x).norm()) == pytest.approx(float(x.norm()), rel=1e-6) and close(bound.V(bound.Vt(x)), x, 1e-6)
+        assert float(bound.Vt(x).norm()) == pytest.approx(float(x.norm()), rel=1e-6) and close(
+            bound.V(bound.Vt(x)), x, 1e-6
+        )
         assert close(bound.U(bound._like(x).singular_values * bound.Vt(x)), ax, 1e-6)  # type: ignore[attr-defined]
     if name != "decolorize":
         assert operator.image_shape(bound.measurement_shape) == shape
@@ -531,18 +682,25 @@ def test_ours_agree_with_deepinvs() -> None:
         (Colorize(), deepinv.physics.Decolorize(), 3e-4),  # its weights are rounded
     ]
     for k in (SKEW[:, :3], SKEW):
-        pairs.append((Blur(k), deepinv.physics.BlurFFT((3, 16, 20), filter=k.float()[None, None]), 1e-5))
+        pairs.append(
+            (Blur(k), deepinv.physics.BlurFFT((3, 16, 20), filter=k.float()[None, None]), 1e-5)
+        )
     for ours, theirs, tol in pairs:
         y = ours(x)
         assert close(y, theirs.A(x), tol)  # type: ignore[attr-defined]
-        assert close(ours.adjoint(y), theirs.A_adjoint(y), tol) and close(ours.pinv(y), theirs.A_dagger(y), 10 * tol)  # type: ignore[attr-defined]
+        assert close(ours.adjoint(y), theirs.A_adjoint(y), tol) and close(
+            ours.pinv(y), theirs.A_dagger(y), 10 * tol
+        )  # type: ignore[attr-defined]
 
 
 def test_deepinv_masks_per_image() -> None:
     import deepinv
 
     masks = (rand(3, 1, 8, 10) > 0.4).float()
-    operator, x = as_operator(deepinv.physics.Inpainting((3, 8, 10), mask=masks)), rand(3, 3, 8, 10).float()
+    operator, x = (
+        as_operator(deepinv.physics.Inpainting((3, 8, 10), mask=masks)),
+        rand(3, 3, 8, 10).float(),
+    )
     m = operator.measure(x)
     assert torch.equal(m.y, masks * x) and isinstance(m.operator, SpectralOperator)
     part = m.select([2, 1])
@@ -595,21 +753,38 @@ def test_log_likelihood_is_the_density() -> None:
     mask = (rand(8, 6) > 0).double()
     m = Inpaint(mask=mask).measure(x, sigma=0.3)
     density = torch.distributions.Normal(mask * x, 0.3).log_prob(m.y)
-    assert close(m.log_likelihood(x), (mask * density).flatten(1).sum(1), 1e-9)  # over what was measured only
+    assert close(
+        m.log_likelihood(x), (mask * density).flatten(1).sum(1), 1e-9
+    )  # over what was measured only
 
 
 def test_consistency_is_the_misfit_in_units_of_the_noise() -> None:
     x = rand(3, 3, 40, 40)
     per_image, per_pixel = [0.1, 0.2, 0.3], rand(3, 3, 40, 40).abs() + 0.1
-    for operator in (Denoise(), Inpaint(fraction=0.6), stack(["inpaint", "blur"]), CompressedSensing()):
-        for sigma in (0.3, per_image, *([per_pixel] if isinstance(operator, (Denoise, Inpaint)) else [])):
+    for operator in (
+        Denoise(),
+        Inpaint(fraction=0.6),
+        stack(["inpaint", "blur"]),
+        CompressedSensing(),
+    ):
+        for sigma in (
+            0.3,
+            per_image,
+            *([per_pixel] if isinstance(operator, (Denoise, Inpaint)) else []),
+        ):
             m = operator.measure(x, sigma=sigma, seed=1)
-            assert bool(((m.consistency(x) - 1).abs() < 0.04).all()), "the truth is away by the noise, complex noise included"
+            assert bool(((m.consistency(x) - 1).abs() < 0.04).all()), (
+                "the truth is away by the noise, complex noise included"
+            )
     mask = (rand(40, 40) > 0).double()
     m, other = Inpaint(mask=mask).measure(x, sigma=per_image), rand(3, 3, 40, 40)
-    expected = (mask * (other - m.y)).flatten(1).norm(dim=1) / (torch.tensor(per_image, dtype=torch.float64) * (3 * mask.sum()).sqrt())
+    expected = (mask * (other - m.y)).flatten(1).norm(dim=1) / (
+        torch.tensor(per_image, dtype=torch.float64) * (3 * mask.sum()).sqrt()
+    )
     assert close(m.consistency(other), expected, 1e-9)  # over the m values that were measured
-    assert close(m.to_range(-1, 1).consistency(2 * other - 1), expected, 1e-9), "the same in a network's range"
+    assert close(m.to_range(-1, 1).consistency(2 * other - 1), expected, 1e-9), (
+        "the same in a network's range"
+    )
 
 
 def test_consistency_is_undefined_without_noise() -> None:
@@ -618,7 +793,9 @@ def test_consistency_is_undefined_without_noise() -> None:
     assert Denoise().measure(x, sigma=[0.0, 0.1]).consistency(x).isnan().tolist() == [True, False]
     mask[0] = 0
     silent = 0.1 * mask.expand(1, 3, 4, 4)
-    assert bool(Inpaint(mask=mask).measure(x, sigma=silent).consistency(x).isfinite().all()), "where nothing is measured sigma says nothing"
+    assert bool(Inpaint(mask=mask).measure(x, sigma=silent).consistency(x).isfinite().all()), (
+        "where nothing is measured sigma says nothing"
+    )
     assert bool(Denoise().measure(x, sigma=silent).consistency(x).isnan().all())
 
 
@@ -627,7 +804,9 @@ def test_nothing_is_measured_under_the_mask() -> None:
     mask = (rand(8, 6) > 0).double()
     x = rand(2, 3, 8, 6)
     assert bool((Inpaint(mask=mask).measure(x, sigma=0.5).y[..., mask == 0] == 0).all())
-    assert close(Measurement(x, Inpaint(mask=mask), 0.1).norm(x), torch.zeros(2, dtype=torch.float64), 1e-12)
+    assert close(
+        Measurement(x, Inpaint(mask=mask), 0.1).norm(x), torch.zeros(2, dtype=torch.float64), 1e-12
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,24 +13,23 @@ from oracles import D, Given, OneStream, correlated, rand, step_of
 from torch import Tensor
 
 from invdiff import schedules
-from invdiff.denoiser import Denoiser
 from invdiff.guidance.daps import DAPS, Annealing, daps
 from invdiff.guidance.diffpir import DiffPIR, Root, diffpir
 from invdiff.guidance.reddiff import REDDiff, reddiff
 from invdiff.itineraries import Straight
-from invdiff.measurement import Measurement
-from invdiff.method import Method, make_method
-from invdiff.operator import Operator
+from invdiff.network import Denoiser
 from invdiff.operators.matrix import Matrix
-from invdiff.registry import make_operator
-from invdiff.restoration import solve
-from invdiff.sampling import sample
+from invdiff.problem import Measurement, Operator, make_operator
+from invdiff.sampling import Method, make_method, sample
 from invdiff.schedules import Level, Schedule
+from invdiff.solving import solve
 from invdiff.transitions import Heun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SCHEDULE = schedules.linear(beta_start=1e-5)  # its least noisy level lies below the end of DAPS' ODE
+SCHEDULE = schedules.linear(
+    beta_start=1e-5
+)  # its least noisy level lies below the end of DAPS' ODE
 ALPHA_BAR = torch.cumprod(1 - torch.linspace(1e-5, 0.02, 1000, dtype=D), 0)
 TIMES = [990, 700, 400, 150, 30]
 A = rand(3, 5, seed=8) / 2
@@ -57,7 +56,13 @@ def measured(sigma: Any = 0.2) -> Measurement:
     return Matrix(A).bind((5,)).measure(PRIOR.draw(B, seed=3), sigma=sigma)
 
 
-def run(method: Method, x: Tensor, measurement: Measurement, draws: Sequence[Tensor], visited: Sequence[Level] | None = None) -> Tensor:
+def run(
+    method: Method,
+    x: Tensor,
+    measurement: Measurement,
+    draws: Sequence[Tensor],
+    visited: Sequence[Level] | None = None,
+) -> Tensor:
     """The method's pieces in the loop, from x and with the given draws, of which none may be left."""
     assert method.transition is not None
     noise = Given(draws)
@@ -90,7 +95,10 @@ def images(batch: int = 3) -> Tensor:
 def tanh() -> Denoiser:
     """A network of images that is no one's prior."""
     return Denoiser(
-        lambda x, t: 0.7 * torch.tanh(x) * (1 - t / 3000).view(-1, 1, 1, 1), predicts="x0", schedule="linear", data_range=(-1, 1)
+        lambda x, t: 0.7 * torch.tanh(x) * (1 - t / 3000).view(-1, 1, 1, 1),
+        predicts="x0",
+        schedule="linear",
+        data_range=(-1, 1),
     )
 
 
@@ -114,7 +122,10 @@ def test_diffpir_is_algorithm_1(zeta: float, sigma: Any) -> None:
     for k, noise in enumerate(torch.as_tensor(sigma, dtype=D).expand(B)):
         x, y = x_T[k], measurement.y[k]
         for i, t in enumerate(TIMES):
-            bar, bar_s = ALPHA_BAR[t], ALPHA_BAR[TIMES[i + 1]] if i + 1 < len(TIMES) else torch.ones((), dtype=D)
+            bar, bar_s = (
+                ALPHA_BAR[t],
+                ALPHA_BAR[TIMES[i + 1]] if i + 1 < len(TIMES) else torch.ones((), dtype=D),
+            )
             x0 = posterior_mean(x, bar.sqrt(), (1 - bar).sqrt())
             rho = lmbda * noise**2 / ((1 - bar) / bar)
             if rho > 0:
@@ -125,7 +136,9 @@ def test_diffpir_is_algorithm_1(zeta: float, sigma: Any) -> None:
             fresh = zeta**0.5 * draws[i][k] if zeta and bar_s < 1 else 0
             x = bar_s.sqrt() * x0 + (1 - bar_s).sqrt() * ((1 - zeta) ** 0.5 * eps + fresh)
         rows.append(x)
-    torch.testing.assert_close(run(diffpir(lmbda, zeta), x_T, measurement, draws), torch.stack(rows), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        run(diffpir(lmbda, zeta), x_T, measurement, draws), torch.stack(rows), atol=1e-9, rtol=0
+    )
 
 
 def test_diffpir_without_noise_fits_the_measurement() -> None:
@@ -173,9 +186,13 @@ def test_reddiff_is_algorithm_1(operator: Operator) -> None:
             bar = ALPHA_BAR[t]
             noise = z[i][k] if i else (x - bar.sqrt() * mu.detach()) / (1 - bar).sqrt()
             x_t = bar.sqrt() * mu.detach() + (1 - bar).sqrt() * noise
-            eps = (x_t - bar.sqrt() * posterior_mean(x_t, bar.sqrt(), (1 - bar).sqrt())) / (1 - bar).sqrt()
+            eps = (x_t - bar.sqrt() * posterior_mean(x_t, bar.sqrt(), (1 - bar).sqrt())) / (
+                1 - bar
+            ).sqrt()
             weight = lmbda * ((1 - bar) / bar).sqrt()
-            loss = (y - A_of(mu[None])[0]).square().mean() / 2 + weight * ((eps - noise) * mu).mean()
+            loss = (y - A_of(mu[None])[0]).square().mean() / 2 + weight * (
+                (eps - noise) * mu
+            ).mean()
             adam.zero_grad()
             loss.backward()
             adam.step()
@@ -191,7 +208,9 @@ def test_runs_of_reddiff_share_no_memory() -> None:
 
 
 def test_reddiff_keeps_memory_so_a_step_predicts_once() -> None:
-    with pytest.raises(ValueError, match="REDDiff keeps memory between steps, but Heun predicts more than once"):
+    with pytest.raises(
+        ValueError, match="REDDiff keeps memory between steps, but Heun predicts more than once"
+    ):
         solve(measured(), denoiser(), "reddiff", transition=Heun(), steps=4)
 
 
@@ -199,7 +218,9 @@ def test_reddiff_keeps_memory_so_a_step_predicts_once() -> None:
 
 
 def karras(high: float, low: float, n: int) -> list[float]:
-    return [(high ** (1 / 7) + i / (n - 1) * (low ** (1 / 7) - high ** (1 / 7))) ** 7 for i in range(n)]
+    return [
+        (high ** (1 / 7) + i / (n - 1) * (low ** (1 / 7) - high ** (1 / 7))) ** 7 for i in range(n)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["langevin", "squares", "exact"])
@@ -231,7 +252,11 @@ def test_daps_is_algorithm_1(kind: str) -> None:
             for _ in range(langevin):
                 Ax = x @ A.T
                 pull = (y - Ax) @ A if kind == "langevin" else (2 * Ax * (y - Ax**2)) @ A
-                x = x + eta * (pull / tau**2 - (x - x0_hat) / sigma**2) + (2 * eta) ** 0.5 * drawn(B, 5)
+                x = (
+                    x
+                    + eta * (pull / tau**2 - (x - x0_hat) / sigma**2)
+                    + (2 * eta) ** 0.5 * drawn(B, 5)
+                )
         if i + 1 < steps:
             x = x + sigmas[i + 1] * drawn(B, 5)
     method = daps(ode, langevin, lr, least, tau, kind == "exact", 20.0, 0.1)
@@ -249,15 +274,22 @@ def test_daps_draws_from_its_gaussian(exact: bool) -> None:
     draw = guidance.solved if exact else guidance.langevin
     x = draw(x0_hat.expand(chains, 5), step_of(SCHEDULE, level, level, OneStream()), measurement)
     covariance = torch.linalg.inv(torch.eye(5, dtype=D) / 0.8**2 + A.T @ A / tau**2)
-    torch.testing.assert_close(x.mean(0), covariance @ (x0_hat / 0.8**2 + A.T @ y / tau**2), atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        x.mean(0), covariance @ (x0_hat / 0.8**2 + A.T @ y / tau**2), atol=0.05, rtol=0
+    )
     torch.testing.assert_close(x.T.cov(), covariance, atol=0.05, rtol=0)
 
 
 def test_daps_anneals_on_karras_grid_in_every_frame() -> None:
     for schedule in (schedules.linear(), schedules.ve(0.01, 200), schedules.flow()):
         visited = Annealing()(schedule, 200)
-        torch.testing.assert_close(torch.stack([s.ratio for s in visited]), torch.tensor([*karras(100, 0.1, 200), 0.0], dtype=D))
-    assert float(Annealing()(schedules.edm(), 5)[0].sigma) == pytest.approx(80)  # no noisier than the network knows
+        torch.testing.assert_close(
+            torch.stack([s.ratio for s in visited]),
+            torch.tensor([*karras(100, 0.1, 200), 0.0], dtype=D),
+        )
+    assert float(Annealing()(schedules.edm(), 5)[0].sigma) == pytest.approx(
+        80
+    )  # no noisier than the network knows
     with pytest.raises(ValueError, match="start just below alpha = 0"):
         flow = Denoiser(PRIOR.network("v", schedules.flow()), predicts="v", schedule="flow")
         solve(measured(), flow, "daps", itinerary=Straight(), steps=3)
@@ -265,7 +297,13 @@ def test_daps_anneals_on_karras_grid_in_every_frame() -> None:
 
 def test_sigma_takes_the_place_of_tau() -> None:
     measurement = measured([0.2, 0.4])
-    own = solve(measurement, denoiser(), make_method("daps", tau=0, langevin_steps=4, lr=1e-3), steps=4, dtype=D).x
+    own = solve(
+        measurement,
+        denoiser(),
+        make_method("daps", tau=0, langevin_steps=4, lr=1e-3),
+        steps=4,
+        dtype=D,
+    ).x
     for k, sigma in enumerate([0.2, 0.4]):
         given = make_method("daps", tau=sigma, langevin_steps=4, lr=1e-3)
         alone = solve(measurement.select([k]), denoiser(), given, steps=4, image_ids=[k], dtype=D).x
@@ -273,7 +311,12 @@ def test_sigma_takes_the_place_of_tau() -> None:
     with pytest.raises(ValueError, match="DAPS with tau=0 weighs by 1/sigma², but sigma is zero"):
         solve(measured(0.0), denoiser(), make_method("daps", tau=0), steps=4)
     with pytest.raises(ValueError, match="exact=True needs a linear operator"):
-        solve(Squares().bind((5,)).measure(rand(B, 5)), denoiser(), make_method("daps", exact=True), steps=4)
+        solve(
+            Squares().bind((5,)).measure(rand(B, 5)),
+            denoiser(),
+            make_method("daps", exact=True),
+            steps=4,
+        )
 
 
 # All of them -------------------------------------------------------------------------------------------------------------
@@ -287,7 +330,9 @@ def test_an_image_alone_is_the_image_in_its_batch(name: str) -> None:
     together = solve(measurement, tanh(), METHODS[name](), steps=4, dtype=D)
     assert (together.nfe, together.nbe) == (8 if name.startswith("daps") else 4, 0)
     for k in range(3):
-        alone = solve(measurement.select([k]), tanh(), METHODS[name](), steps=4, image_ids=[k], dtype=D)
+        alone = solve(
+            measurement.select([k]), tanh(), METHODS[name](), steps=4, image_ids=[k], dtype=D
+        )
         torch.testing.assert_close(alone.x[0], together.x[k], atol=1e-12, rtol=0)
 
 
@@ -314,7 +359,9 @@ def test_sigmas_per_pixel() -> None:
 
 
 def test_diffpir_refuses_a_nonlinear_operator() -> None:
-    with pytest.raises(ValueError, match="DiffPIR requires a LinearOperator, but Squares is not one"):
+    with pytest.raises(
+        ValueError, match="DiffPIR requires a LinearOperator, but Squares is not one"
+    ):
         solve(Squares().bind((5,)).measure(rand(B, 5)), denoiser(), "diffpir", steps=3)
 
 

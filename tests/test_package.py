@@ -45,9 +45,16 @@ def _is_package(name: str) -> bool:
 
 def test_data_files_are_installed() -> None:
     assert files("invdiff").joinpath("py.typed").is_file()
-    for name in ("config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors", "README.md"):
+    for name in (
+        "config.json",
+        "scheduler_config.json",
+        "diffusion_pytorch_model.safetensors",
+        "README.md",
+    ):
         assert files("invdiff.zoo").joinpath("photo64", name).is_file()
-    checked_in = sorted(str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.yaml"))
+    checked_in = sorted(
+        str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.yaml")
+    )
     for name in checked_in:
         assert files("invdiff.configs").joinpath(*Path(name).parts).is_file()
 
@@ -55,12 +62,16 @@ def test_data_files_are_installed() -> None:
 def test_weights_stay_small() -> None:
     sizes = {p: p.stat().st_size for p in (ROOT / "invdiff" / "zoo").rglob("*.safetensors")}
     assert sum(sizes.values()) <= 40e6
-    assert sizes[ROOT / "invdiff" / "zoo" / "photo64" / "diffusion_pytorch_model.safetensors"] <= 12e6
+    assert (
+        sizes[ROOT / "invdiff" / "zoo" / "photo64" / "diffusion_pytorch_model.safetensors"] <= 12e6
+    )
 
 
 @pytest.mark.parametrize("name", MAPPED)
 def test_mapped_folders_refuse_to_be_top_level(name: str) -> None:
-    run = subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True
+    )
     assert run.returncode != 0 and f"invdiff.{name}" in run.stderr
 
 
@@ -69,9 +80,13 @@ def test_mapped_folders_refuse_to_be_top_level(name: str) -> None:
 def test_wheel_and_editable_install(editable: bool, tmp_path: Path) -> None:
     """Built from a clean copy and installed into an environment of its own, beside this one's dependencies."""
     source, env = tmp_path / "source", tmp_path / "env"
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
     names = tracked or [
-        str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if p.is_file() and "__pycache__" not in p.parts and "venv" not in p.parts
+        str(p.relative_to(ROOT))
+        for p in ROOT.rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts and "venv" not in p.parts
     ]
     for name in names:
         target = source / name
@@ -88,22 +103,46 @@ def test_wheel_and_editable_install(editable: bool, tmp_path: Path) -> None:
             if "invdiff" not in entry.name and not (deps / entry.name).exists():
                 (deps / entry.name).symlink_to(entry)
     (site / "deps.pth").write_text(str(deps))
-    pip = [env / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--ignore-installed"]
+    pip = [
+        env / "bin" / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--ignore-installed",
+    ]
     subprocess.run([*pip, "setuptools>=80"], check=True, capture_output=True)
-    subprocess.run([*pip, "--no-build-isolation", *(["-e"] if editable else []), str(source)], check=True, capture_output=True)
+    subprocess.run(
+        [*pip, "--no-build-isolation", *(["-e"] if editable else []), str(source)],
+        check=True,
+        capture_output=True,
+    )
     script = (
         "import invdiff, invdiff.guidance.dps, invdiff.operators, invdiff.configs, json;"
         "print(json.dumps([invdiff.__file__, invdiff.guidance.dps.__file__, invdiff.list_plugins('guidance')]))"
     )
-    out = subprocess.run([env / "bin" / "python", "-c", script], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(
+        [env / "bin" / "python", "-c", script],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     package, module, plugins = json.loads(out)
-    assert Path(package).is_relative_to(source if editable else env) and Path(module).is_relative_to(source if editable else env)
+    assert Path(package).is_relative_to(source if editable else env) and Path(
+        module
+    ).is_relative_to(source if editable else env)
     assert "dps" in plugins
 
 
 @pytest.mark.slow
 def test_wheel_content(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT],
+        check=True,
+        capture_output=True,
+    )
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert all(n.startswith(("invdiff/", "invdiff-")) for n in names)
@@ -113,17 +152,28 @@ def test_wheel_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [p for p in ROOT.rglob("*.md") if not {"node_modules", ".venv"} & set(p.parts)], ids=lambda p: str(p.relative_to(ROOT))
+    "page",
+    [p for p in ROOT.rglob("*.md") if not {"node_modules", ".venv"} & set(p.parts)],
+    ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_links_of_the_documentation_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert target.startswith("http") or (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", [p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.md") if not {"build", ".venv"} & set(p.parts)])
+@pytest.mark.parametrize(
+    "page",
+    [
+        p.relative_to(ROOT).as_posix()
+        for p in ROOT.rglob("*.md")
+        if not {"build", ".venv"} & set(p.parts)
+    ],
+)
 def test_pages_have_no_dead_links_and_no_gaps(page: str) -> None:
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", text):
         if "://" not in target:
             assert ((ROOT / page).parent / target).exists(), f"{page} points to {target}"
-    assert not re.findall(r"^[A-Z0-9]+_[A-Z_]+$", text, flags=re.MULTILINE), "a placeholder was left"
+    assert not re.findall(r"^[A-Z0-9]+_[A-Z_]+$", text, flags=re.MULTILINE), (
+        "a placeholder was left"
+    )

@@ -14,19 +14,18 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from invdiff import schedules
-from invdiff.denoiser import Denoiser
 from invdiff.guidance.mcgdiff import MCGDiff
 from invdiff.guidance.tds import TDS
 from invdiff.itineraries import Jumps, LateStart, Straight
-from invdiff.measurement import Measurement
-from invdiff.method import make_method
+from invdiff.network import Denoiser
 from invdiff.noise import NoiseSource
 from invdiff.operators.matrix import Matrix
-from invdiff.particles import resample
-from invdiff.registry import make_operator
-from invdiff.restoration import solve
-from invdiff.sampling import Step, Transition, sample
+from invdiff.problem import Measurement, make_operator
+from invdiff.sampling import Step, Transition, make_method, sample
+from invdiff.sampling.particles import resample
 from invdiff.schedules import Level, Schedule
+from invdiff.solving import solve
+from invdiff.solving.plan import complete
 from invdiff.transitions import DDIM, DDPM, Heun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -58,12 +57,26 @@ def measured(y: Tensor, sigma: Any, matrix: Tensor = A) -> Measurement:
     return Measurement(y, Matrix(matrix).bind((matrix.shape[1],)), sigma)
 
 
-def ours(transition: Transition, prior: Mixture, sigma: Any, x: Tensor, levels: list[Level], draws: list[Tensor]) -> Tensor:
+def ours(
+    transition: Transition,
+    prior: Mixture,
+    sigma: Any,
+    x: Tensor,
+    levels: list[Level],
+    draws: list[Tensor],
+) -> Tensor:
     """One particle system from given noise."""
     measurement = measured(Y.expand(len(x), 2), sigma)
     noise = Given(draws)
     out = sample(
-        denoiser(prior), x, levels, schedule=SCHEDULE, noise=noise, transition=transition, measurement=measurement, particles=len(x)
+        denoiser(prior),
+        x,
+        levels,
+        schedule=SCHEDULE,
+        noise=noise,
+        transition=transition,
+        measurement=measurement,
+        particles=len(x),
     )
     assert noise.drawn == len(draws)
     return out
@@ -71,7 +84,11 @@ def ours(transition: Transition, prior: Mixture, sigma: Any, x: Tensor, levels: 
 
 def draws_of(steps: int, n: int = N, seed: int = 10) -> list[Tensor]:
     """What a run of n particles draws: a number for resampling and a state's noise in each step, in the last a number only."""
-    return [z for i in range(steps) for z in (rand(n, 1, seed=seed + 2 * i), rand(n, d, seed=seed + 2 * i + 1))][:-1]
+    return [
+        z
+        for i in range(steps)
+        for z in (rand(n, 1, seed=seed + 2 * i), rand(n, d, seed=seed + 2 * i + 1))
+    ][:-1]
 
 
 def systematic(w: list[float], u: float) -> list[int]:
@@ -146,7 +163,14 @@ def alpha_bars(levels: list[Level]) -> list[float]:
 
 
 def plain_tds(
-    prior: Mixture, covariance: str, sigma: float, ess: float, eta: float, x: Tensor, bars: list[float], draws: list[Tensor]
+    prior: Mixture,
+    covariance: str,
+    sigma: float,
+    ess: float,
+    eta: float,
+    x: Tensor,
+    bars: list[float],
+    draws: list[Tensor],
 ) -> Tensor:
     """Wu et al., algorithm 1, on a VP diffusion: densities from torch.distributions, one particle at a time."""
     noise, n = iter(draws), len(x)
@@ -161,7 +185,11 @@ def plain_tds(
                 return prior.posterior_mean(v[None], bar**0.5, (1 - bar) ** 0.5)[0]
 
             x0, jacobian = estimate(x[k]), torch.autograd.functional.jacobian(estimate, x[k])
-            C = (1 - bar) * torch.eye(d, dtype=D) if covariance == "pigdm" else (1 - bar) / bar**0.5 * jacobian
+            C = (
+                (1 - bar) * torch.eye(d, dtype=D)
+                if covariance == "pigdm"
+                else (1 - bar) / bar**0.5 * jacobian
+            )
             S = A @ C @ A.T + sigma**2 * torch.eye(2, dtype=D)
             log_twist.append(MultivariateNormal(A @ x0, (S + S.T) / 2).log_prob(Y))
             grad = jacobian.T @ A.T @ torch.linalg.solve(S, Y - A @ x0)
@@ -179,14 +207,20 @@ def plain_tds(
             return torch.stack([twisted[k] for k in chosen])
         x = torch.stack([twisted[k] for k in chosen]) + std * next(noise)
         for k, a in enumerate(chosen):
-            log_w[k] += Normal(plain[a], std).log_prob(x[k]).sum() - Normal(twisted[a], std).log_prob(x[k]).sum() - log_twist[a]
+            log_w[k] += (
+                Normal(plain[a], std).log_prob(x[k]).sum()
+                - Normal(twisted[a], std).log_prob(x[k]).sum()
+                - log_twist[a]
+            )
     raise AssertionError("the last level is clean")
 
 
 @pytest.mark.parametrize("eta, inner", [(1.0, DDPM("small")), (0.85, DDIM(0.85))])
 @pytest.mark.parametrize("ess", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("covariance", ["pigdm", "tweedie"])
-def test_tds_is_the_papers_algorithm(covariance: str, ess: float, eta: float, inner: DDPM | DDIM) -> None:
+def test_tds_is_the_papers_algorithm(
+    covariance: str, ess: float, eta: float, inner: DDPM | DDIM
+) -> None:
     steps, sigma, prior = 8, 0.3, modes()
     levels, x, draws = Straight()(SCHEDULE, steps), rand(N, d, seed=9), draws_of(steps)
     expected = plain_tds(prior, covariance, sigma, ess, eta, x, alpha_bars(levels), draws)
@@ -202,7 +236,9 @@ def brownian_bridge(at: float, low: float, high: float) -> tuple[float, float, f
     return float(weights[0]), float(weights[1]), at + 1.0 - float(weights @ cross)
 
 
-def plain_mcgdiff(prior: Mixture, sigma: float, eta: float, x: Tensor, bars: list[float], draws: list[Tensor]) -> Tensor:
+def plain_mcgdiff(
+    prior: Mixture, sigma: float, eta: float, x: Tensor, bars: list[float], draws: list[Tensor]
+) -> Tensor:
     """Cardoso et al., algorithms 1 and 2, one particle and component at a time, in x / sqrt(alpha_bar), a Brownian motion in (1 − bar)/bar."""
     U, singular, Vt = torch.linalg.svd(A, full_matrices=True)
     observed = (U.T @ Y / singular).tolist()
@@ -217,7 +253,11 @@ def plain_mcgdiff(prior: Mixture, sigma: float, eta: float, x: Tensor, bars: lis
         m = (bar_s**0.5 * x0 + math.sqrt(1 - bar_s - std**2) * eps) @ Vt.T / bar_s**0.5
         u = x @ Vt.T / bar**0.5
         spread = 1 - bar if bar_s == 1 else std**2 / bar_s
-        log_w, means, variances = torch.zeros(n, dtype=D), m.clone(), torch.full((n, d), spread, dtype=D)
+        log_w, means, variances = (
+            torch.zeros(n, dtype=D),
+            m.clone(),
+            torch.full((n, d), spread, dtype=D),
+        )
         for k in range(n):
             for j, (y, tau) in enumerate(zip(observed, times, strict=True)):
                 if tau >= T:
@@ -228,13 +268,19 @@ def plain_mcgdiff(prior: Mixture, sigma: float, eta: float, x: Tensor, bars: lis
                 else:
                     a, share, v = brownian_bridge(tau, S, T)
                     b = share * float(u[k, j])
-                log_w[k] += Normal(a * m[k, j] + b, math.sqrt(a**2 * spread + v)).log_prob(torch.tensor(y, dtype=D))
+                log_w[k] += Normal(a * m[k, j] + b, math.sqrt(a**2 * spread + v)).log_prob(
+                    torch.tensor(y, dtype=D)
+                )
                 if i > 0:
-                    log_w[k] -= Normal(u[k, j], math.sqrt(T - tau)).log_prob(torch.tensor(y, dtype=D))
+                    log_w[k] -= Normal(u[k, j], math.sqrt(T - tau)).log_prob(
+                        torch.tensor(y, dtype=D)
+                    )
                 gain = a * spread / (a**2 * spread + v)
                 means[k, j] += gain * (y - a * m[k, j] - b)
                 variances[k, j] *= 1 - gain * a
-        chosen = systematic(torch.softmax(log_w, 0).tolist(), float(Normal(0.0, 1.0).cdf(next(noise)[0, 0])))
+        chosen = systematic(
+            torch.softmax(log_w, 0).tolist(), float(Normal(0.0, 1.0).cdf(next(noise)[0, 0]))
+        )
         u = means[chosen]
         if bar_s < 1:
             u = u + variances.sqrt() * (next(noise) @ Vt.T)
@@ -264,7 +310,9 @@ def test_every_frame_is_the_same_run(transition: Transition) -> None:
             Level(torch.tensor(0.0), torch.tensor(1.0, dtype=D), torch.tensor(0.0, dtype=D))
         ]
         scaled = x * float(levels[0].alpha / vp[0].alpha)
-        assert torch.allclose(ours(transition, prior, 0.4, scaled, levels, draws), expected, atol=1e-7)
+        assert torch.allclose(
+            ours(transition, prior, 0.4, scaled, levels, draws), expected, atol=1e-7
+        )
 
 
 # What theory promises: few steps, growing systems --------------------------------------------------------------------------
@@ -276,7 +324,15 @@ SYSTEMS: dict[str, Callable[[], Transition]] = {
 }
 
 
-def system(transition: Transition, prior: Mixture, sigma: float, particles: int, steps: int, images: int = 1, seed: int = 0) -> Tensor:
+def system(
+    transition: Transition,
+    prior: Mixture,
+    sigma: float,
+    particles: int,
+    steps: int,
+    images: int = 1,
+    seed: int = 0,
+) -> Tensor:
     """(images, particles, d), independent systems of one measurement."""
     x = rand(images * particles, d, seed=seed + 1000)
     out = sample(
@@ -294,7 +350,10 @@ def system(transition: Transition, prior: Mixture, sigma: float, particles: int,
 
 def moment_errors(x: Tensor, exact: Mixture) -> float:
     """Root mean square over systems of the errors of mean and covariance."""
-    mean, covariance = x.mean(1) - exact.mean, torch.stack([torch.cov(s.T, correction=0) for s in x]) - exact.covariance
+    mean, covariance = (
+        x.mean(1) - exact.mean,
+        torch.stack([torch.cov(s.T, correction=0) for s in x]) - exact.covariance,
+    )
     return float((mean.square().sum(1) + covariance.square().sum((1, 2))).mean().sqrt())
 
 
@@ -303,7 +362,10 @@ def test_a_gaussian_posterior_in_a_dozen_steps_as_particles_grow(name: str) -> N
     """The ancestral kernel is exact for unit covariance, so only the number of particles limits."""
     prior, sigma = Gaussian(rand(d, seed=11), torch.ones(d, dtype=D)), 0.4
     exact = prior.posterior(A, Y, sigma)
-    few, many = (moment_errors(system(SYSTEMS[name](), prior, sigma, n, 12, 5000 // n), exact) for n in (20, 5000))
+    few, many = (
+        moment_errors(system(SYSTEMS[name](), prior, sigma, n, 12, 5000 // n), exact)
+        for n in (20, 5000)
+    )
     assert many < 0.15 and many < few / 5
 
 
@@ -317,7 +379,11 @@ def test_the_share_of_each_mode_as_particles_grow(name: str) -> None:
 
     truth = share(exact.draw(100_000))
     few, many = (
-        (share(system(SYSTEMS[name](), prior, sigma, n, 30, 2000 // n, seed=5)) - truth).square().mean().sqrt() for n in (10, 2000)
+        (share(system(SYSTEMS[name](), prior, sigma, n, 30, 2000 // n, seed=5)) - truth)
+        .square()
+        .mean()
+        .sqrt()
+        for n in (10, 2000)
     )
     assert 0.1 < truth < 0.9
     assert many < 0.05 and many < few / 3
@@ -325,12 +391,21 @@ def test_the_share_of_each_mode_as_particles_grow(name: str) -> None:
 
 # What makes a particle system one ------------------------------------------------------------------------------------------
 
-METHODS: dict[str, Callable[[], Transition]] = {"pigdm": TDS, "tweedie": lambda: TDS("tweedie"), "mcgdiff": MCGDiff}
+METHODS: dict[str, Callable[[], Transition]] = {
+    "pigdm": TDS,
+    "tweedie": lambda: TDS("tweedie"),
+    "mcgdiff": MCGDiff,
+}
 PRIOR = modes()
 
 
 def restore(measurement: Measurement, method: Any, **options: Any) -> Any:
-    return solve(measurement, denoiser(PRIOR), method, **{"steps": 6, "num_samples": 5, "dtype": D, **options})
+    return solve(
+        measurement,
+        denoiser(PRIOR),
+        method,
+        **{"steps": 6, "num_samples": 5, "dtype": D, **options},
+    )
 
 
 @pytest.mark.parametrize("sigma", [0.3, 0.0, [0.1, 0.0, 0.5]])
@@ -340,7 +415,11 @@ def test_an_image_alone_is_the_image_in_its_batch(name: str, sigma: Any) -> None
     together = restore(measured(y, sigma), method)
     assert together.samples.isfinite().all()
     for size in (5, 12):  # one system at once, two at once
-        assert torch.allclose(restore(measured(y, sigma), method, batch_size=size).samples, together.samples, atol=1e-10)
+        assert torch.allclose(
+            restore(measured(y, sigma), method, batch_size=size).samples,
+            together.samples,
+            atol=1e-10,
+        )
     own = sigma[1] if isinstance(sigma, list) else sigma
     alone = restore(measured(y[1:2], own), method, image_ids=[1])
     assert torch.allclose(alone.samples[:, 0], together.samples[:, 1], atol=1e-10)
@@ -356,20 +435,31 @@ def test_masks_of_each_image(name: str) -> None:
     alone = restore(measurement.select([1]), METHODS[name](), image_ids=[1])
     assert torch.allclose(alone.samples[:, 0], together.samples[:, 1], atol=1e-10)
     if name == "mcgdiff":  # what was measured without noise stays as it was
-        assert torch.allclose(mask * together.samples, (mask * x).expand(5, -1, -1, -1, -1), atol=1e-10)
+        assert torch.allclose(
+            mask * together.samples, (mask * x).expand(5, -1, -1, -1, -1), atol=1e-10
+        )
 
 
 def test_a_fourier_basis_is_the_same_operator_as_its_matrix() -> None:
     """Complex spectral components come in pairs; the real SVD of the same blur must give the same law, here compared by its moments."""
     x = torch.rand(1, 1, 2, 2, dtype=D, generator=torch.Generator().manual_seed(1))
-    blur = make_operator("blur", kernel=torch.tensor([[0.1, 0.6, 0.3]], dtype=D)).measure(x, sigma=0.2)
+    blur = make_operator("blur", kernel=torch.tensor([[0.1, 0.6, 0.3]], dtype=D)).measure(
+        x, sigma=0.2
+    )
     units = torch.eye(4, dtype=D).view(4, 1, 2, 2)
     matrix = blur.operator(units).flatten(1).T
     dense = Measurement(blur.y.flatten(1), Matrix(matrix).bind((1, 2, 2)), 0.2)
     prior = Gaussian(torch.zeros(d, dtype=D), torch.ones(d, dtype=D))
     exact = prior.posterior(matrix, blur.y[0].flatten(), 0.2)
     for measurement in (blur, dense):
-        found = solve(measurement, denoiser(prior), MCGDiff(DDPM("large")), steps=20, num_samples=2000, dtype=D).samples.flatten(1)
+        found = solve(
+            measurement,
+            denoiser(prior),
+            MCGDiff(DDPM("large")),
+            steps=20,
+            num_samples=2000,
+            dtype=D,
+        ).samples.flatten(1)
         assert moment_errors(found[None], exact) < 0.1
 
 
@@ -400,9 +490,9 @@ def test_a_late_start_weighs_its_particles() -> None:
 
 
 def test_a_chosen_transition_becomes_the_kernel() -> None:
-    chosen = make_method("tds", ess=1.0).completed(DDIM(0.5), None).transition
+    chosen = complete(make_method("tds", ess=1.0), DDIM(0.5)).transition
     assert chosen == TDS(ess=1.0, inner=DDIM(0.5))
-    assert make_method("mcgdiff").completed(DDPM("large"), None).transition == MCGDiff(DDPM("large"))
+    assert complete("mcgdiff", DDPM("large")).transition == MCGDiff(DDPM("large"))
 
 
 @pytest.mark.parametrize("name", ["tds", "mcgdiff"])

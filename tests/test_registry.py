@@ -14,22 +14,29 @@ import pytest
 import torch
 
 import invdiff
-from invdiff import registry
-from invdiff.config import build_method, build_operator, compose, protocols
-from invdiff.denoiser import Denoiser
-from invdiff.method import Method, make_method
-from invdiff.operator import Operator
-from invdiff.registry import KINDS, PluginError, UnknownNameError, call, is_registered, load, make_operator, name_of
+from invdiff.config.compose import build_method, build_operator, compose, protocols
+from invdiff.loading.model import is_registered
+from invdiff.network import Denoiser
+from invdiff.plugins import registry
+from invdiff.plugins.registry import KINDS, PluginError, UnknownNameError, call, load, name_of
+from invdiff.problem import Operator, make_operator
+from invdiff.sampling import Method, make_method
 
 CONFIGS = files("invdiff.configs")
 
 
 def group(name: str) -> list[str]:
     """The YAML files of a config group."""
-    return sorted(file.name.removesuffix(".yaml") for file in (CONFIGS / name).iterdir() if file.name.endswith(".yaml"))
+    return sorted(
+        file.name.removesuffix(".yaml")
+        for file in (CONFIGS / name).iterdir()
+        if file.name.endswith(".yaml")
+    )
 
 
-def point(name: str, value: str, package: str | None = "somebody", kind: str = "guidance") -> EntryPoint:
+def point(
+    name: str, value: str, package: str | None = "somebody", kind: str = "guidance"
+) -> EntryPoint:
     """An entry point as an installed package would declare it."""
     made = EntryPoint(name, value, f"invdiff.{kind}")
     if package is not None:
@@ -45,7 +52,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Installed]:
     """Replaces what is installed."""
 
     def install(*points: EntryPoint) -> None:
-        monkeypatch.setattr(registry, "entry_points", lambda group: [p for p in points if p.group == group])
+        monkeypatch.setattr(
+            registry, "entry_points", lambda group: [p for p in points if p.group == group]
+        )
         registry._found.cache_clear()
 
     yield install
@@ -54,22 +63,32 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Installed]:
 
 
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown method 'dsp'. Did you mean 'dps'\? Known: .*dps.*none.*repaint") as error:
+    with pytest.raises(
+        UnknownNameError,
+        match=r"unknown method 'dsp'. Did you mean 'dps'\? Known: .*dps.*none.*repaint",
+    ) as error:
         load("guidance", "dsp")
     assert isinstance(error.value, ValueError)
     with pytest.raises(UnknownNameError, match="unknown operator 'qqqqq'. Known: blur, "):
         make_operator("qqqqq")
-    with pytest.raises(ValueError, match="kinds: operators, guidance, models, metrics, configs"):
+    with pytest.raises(
+        ValueError, match="kinds: operators, guidance, transitions, itineraries, schedules, models"
+    ):
         invdiff.list_plugins("operator")
 
 
-def test_two_packages_that_claim_a_name_are_both_named_and_the_others_still_load(installed: Installed) -> None:
+def test_two_packages_that_claim_a_name_are_both_named_and_the_others_still_load(
+    installed: Installed,
+) -> None:
     installed(
         point("dps", "invdiff.guidance.dps:DPS", "invdiff"),
         point("dps", "other_package.dps:Better", "other-package"),
         point("none", "invdiff.guidance.none:none", "invdiff"),
     )
-    with pytest.raises(PluginError, match=r"'dps' is claimed by invdiff \(.*\) and other-package \(other_package.dps:Better\)"):
+    with pytest.raises(
+        PluginError,
+        match=r"'dps' is claimed by invdiff \(.*\) and other-package \(other_package.dps:Better\)",
+    ):
         load("guidance", "dps")
     assert make_method("none") == Method()
     assert invdiff.list_plugins("guidance")["dps"].count(";") == 1
@@ -94,10 +113,17 @@ def test_a_broken_plugin_is_reported_when_asked_for_and_breaks_nothing_else(
 ) -> None:
     (tmp_path / "test_broken_plugin.py").write_text("def broken(:\n")
     monkeypatch.syspath_prepend(tmp_path)
-    installed(point("broken", value, "careless"), point("none", "invdiff.guidance.none:none", "invdiff"))
-    assert invdiff.list_plugins("guidance") == {"broken": f"careless ({value})", "none": "invdiff (invdiff.guidance.none:none)"}
+    installed(
+        point("broken", value, "careless"), point("none", "invdiff.guidance.none:none", "invdiff")
+    )
+    assert invdiff.list_plugins("guidance") == {
+        "broken": f"careless ({value})",
+        "none": "invdiff (invdiff.guidance.none:none)",
+    }
     assert make_method("none") == Method()
-    with pytest.raises(PluginError, match=f"method 'broken' of package careless cannot be loaded: {says}") as error:
+    with pytest.raises(
+        PluginError, match=f"method 'broken' of package careless cannot be loaded: {says}"
+    ) as error:
         load("guidance", "broken")
     assert error.value.__cause__ is not None
 
@@ -121,7 +147,10 @@ def test_names_and_objects_find_each_other() -> None:
 
 
 def test_parameters_are_checked_against_the_factory() -> None:
-    with pytest.raises(ValueError, match=r"operator 'inpaint' has no parameter 'fractoin'. Did you mean 'fraction'\? It has: mask"):
+    with pytest.raises(
+        ValueError,
+        match=r"operator 'inpaint' has no parameter 'fractoin'. Did you mean 'fraction'\? It has: mask",
+    ):
         make_operator("inpaint", fractoin=0.5)
     with pytest.raises(ValueError, match="has no parameter 'shape'"):
         make_operator("inpaint", shape=(3, 8, 8))
@@ -129,7 +158,9 @@ def test_parameters_are_checked_against_the_factory() -> None:
         call(lambda: None, "method 'x'", {"a": 1})
     with pytest.raises(TypeError, match="is an object already"):
         make_operator(make_operator("denoise"), factor=2)
-    with pytest.raises(TypeError, match="a registered name, an invdiff Operator or a deepinv Physics, got int"):
+    with pytest.raises(
+        TypeError, match="a registered name, an invdiff Operator or a deepinv Physics, got int"
+    ):
         make_operator(3)
 
 
@@ -138,17 +169,24 @@ def test_parameters_are_checked_against_the_factory() -> None:
     [
         "import invdiff",
         "import invdiff; [invdiff.list_plugins(k) for k in ('operators', 'guidance', 'models', 'metrics', 'configs')]",
-        "from invdiff.cli import main\ntry: main(['--help'])\nexcept SystemExit as e: assert not e.code",
-        "from invdiff.cli import main\ntry: main(['list'])\nexcept SystemExit as e: assert not e.code",
+        "from invdiff.commands.parser import main\ntry: main(['--help'])\nexcept SystemExit as e: assert not e.code",
+        "from invdiff.commands.parser import main\ntry: main(['list'])\nexcept SystemExit as e: assert not e.code",
     ],
 )
 def test_listing_imports_neither_torch_nor_any_plugin(code: str) -> None:
     check = "import sys; bad = [m for m in sys.modules if m.split('.')[0] in ('torch', 'deepinv', 'diffusers', 'hydra') or m.startswith('invdiff.guidance')]"
-    done = subprocess.run([sys.executable, "-c", f"{code}\n{check}; assert not bad, bad[:5]"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{check}; assert not bad, bad[:5]"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in invdiff.list_plugins(kind)])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in KINDS for name in invdiff.list_plugins(kind)]
+)
 def test_every_registered_plugin_loads_and_is_what_its_group_says(kind: str, name: str) -> None:
     loaded = load(kind, name)
     match kind:
@@ -160,7 +198,9 @@ def test_every_registered_plugin_loads_and_is_what_its_group_says(kind: str, nam
             assert loaded.__doc__
         case "guidance":
             assert isinstance(make_method(name), Method)
-            assert sys.modules[loaded.__module__].__doc__, "the module's docstring is the method's documentation"
+            assert sys.modules[loaded.__module__].__doc__, (
+                "the module's docstring is the method's documentation"
+            )
         case "models" | "metrics":
             assert callable(loaded)
         case "configs":
@@ -168,13 +208,19 @@ def test_every_registered_plugin_loads_and_is_what_its_group_says(kind: str, nam
 
 
 @pytest.mark.parametrize(
-    ("operator", "method"), [*((name, "dps") for name in group("operator")), *(("inpaint", name) for name in group("guidance"))]
+    ("operator", "method"),
+    [
+        *((name, "dps") for name in group("operator")),
+        *(("inpaint", name) for name in group("guidance")),
+    ],
 )
 def test_every_config_composes_to_something_its_factory_takes(operator: str, method: str) -> None:
     config = compose(operator, [method], "photo64")
     name = config["operator"]["name"]
-    assert config["protocol"] == (None if name == operator else operator) and [g["name"] for g in config["guidance"]] == [method]
-    assert type(build_operator(config)).__module__ == f"invdiff.operators.{name}"
+    assert config["protocol"] == (None if name == operator else operator) and [
+        g["name"] for g in config["guidance"]
+    ] == [method]
+    assert name_of("operators", type(build_operator(config))) == name
     assert build_method(config).transition is not None
 
 
@@ -197,11 +243,17 @@ def test_code_in_a_configuration_is_refused() -> None:
         compose("inpaint", ["dps"], "photo64", overrides=["guidance._target_=os.system"])
 
 
-def test_a_registered_name_wins_over_a_file_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_name_wins_over_a_file_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photo64").mkdir()
     (tmp_path / "mine").mkdir()
-    assert is_registered("photo64") and not is_registered("./photo64") and not is_registered(Path("photo64"))
+    assert (
+        is_registered("photo64")
+        and not is_registered("./photo64")
+        and not is_registered(Path("photo64"))
+    )
     assert not is_registered("mine")
     with pytest.raises(UnknownNameError, match="Nor is there a file or folder 'minee' here"):
         invdiff.load_model("minee")

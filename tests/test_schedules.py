@@ -8,7 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDPMScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from oracles import D
 
 from invdiff import schedules
@@ -49,9 +54,15 @@ def alpha_bar(schedule: Schedule) -> torch.Tensor:
         ("squaredcos_cap_v2", schedules.cosine, {}),
     ],
 )
-def test_alpha_bar_of_diffusers(kind: str, make: Callable[..., Discrete], ends: dict[str, float], zero: bool) -> None:
-    theirs = DDPMScheduler(beta_schedule=kind, rescale_betas_zero_snr=zero, **ends).alphas_cumprod.double()
-    torch.testing.assert_close(alpha_bar(make(1000, **ends, zero_terminal_snr=zero)), theirs, atol=2e-6, rtol=2e-4)
+def test_alpha_bar_of_diffusers(
+    kind: str, make: Callable[..., Discrete], ends: dict[str, float], zero: bool
+) -> None:
+    theirs = DDPMScheduler(
+        beta_schedule=kind, rescale_betas_zero_snr=zero, **ends
+    ).alphas_cumprod.double()
+    torch.testing.assert_close(
+        alpha_bar(make(1000, **ends, zero_terminal_snr=zero)), theirs, atol=2e-6, rtol=2e-4
+    )
 
 
 def test_zero_terminal_snr_is_pure_noise_at_the_end_and_keeps_the_first_level() -> None:
@@ -67,14 +78,19 @@ def test_zero_terminal_snr_is_pure_noise_at_the_end_and_keeps_the_first_level() 
 
 def test_custom_betas_and_sigmas() -> None:
     betas = [0.1, 0.2, 0.5]
-    torch.testing.assert_close(schedules.from_betas(betas)(torch.arange(3)).alpha ** 2, torch.tensor([0.9, 0.72, 0.36], dtype=D))
+    torch.testing.assert_close(
+        schedules.from_betas(betas)(torch.arange(3)).alpha ** 2,
+        torch.tensor([0.9, 0.72, 0.36], dtype=D),
+    )
     level = schedules.from_sigmas([0.1, 1.0, 7.0])(torch.arange(3))
     torch.testing.assert_close(level.sigma, torch.tensor([0.1, 1.0, 7.0], dtype=D))
     assert bool((level.alpha == 1).all())
 
 
 @pytest.mark.parametrize("make", DISCRETE.values(), ids=DISCRETE)
-def test_discrete_is_clean_at_minus_one_and_refuses_what_lies_outside(make: Callable[[], Discrete]) -> None:
+def test_discrete_is_clean_at_minus_one_and_refuses_what_lies_outside(
+    make: Callable[[], Discrete],
+) -> None:
     schedule = make()
     clean = schedule(schedule.clean)
     assert (float(clean.t), float(clean.alpha), float(clean.sigma)) == (-1.0, 1.0, 0.0)
@@ -84,7 +100,9 @@ def test_discrete_is_clean_at_minus_one_and_refuses_what_lies_outside(make: Call
 
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
-def test_levels_are_cpu_float64_noise_grows_and_the_end_is_clean(make: Callable[[], Schedule]) -> None:
+def test_levels_are_cpu_float64_noise_grows_and_the_end_is_clean(
+    make: Callable[[], Schedule],
+) -> None:
     schedule = make()
     t = torch.linspace(schedule.t_max, schedule.t_min, 50, dtype=D)
     level = schedule(t)
@@ -104,7 +122,9 @@ def test_time_inverts_ratio(make: Callable[[], Schedule]) -> None:
 
 
 @pytest.mark.parametrize("make", DISCRETE.values(), ids=DISCRETE)
-def test_time_is_exact_at_the_own_levels_and_between_clean_and_the_first(make: Callable[[], Discrete]) -> None:
+def test_time_is_exact_at_the_own_levels_and_between_clean_and_the_first(
+    make: Callable[[], Discrete],
+) -> None:
     schedule = make()
     own = torch.arange(schedule.T, dtype=D)
     assert torch.equal(schedule.time(schedule(own).ratio), own)
@@ -129,7 +149,9 @@ def test_infinite_ratio_is_the_last_level() -> None:
 def test_vp_integrates_its_betas() -> None:
     t = np.linspace(0, 1, 100_001)
     beta = 0.1 + t * (20.0 - 0.1)
-    integral = np.concatenate([[0], np.cumsum((beta[1:] + beta[:-1]) / 2 * np.diff(t))])  # exact: beta is linear
+    integral = np.concatenate(
+        [[0], np.cumsum((beta[1:] + beta[:-1]) / 2 * np.diff(t))]
+    )  # exact: beta is linear
     for k in (1000, 30_000, 100_000):
         level, sub = schedules.vp()(t[k]), schedules.subvp()(t[k])
         decay = math.exp(-integral[k])
@@ -141,16 +163,27 @@ def test_vp_integrates_its_betas() -> None:
 
 def test_vp_is_the_limit_of_ddpm_linear() -> None:
     t = torch.tensor([100, 500, 900])
-    torch.testing.assert_close(schedules.linear()(t).alpha, schedules.vp()((t.double() + 1) / 1000).alpha, rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        schedules.linear()(t).alpha,
+        schedules.vp()((t.double() + 1) / 1000).alpha,
+        rtol=0,
+        atol=1e-3,
+    )
 
 
 def test_ve_brownian_edm_flow_closed_forms() -> None:
     t = torch.tensor([0.2, 0.5], dtype=D)
-    torch.testing.assert_close(schedules.ve(0.01, 50)(t).sigma, torch.tensor([0.01 * 5000**0.2, math.sqrt(0.01 * 50)], dtype=D))
+    torch.testing.assert_close(
+        schedules.ve(0.01, 50)(t).sigma,
+        torch.tensor([0.01 * 5000**0.2, math.sqrt(0.01 * 50)], dtype=D),
+    )
     torch.testing.assert_close(schedules.brownian()(4.0).sigma, torch.tensor(2.0, dtype=D))
     assert float(schedules.edm()(3.0).sigma) == 3.0
     assert schedules.flow()(0.2)[1:] == (torch.tensor(0.8, dtype=D), torch.tensor(0.2, dtype=D))
-    assert schedules.flow(noise_first=True)(0.2)[1:] == (torch.tensor(0.2, dtype=D), torch.tensor(0.8, dtype=D))
+    assert schedules.flow(noise_first=True)(0.2)[1:] == (
+        torch.tensor(0.2, dtype=D),
+        torch.tensor(0.8, dtype=D),
+    )
 
 
 @pytest.mark.parametrize("make", CONTINUOUS.values(), ids=CONTINUOUS)
@@ -165,13 +198,17 @@ def test_rates_are_derivatives(make: Callable[[], Schedule]) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10, 50, 77, 250, 1000])
-@pytest.mark.parametrize(("ours", "theirs"), [("leading", "leading"), ("trailing", "trailing"), ("uniform", "linspace")])
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [("leading", "leading"), ("trailing", "trailing"), ("uniform", "linspace")]
+)
 def test_respacing_of_diffusers(ours: str, theirs: str, steps: int) -> None:
     reference = DDPMScheduler(timestep_spacing=theirs)
     reference.set_timesteps(steps)
     times = schedules.linear().times(steps, ours)
     if theirs == "linspace" and steps == 1:
-        assert times.tolist() == [999]  # numpy's linspace of one is [0], from which nothing can be sampled
+        assert times.tolist() == [
+            999
+        ]  # numpy's linspace of one is [0], from which nothing can be sampled
     else:
         assert times.tolist() == reference.timesteps.tolist()
 
@@ -191,7 +228,9 @@ def test_quadratic_respacing_of_ddim(steps: int) -> None:
     # ddim, runners/diffusion.py: skip_type "quad".
     sequence = [int(s) for s in np.linspace(0, np.sqrt(1000 * 0.8), steps) ** 2]
     ours = schedules.linear().times(steps, "quadratic").tolist()[::-1]
-    first = next(i for i in range(steps) if sequence[i] >= i and i > 0)  # before it theirs repeats levels, ours counts up
+    first = next(
+        i for i in range(steps) if sequence[i] >= i and i > 0
+    )  # before it theirs repeats levels, ours counts up
     assert ours[first:] == sequence[first:]
     assert ours[:first] == list(range(first))
 
@@ -206,18 +245,30 @@ def test_quadratic_respacing_visits_every_time_once(steps: int) -> None:
 
 
 def test_continuous_spacings_meet_their_ends() -> None:
-    for schedule in (schedules.vp(), schedules.ve(), schedules.flow(), schedules.flow(noise_first=True)):
+    for schedule in (
+        schedules.vp(),
+        schedules.ve(),
+        schedules.flow(),
+        schedules.flow(noise_first=True),
+    ):
         n = 8
         uniform, quadratic = schedule.times(n, "uniform"), schedule.times(n, "quadratic")
         for times in (uniform, quadratic):
-            torch.testing.assert_close(times[[0, -1]], torch.tensor([schedule.t_max, schedule.t_min], dtype=D), atol=1e-12, rtol=1e-12)
+            torch.testing.assert_close(
+                times[[0, -1]],
+                torch.tensor([schedule.t_max, schedule.t_min], dtype=D),
+                atol=1e-12,
+                rtol=1e-12,
+            )
         trailing = schedule.times(n, "trailing")
         assert float(trailing[0]) == schedule.t_max
         torch.testing.assert_close(trailing.diff(), trailing.diff()[:1].expand(n - 1))
         assert bool((schedule(schedule.times(n, "leading")).ratio.diff() < 0).all())
         # quadratic means equal steps of the root of the distance from the clean side
         root = (quadratic - schedule.clean_side).abs().sqrt()
-        torch.testing.assert_close(root.diff(), root.diff()[:1].expand(n - 1), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            root.diff(), root.diff()[:1].expand(n - 1), rtol=1e-9, atol=1e-12
+        )
 
 
 def test_karras_grid_of_edm() -> None:
@@ -227,7 +278,9 @@ def test_karras_grid_of_edm() -> None:
     times = schedule.times(18)
     torch.testing.assert_close(times, reference.sigmas[:-1].double(), rtol=1e-5, atol=0)
     i = torch.arange(18, dtype=D)
-    torch.testing.assert_close(times, (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7)
+    torch.testing.assert_close(
+        times, (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    )
     assert (float(times[0]), float(times[-1])) == pytest.approx((80.0, 0.002), rel=1e-12)
 
 
@@ -236,7 +289,9 @@ def test_karras_grid_on_a_discrete_schedule() -> None:
     reference.set_timesteps(20)
     schedule = schedules.linear()
     times = schedule.times(20, "karras")
-    torch.testing.assert_close(schedule(times).ratio, reference.sigmas[:-1].double(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        schedule(times).ratio, reference.sigmas[:-1].double(), rtol=1e-3, atol=0
+    )
     assert len(schedule.times(1500, "karras")) == 1500  # finer than the schedule itself
 
 
@@ -251,8 +306,12 @@ def test_flow_grid_of_diffusers(shift: float) -> None:
     # diffusers shifts its training grid, whose ends it then respaces; given plain sigmas it shifts them once, as we do.
     reference = FlowMatchEulerDiscreteScheduler(shift=shift)
     reference.set_timesteps(sigmas=torch.linspace(1, 0, 11)[:-1].tolist())
-    torch.testing.assert_close(schedules.flow(shift).times(10), reference.sigmas[:-1].double(), rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(schedules.flow(shift, noise_first=True).times(10), 1 - schedules.flow(shift).times(10))
+    torch.testing.assert_close(
+        schedules.flow(shift).times(10), reference.sigmas[:-1].double(), rtol=1e-6, atol=1e-7
+    )
+    torch.testing.assert_close(
+        schedules.flow(shift, noise_first=True).times(10), 1 - schedules.flow(shift).times(10)
+    )
 
 
 def test_custom_times() -> None:

@@ -16,17 +16,16 @@ from oracles import Calls, D, Gaussian, correlated, rand
 from torch import Tensor
 
 from invdiff import schedules
-from invdiff.denoiser import Denoiser, Prediction
 from invdiff.guidance.classifier import MeanShift
 from invdiff.guidance.dps import DPS
 from invdiff.itineraries import Jumps, LateStart, Straight
-from invdiff.measurement import Measurement
-from invdiff.method import Method, make_method
+from invdiff.network import Denoiser, Prediction
 from invdiff.noise import NoiseSource, generator_of, seed_of
-from invdiff.operator import LinearOperator, Operator, SpectralOperator
-from invdiff.registry import make_operator
-from invdiff.restoration import Restoration, generate, invert, solve
-from invdiff.sampling import Denoise, Guidance, NonFiniteError, Progress, Step, guide
+from invdiff.problem import LinearOperator, Measurement, Operator, SpectralOperator, make_operator
+from invdiff.sampling import Denoise, Guidance, Method, NonFiniteError, Progress, Step, make_method
+from invdiff.sampling.loop import guide
+from invdiff.solving import Restoration, generate, invert, solve
+from invdiff.solving.plan import complete
 from invdiff.transitions import DDIM, DDPM, Euler, Heun, Langevin, PredictorCorrector, Replace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +38,9 @@ class Conv(torch.nn.Module):
 
     def __init__(self, channels: int = 3) -> None:
         super().__init__()
-        self.first, self.second = (torch.nn.Conv2d(a, b, 3, padding=1) for a, b in ((channels, 8), (8, channels)))
+        self.first, self.second = (
+            torch.nn.Conv2d(a, b, 3, padding=1) for a, b in ((channels, 8), (8, channels))
+        )
         generator = torch.Generator().manual_seed(0)
         for p in self.parameters():
             p.data.normal_(0, 0.2, generator=generator)
@@ -78,7 +79,9 @@ class Squared(Operator):
         return (*measurement_shape, 8)
 
 
-def measured(batch: int = 3, sigma: float = 0.02, dtype: torch.dtype = torch.float32) -> Measurement:
+def measured(
+    batch: int = 3, sigma: float = 0.02, dtype: torch.dtype = torch.float32
+) -> Measurement:
     return Half().measure(rand(batch, 3, 8, 8, seed=3).sigmoid().to(dtype), sigma=sigma)
 
 
@@ -118,7 +121,15 @@ def test_an_image_alone_is_the_image_in_its_batch(name: str) -> None:
         together = solve(measurement, denoiser, steps=8, seed=5, dtype=dtype, **METHODS[name])
         assert together.x.dtype == dtype
         for k in (0, 2):
-            alone = solve(measurement.select([k]), denoiser, steps=8, seed=5, image_ids=[k], dtype=dtype, **METHODS[name])
+            alone = solve(
+                measurement.select([k]),
+                denoiser,
+                steps=8,
+                seed=5,
+                image_ids=[k],
+                dtype=dtype,
+                **METHODS[name],
+            )
             torch.testing.assert_close(alone.x[0], together.x[k], atol=tolerance, rtol=0)
 
 
@@ -126,7 +137,13 @@ def test_an_image_alone_is_the_image_in_its_batch(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_micro_batches_equal_the_full_batch(name: str, size: int) -> None:
     measurement, denoiser = measured(dtype=D), conv(dtype=D)
-    options: dict[str, Any] = {"steps": 6, "num_samples": 2, "trajectory": True, "dtype": D, **METHODS[name]}
+    options: dict[str, Any] = {
+        "steps": 6,
+        "num_samples": 2,
+        "trajectory": True,
+        "dtype": D,
+        **METHODS[name],
+    }
     full = solve(measurement, denoiser, **options)
     parts = solve(measurement, denoiser, batch_size=size, **options)
     torch.testing.assert_close(parts.samples, full.samples, atol=1e-12, rtol=0)
@@ -141,9 +158,13 @@ def test_conditions_and_per_image_sigmas_follow_their_images_through_micro_batch
     options: dict[str, Any] = {"method": DPS(0.4), "steps": 5, "num_samples": 2, "dtype": D}
     full = solve(measurement, denoiser, label=labels, batch_size=4, **options)
     for k in range(3):
-        alone = solve(measurement.select([k]), denoiser, label=int(labels[k]), image_ids=[k], **options)
+        alone = solve(
+            measurement.select([k]), denoiser, label=int(labels[k]), image_ids=[k], **options
+        )
         torch.testing.assert_close(full.samples[:, k], alone.samples[:, 0], atol=1e-12, rtol=0)
-    with pytest.raises(ValueError, match="label must be one number or one for each of the 3 images"):
+    with pytest.raises(
+        ValueError, match="label must be one number or one for each of the 3 images"
+    ):
         solve(measurement, denoiser, label=labels[:2], **options)
 
 
@@ -182,7 +203,9 @@ def test_samples_mean_and_std() -> None:
     measurement, denoiser = measured(), conv()
     many = solve(measurement, denoiser, DPS(0.4), steps=4, num_samples=3)
     assert many.samples.shape == (3, 3, 3, 8, 8)
-    torch.testing.assert_close(many.x, solve(measurement, denoiser, DPS(0.4), steps=4).x, atol=2e-4, rtol=0)
+    torch.testing.assert_close(
+        many.x, solve(measurement, denoiser, DPS(0.4), steps=4).x, atol=2e-4, rtol=0
+    )
     assert not torch.allclose(many.samples[0], many.samples[1], atol=1e-2)
     torch.testing.assert_close(many.mean, sum(many.samples) / 3)
     spread = sum((s - many.mean) ** 2 for s in many.samples)
@@ -217,11 +240,22 @@ def test_the_published_repaint_run_makes_2410_evaluations() -> None:
 
 def test_callback_and_trajectory() -> None:
     seen: list[Progress] = []
-    result = solve(measured(), conv(), DPS(0.4), steps=5, num_samples=2, batch_size=3, callback=seen.append, trajectory=True)
+    result = solve(
+        measured(),
+        conv(),
+        DPS(0.4),
+        steps=5,
+        num_samples=2,
+        batch_size=3,
+        callback=seen.append,
+        trajectory=True,
+    )
     assert [p.index for p in seen] == [0, 1, 2, 3, 4] * 2
     assert {p.count for p in seen} == {5}
     assert [float(p.level.t) for p in seen[:5]] == [*SCHEDULE.times(5).tolist()[1:], -1.0]
-    assert all(p.x.shape == (3, 3, 8, 8) and p.x0 is not None and p.x0.shape == p.x.shape for p in seen)
+    assert all(
+        p.x.shape == (3, 3, 8, 8) and p.x0 is not None and p.x0.shape == p.x.shape for p in seen
+    )
     assert result.trajectory is not None
     assert result.trajectory.shape == (5, 2, 3, 3, 8, 8)
     assert torch.equal(result.trajectory[-1], result.samples), "the last step returns x0"
@@ -231,7 +265,15 @@ def test_callback_and_trajectory() -> None:
 
 def test_a_climb_has_no_estimate() -> None:
     seen: list[Progress] = []
-    result = solve(measured(), conv(), "repaint", itinerary=Jumps(2, 2), steps=5, callback=seen.append, trajectory=True)
+    result = solve(
+        measured(),
+        conv(),
+        "repaint",
+        itinerary=Jumps(2, 2),
+        steps=5,
+        callback=seen.append,
+        trajectory=True,
+    )
     ups = [p for p in seen if p.x0 is None]
     assert len(ups) == 2 * 2
     assert result.trajectory is not None
@@ -239,7 +281,15 @@ def test_a_climb_has_no_estimate() -> None:
 
 
 def test_config_is_plain_data() -> None:
-    result = solve(measured(), conv(num_classes=10, name="toy"), ["none", DPS(0.4)], steps=2, seed=7, transition=DDIM(0.5), label=3)
+    result = solve(
+        measured(),
+        conv(num_classes=10, name="toy"),
+        ["none", DPS(0.4)],
+        steps=2,
+        seed=7,
+        transition=DDIM(0.5),
+        label=3,
+    )
     record = json.loads(json.dumps(result.config))
     assert record["model"] == "toy"
     assert record["method"]["guidance"] == [{"name": "DPS", "zeta": 0.4, "likelihood": False}]
@@ -253,7 +303,9 @@ def test_config_is_plain_data() -> None:
 
 @pytest.mark.parametrize("operator", [Half(), Squared()], ids=["linear", "nonlinear"])
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 1.0), (-3.0, 2.0)])
-def test_a_networks_own_range_is_the_users_unit_interval(operator: Operator, low: float, high: float) -> None:
+def test_a_networks_own_range_is_the_users_unit_interval(
+    operator: Operator, low: float, high: float
+) -> None:
     """The same problem posed in the network's units, where nothing is converted, from the same noise."""
     width = high - low
     x = rand(2, 3, 8, 8, seed=3).sigmoid()
@@ -265,11 +317,15 @@ def test_a_networks_own_range_is_the_users_unit_interval(operator: Operator, low
             return super()._forward((x - low) / width)
 
     if isinstance(operator, LinearOperator):
-        native = Measurement(width * measurement.y + operator(torch.full_like(x, low)), operator, 0.02 * width)
+        native = Measurement(
+            width * measurement.y + operator(torch.full_like(x, low)), operator, 0.02 * width
+        )
     else:
         native = Measurement(measurement.y, Native(), 0.02)
     there = solve(native, conv(data_range=None, dtype=D), DPS(0.4), steps=6, dtype=D).x
-    here = solve(measurement, conv(data_range=(low, high), clip=False, dtype=D), DPS(0.4), steps=6, dtype=D).x
+    here = solve(
+        measurement, conv(data_range=(low, high), clip=False, dtype=D), DPS(0.4), steps=6, dtype=D
+    ).x
     torch.testing.assert_close(here, (there - low) / width, atol=1e-12, rtol=0)
 
 
@@ -297,14 +353,24 @@ class Matrix(LinearOperator):
         return (5,)
 
 
-def test_dps_on_a_linear_gaussian_toy_is_an_independent_implementation_from_the_same_noise() -> None:
+def test_dps_on_a_linear_gaussian_toy_is_an_independent_implementation_from_the_same_noise() -> (
+    None
+):
     """Posterior-mean form of the ancestral step and the official post-step update; exactly, DPS's bias included."""
     prior, zeta, T, chains = correlated(5), 0.5, 25, 40
     schedule = schedules.linear(T, 1e-2, 0.3)
     net = prior.network("eps", schedule)
     truth = prior.mean + rand(1, 5, seed=2) @ torch.linalg.cholesky(prior.covariance).T
     measurement = Matrix().measure(truth, sigma=0.05)
-    result = solve(measurement, Denoiser(net, schedule=schedule), DPS(zeta), steps=T, seed=3, num_samples=chains, dtype=D)
+    result = solve(
+        measurement,
+        Denoiser(net, schedule=schedule),
+        DPS(zeta),
+        steps=T,
+        seed=3,
+        num_samples=chains,
+        dtype=D,
+    )
 
     generators = [generator_of("sampling", 3, 0, j) for j in range(chains)]
 
@@ -319,14 +385,19 @@ def test_dps_on_a_linear_gaussian_toy_is_an_independent_implementation_from_the_
         x0 = (x - (1 - bar[t]).sqrt() * net(x, torch.full((chains,), float(t)))) / bar[t].sqrt()
         (grad,) = torch.autograd.grad((measurement.y - x0 @ Matrix.A.T).norm(dim=1).sum(), x)
         s = t - 1
-        mean = bar[s].sqrt() * beta[t] / (1 - bar[t]) * x0 + (1 - beta[t]).sqrt() * (1 - bar[s]) / (1 - bar[t]) * x
+        mean = (
+            bar[s].sqrt() * beta[t] / (1 - bar[t]) * x0
+            + (1 - beta[t]).sqrt() * (1 - bar[s]) / (1 - bar[t]) * x
+        )
         noise = ((1 - bar[s]) / (1 - bar[t]) * beta[t]).sqrt() * draw() if t > 0 else 0
         x = (mean + noise - zeta * grad).detach()
     torch.testing.assert_close(result.samples[:, 0], x, atol=1e-10, rtol=0)
 
     posterior = prior.posterior(Matrix.A, measurement.y[0], 0.05)
     far = (prior.mean - posterior.mean).norm()
-    assert float((result.mean[0] - posterior.mean).norm()) < 0.5 * float(far), "biased, but on the right side of the prior"
+    assert float((result.mean[0] - posterior.mean).norm()) < 0.5 * float(far), (
+        "biased, but on the right side of the prior"
+    )
 
 
 def test_none_reproduces_the_prior_whatever_was_measured() -> None:
@@ -335,19 +406,42 @@ def test_none_reproduces_the_prior_whatever_was_measured() -> None:
     denoiser = Denoiser(prior.network("x0", schedule), predicts="x0", schedule=schedule)
     n = 1500
     measurement = Half().measure(rand(1, 3))
-    x = solve(measurement, denoiser, "none", transition=Heun(), schedule=schedules.edm(), steps=25, num_samples=n, dtype=D).samples[:, 0]
+    x = solve(
+        measurement,
+        denoiser,
+        "none",
+        transition=Heun(),
+        schedule=schedules.edm(),
+        steps=25,
+        num_samples=n,
+        dtype=D,
+    ).samples[:, 0]
     scale = float(prior.covariance.diagonal().max())
     torch.testing.assert_close(x.mean(0), prior.mean, atol=4 * (scale / n) ** 0.5, rtol=0)
-    torch.testing.assert_close(torch.cov(x.T), prior.covariance, atol=4 * scale * (2 / n) ** 0.5, rtol=0)
-    again = generate(denoiser, (n, 3), transition=Heun(), schedule=schedules.edm(), steps=25, dtype=D).x
-    torch.testing.assert_close(torch.cov(again.T), prior.covariance, atol=4 * scale * (2 / n) ** 0.5, rtol=0)
+    torch.testing.assert_close(
+        torch.cov(x.T), prior.covariance, atol=4 * scale * (2 / n) ** 0.5, rtol=0
+    )
+    again = generate(
+        denoiser, (n, 3), transition=Heun(), schedule=schedules.edm(), steps=25, dtype=D
+    ).x
+    torch.testing.assert_close(
+        torch.cov(again.T), prior.covariance, atol=4 * scale * (2 / n) ** 0.5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("method", ["replace", "repaint"])
 @pytest.mark.parametrize("data_range", [None, (-1.0, 1.0)])
-def test_known_pixels_stay_as_they_were_measured(method: str, data_range: tuple[float, float] | None) -> None:
+def test_known_pixels_stay_as_they_were_measured(
+    method: str, data_range: tuple[float, float] | None
+) -> None:
     measurement = measured(sigma=0.0)
-    result = solve(measurement, conv(data_range=data_range), method, steps=12, itinerary=Jumps(3, 2) if method == "repaint" else None)
+    result = solve(
+        measurement,
+        conv(data_range=data_range),
+        method,
+        steps=12,
+        itinerary=Jumps(3, 2) if method == "repaint" else None,
+    )
     known = measurement.y[..., :4]
     if data_range is None:
         assert torch.equal(result.x[..., :4], known)
@@ -367,7 +461,9 @@ def test_a_fulfilled_measurement_pulls_nowhere() -> None:
     expected = torch.zeros(3, 6, dtype=D)
     expected[1, 0] = -1.0
     assert torch.equal(grad, expected)
-    torch.testing.assert_close(Measurement(y, Half()).loss(x).detach(), torch.tensor([0.0, 4.0, 0.0], dtype=D))
+    torch.testing.assert_close(
+        Measurement(y, Half()).loss(x).detach(), torch.tensor([0.0, 4.0, 0.0], dtype=D)
+    )
 
 
 # Late start --------------------------------------------------------------------------------------------------------------
@@ -379,7 +475,9 @@ def test_late_start_begins_from_the_noised_pseudo_inverse_or_the_given_image() -
     first: dict[str, Tensor] = {}
 
     class Watch(DDIM):
-        def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
+        def down(
+            self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+        ) -> Tensor:
             first.setdefault("x", x_t)
             return super().down(predict, x_t, step, measurement)
 
@@ -388,9 +486,21 @@ def test_late_start_begins_from_the_noised_pseudo_inverse_or_the_given_image() -
     blank = (ranged.operator.pinv(ranged.y) + 1) / 2  # type: ignore[attr-defined]
     for start, image in ((None, blank), (given, given)):
         first.clear()
-        solve(measurement, denoiser, "none", steps=10, itinerary=LateStart(0.3), transition=Watch(), start=start, dtype=D, seed=4)
+        solve(
+            measurement,
+            denoiser,
+            "none",
+            steps=10,
+            itinerary=LateStart(0.3),
+            transition=Watch(),
+            start=start,
+            dtype=D,
+            seed=4,
+        )
         noise = NoiseSource([seed_of("sampling", 4, k, 0) for k in range(3)]).randn_like(image)
-        torch.testing.assert_close(first["x"], levels[0].alpha * (2 * image - 1) + levels[0].sigma * noise)
+        torch.testing.assert_close(
+            first["x"], levels[0].alpha * (2 * image - 1) + levels[0].sigma * noise
+        )
     with pytest.raises(ValueError, match="shape of the images"):
         solve(measurement, denoiser, "none", itinerary=LateStart(), start=given[:2])
     with pytest.raises(ValueError, match="pass start=image"):
@@ -409,10 +519,14 @@ class Times(Guidance):
     requires: ClassVar[type[Operator] | None] = None
     stateful: ClassVar[bool] = True
 
-    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction:
         p = denoise(x_t, step.t)
         step.memory["calls"] = step.memory.get("calls", 0) + 1
-        assert step.memory["calls"] == step.index + 1, "memory is this guidance's own and starts empty with every run"
+        assert step.memory["calls"] == step.index + 1, (
+            "memory is this guidance's own and starts empty with every run"
+        )
         return p.move_x0((self.factor - 1) * p.x0 + self.shift)
 
 
@@ -421,9 +535,13 @@ def test_the_first_of_a_chain_stands_nearest_to_the_network() -> None:
     double, add = Times(factor=2.0), Times(shift=1.0)
     assert generate(denoiser, (1, 2), [double, add], steps=3).x.tolist() == [[2.0, 2.0]]
     assert generate(denoiser, (1, 2), [add, double], steps=3).x.tolist() == [[3.0, 3.0]]
-    assert generate(denoiser, (1, 2), Method([double, add, double]), steps=3).x.tolist() == [[4.0, 4.0]]
+    assert generate(denoiser, (1, 2), Method([double, add, double]), steps=3).x.tolist() == [
+        [4.0, 4.0]
+    ]
     assert make_method([[double, add], Method([add, double])]).chain == (double, add, add, double)
-    assert make_method([double, "none", [add, DDIM()], Jumps(2, 2)]) == Method((double, add), DDIM(), Jumps(2, 2))
+    assert make_method([double, "none", [add, DDIM()], Jumps(2, 2)]) == Method(
+        (double, add), DDIM(), Jumps(2, 2)
+    )
 
 
 def test_conditions_and_levels_pass_through_a_chain() -> None:
@@ -435,7 +553,9 @@ def test_conditions_and_levels_pass_through_a_chain() -> None:
 
         requires: ClassVar[type[Operator] | None] = None
 
-        def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+        def __call__(
+            self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+        ) -> Prediction:
             denoise(x_t, step.t, label=None)
             denoise(x_t, step.schedule(17.0), label=3)
             return denoise(x_t, step.t)
@@ -446,7 +566,9 @@ def test_conditions_and_levels_pass_through_a_chain() -> None:
 
         requires: ClassVar[type[Operator] | None] = None
 
-        def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+        def __call__(
+            self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+        ) -> Prediction:
             denoise(x_t, step.t, label=8)
             p = denoise(x_t, step.t)
             assert float(p.level.t) == float(step.t.t)
@@ -471,20 +593,31 @@ def test_guide_is_plain_wrapping() -> None:
 
 
 def test_a_chain_has_room_for_one_transition_and_one_itinerary() -> None:
-    for pieces in ([DDIM(), DDPM()], [Method(transition=DDIM(0.5)), DDIM(0.2)], [Jumps(), Straight()]):
+    for pieces in (
+        [DDIM(), DDPM()],
+        [Method(transition=DDIM(0.5)), DDIM(0.2)],
+        [Jumps(), Straight()],
+    ):
         with pytest.raises(ValueError, match="room for one"):
             make_method(pieces)
     same = make_method([DDIM(0.5), Method(transition=DDIM(0.5)), DPS()])
     assert same.transition == DDIM(0.5)
-    around = make_method(["repaint", "replace", Euler()])  # what replaces does so around any transition
+    around = make_method(
+        ["repaint", "replace", Euler()]
+    )  # what replaces does so around any transition
     assert around.transition == Replace(Euler())
     result = solve(measured(), conv(), ["replace", DPS(0.1)], steps=2, transition=DDIM())
-    assert result.config["method"]["transition"] == {"name": "Replace", "inner": {"name": "DDIM", "eta": 0.0, "std": None}}
+    assert result.config["method"]["transition"] == {
+        "name": "Replace",
+        "inner": {"name": "DDIM", "eta": 0.0, "std": None},
+    }
 
 
 def test_a_chosen_transition_does_not_drop_what_wraps_it() -> None:
-    shift = make_method("classifier", log_prob=lambda x, level: -x.square().flatten(1).sum(1), mean_shift=True)
-    chain = make_method([shift, "replace"]).completed(DDIM(1.0), None)
+    shift = make_method(
+        "classifier", log_prob=lambda x, level: -x.square().flatten(1).sum(1), mean_shift=True
+    )
+    chain = complete([shift, "replace"], DDIM(1.0))
     assert isinstance(chain.transition, Replace) and isinstance(chain.transition.inner, MeanShift)
     assert chain.transition.inner.inner == DDIM(1.0)
     known = solve(measured(), conv(), "replace", steps=2, transition=DDIM(1.0)).x
@@ -513,12 +646,32 @@ def test_what_does_not_fit_is_refused_before_the_network_is_called() -> None:
     denoiser, m = Denoiser(net, schedule=SCHEDULE, data_range=(-1, 1), channels=3), measured()
     squared = Squared().measure(torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
     refused: list[tuple[type[Exception], str, Callable[[], Any]]] = [
-        (ValueError, "NeedsSVD requires a SpectralOperator, but Half", lambda: solve(m, denoiser, NeedsSVD())),
-        (ValueError, "Replace requires a LinearOperator, but Squared", lambda: solve(squared, denoiser, "replace")),
+        (
+            ValueError,
+            "NeedsSVD requires a SpectralOperator, but Half",
+            lambda: solve(m, denoiser, NeedsSVD()),
+        ),
+        (
+            ValueError,
+            "Replace requires a LinearOperator, but Squared",
+            lambda: solve(squared, denoiser, "replace"),
+        ),
         (ValueError, "DPS restores a measurement", lambda: generate(denoiser, (1, 3, 8, 8), DPS())),
-        (ValueError, "Times keeps memory.*Heun predicts more than once", lambda: solve(m, denoiser, Times(), transition=Heun())),
-        (ValueError, "Times keeps memory.*Replace", lambda: solve(m, denoiser, Times(), transition=Replace(Heun()))),
-        (ValueError, "Times keeps memory.*Langevin", lambda: solve(m, denoiser, Times(), transition=Langevin(steps=2))),
+        (
+            ValueError,
+            "Times keeps memory.*Heun predicts more than once",
+            lambda: solve(m, denoiser, Times(), transition=Heun()),
+        ),
+        (
+            ValueError,
+            "Times keeps memory.*Replace",
+            lambda: solve(m, denoiser, Times(), transition=Replace(Heun())),
+        ),
+        (
+            ValueError,
+            "Times keeps memory.*Langevin",
+            lambda: solve(m, denoiser, Times(), transition=Langevin(steps=2)),
+        ),
         (ValueError, "3 channels, got 4", lambda: generate(denoiser, (1, 4, 8, 8))),
         (ValueError, "num_samples", lambda: solve(m, denoiser, num_samples=0)),
         (ValueError, "batch_size", lambda: solve(m, denoiser, batch_size=0)),
@@ -526,7 +679,11 @@ def test_what_does_not_fit_is_refused_before_the_network_is_called() -> None:
         (ValueError, "at most 1000 steps", lambda: solve(m, denoiser, steps=1001)),
         (ValueError, "Did you mean 'dps'", lambda: solve(m, denoiser, "dpss")),
         (ValueError, "shape of the batch", lambda: generate(denoiser)),
-        (ValueError, "x_T has shape", lambda: generate(denoiser, (1, 3, 8, 8), x_T=torch.zeros(2, 3, 8, 8))),
+        (
+            ValueError,
+            "x_T has shape",
+            lambda: generate(denoiser, (1, 3, 8, 8), x_T=torch.zeros(2, 3, 8, 8)),
+        ),
         (TypeError, "invdiff.Measurement", lambda: solve(m.y, denoiser)),  # type: ignore[arg-type]
         (TypeError, "invdiff.Denoiser", lambda: generate(net, (1, 3, 8, 8))),  # type: ignore[arg-type]
         (TypeError, "invdiff.Denoiser", lambda: solve(m, net)),  # type: ignore[arg-type]
@@ -544,7 +701,9 @@ def test_a_size_far_from_the_networks_warns_once_for_each() -> None:
         warnings.simplefilter("default")
         for _ in range(3):
             generate(denoiser, (1, 3, 8, 8), steps=1)
-    assert [str(w.message) for w in caught] == ["network was trained on 64x64 images; 8x8 is far from that and quality may suffer"]
+    assert [str(w.message) for w in caught] == [
+        "network was trained on 64x64 images; 8x8 is far from that and quality may suffer"
+    ]
 
 
 # Failures while sampling -------------------------------------------------------------------------------------------------
@@ -560,7 +719,10 @@ def test_non_finite_sampling_names_step_and_level(bad: int) -> None:
         return out
 
     level = SCHEDULE(times[bad])
-    with pytest.raises(NonFiniteError, match=rf"in step {bad + 1} of 40, from sigma/alpha = {float(level.ratio):.4g} to "):
+    with pytest.raises(
+        NonFiniteError,
+        match=rf"in step {bad + 1} of 40, from sigma/alpha = {float(level.ratio):.4g} to ",
+    ):
         generate(Denoiser(net, schedule=SCHEDULE), (3, 2), steps=40)
 
 
@@ -575,12 +737,21 @@ def greedy(limit: int, error: Callable[[], BaseException]) -> Callable[[Tensor, 
     return net
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory")])
-def test_running_out_of_memory_halves_the_batch_tells_and_changes_nothing(error: Callable[[], BaseException]) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError, lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+def test_running_out_of_memory_halves_the_batch_tells_and_changes_nothing(
+    error: Callable[[], BaseException],
+) -> None:
     m = Half().measure(rand(5, 6))
-    plain = solve(m, Denoiser(greedy(10, error), schedule=SCHEDULE), steps=4, num_samples=2, dtype=D)
+    plain = solve(
+        m, Denoiser(greedy(10, error), schedule=SCHEDULE), steps=4, num_samples=2, dtype=D
+    )
     with pytest.warns(UserWarning, match="out of memory") as caught:
-        small = solve(m, Denoiser(greedy(2, error), schedule=SCHEDULE), steps=4, num_samples=2, dtype=D)
+        small = solve(
+            m, Denoiser(greedy(2, error), schedule=SCHEDULE), steps=4, num_samples=2, dtype=D
+        )
     assert [str(w.message) for w in caught] == [
         "out of memory; going on with 5 chains at once",
         "out of memory; going on with 2 chains at once",
@@ -594,9 +765,15 @@ def test_memory_that_cannot_be_helped_and_other_errors_pass_through() -> None:
     with pytest.warns(UserWarning, match="out of memory"), pytest.raises(torch.OutOfMemoryError):
         solve(m, Denoiser(greedy(0, torch.OutOfMemoryError), schedule=SCHEDULE), steps=2)
     with pytest.raises(torch.OutOfMemoryError):  # a size that was asked for is not changed
-        solve(m, Denoiser(greedy(2, torch.OutOfMemoryError), schedule=SCHEDULE), steps=2, batch_size=4)
+        solve(
+            m, Denoiser(greedy(2, torch.OutOfMemoryError), schedule=SCHEDULE), steps=2, batch_size=4
+        )
     with pytest.raises(RuntimeError, match="something else"):
-        solve(m, Denoiser(greedy(2, lambda: RuntimeError("something else")), schedule=SCHEDULE), steps=2)
+        solve(
+            m,
+            Denoiser(greedy(2, lambda: RuntimeError("something else")), schedule=SCHEDULE),
+            steps=2,
+        )
 
 
 def test_interruption_passes_through_and_the_next_run_is_untouched() -> None:
@@ -623,7 +800,9 @@ def test_nothing_that_was_given_is_changed() -> None:
     assert all(p.grad is None for p in denoiser.net.parameters())  # type: ignore[attr-defined]
 
 
-def test_progress_bar_on_stderr_counts_chains_times_steps(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_on_stderr_counts_chains_times_steps(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     solve(measured(), conv(), steps=4, num_samples=2, batch_size=2, progress=True)
     out, err = capsys.readouterr()
     assert out == ""

@@ -15,31 +15,34 @@ from oracles import D, Gaussian, Mixture, OneStream, correlated, rand, step_of
 from torch import Tensor
 
 from invdiff import schedules
-from invdiff.config import build_method, compose
-from invdiff.denoiser import Denoiser, Prediction
+from invdiff.config.compose import build_method, compose
 from invdiff.guidance.ddnm import DDNM, NullSpaceNoise, ddnm
 from invdiff.guidance.ddrm import DDRM
 from invdiff.guidance.mmps import MMPS, gmres
 from invdiff.guidance.pigdm import PiGDM, pigdm
 from invdiff.itineraries import Jumps
-from invdiff.measurement import Measurement
-from invdiff.method import Method, make_method
-from invdiff.operator import Operator
+from invdiff.network import Denoiser, Prediction
 from invdiff.operators.blur import Blur
 from invdiff.operators.inpaint import Inpaint
 from invdiff.operators.matrix import Matrix
-from invdiff.restoration import solve
-from invdiff.sampling import Step, sample
+from invdiff.problem import Measurement, Operator
+from invdiff.sampling import Method, Step, sample
 from invdiff.schedules import Level
+from invdiff.solving import solve
+from invdiff.solving.plan import complete
 from invdiff.transitions import DDIM, DDPM, DPMSolver
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 T, B, DIM = 25, 6, 5
 SCHEDULE = schedules.linear(T, 1e-2, 0.3)
-ABAR = torch.cat([torch.ones(1, dtype=D), torch.cumprod(1 - torch.linspace(1e-2, 0.3, T, dtype=D), 0)])  # ABAR[t + 1]
+ABAR = torch.cat(
+    [torch.ones(1, dtype=D), torch.cumprod(1 - torch.linspace(1e-2, 0.3, T, dtype=D), 0)]
+)  # ABAR[t + 1]
 U, VT = (torch.linalg.qr(rand(n, n, seed=n)).Q for n in (3, 5))
-A = U @ torch.diag(torch.tensor([1.4, 0.5, 0.06], dtype=D)) @ VT[:3]  # components above and below the noise at every stage of a run
+A = (
+    U @ torch.diag(torch.tensor([1.4, 0.5, 0.06], dtype=D)) @ VT[:3]
+)  # components above and below the noise at every stage of a run
 PRIOR = correlated(DIM)
 NET = PRIOR.network("eps", SCHEDULE)
 OPERATOR = Matrix(matrix=A).bind((DIM,))
@@ -49,13 +52,22 @@ def measured(sigma: Any, operator: Operator = OPERATOR) -> Measurement:
     return operator.measure(PRIOR.draw(B, seed=3), sigma=sigma, seed=4)
 
 
-def run(method: Any, measurement: Measurement, x: Tensor, scale: Callable[[Level], Tensor] | None = None, net: Any = NET) -> Tensor:
+def run(
+    method: Any,
+    measurement: Measurement,
+    x: Tensor,
+    scale: Callable[[Level], Tensor] | None = None,
+    net: Any = NET,
+) -> Tensor:
     """The loop over all levels from x_T = x, with one noise stream for the batch; ``scale`` puts every level into another frame."""
-    method = make_method(method).completed(None, None)
-    levels = method.itinerary(SCHEDULE, T)
+    plan = complete(method)
+    levels = plan.itinerary(SCHEDULE, T)
     if scale is not None:
         x = x * scale(levels[0])
-        levels = [Level(level.t, level.alpha * scale(level), level.sigma * scale(level)) for level in levels]
+        levels = [
+            Level(level.t, level.alpha * scale(level), level.sigma * scale(level))
+            for level in levels
+        ]
     denoiser = Denoiser(net, schedule=SCHEDULE, dtype=D)
     return sample(
         denoiser,
@@ -63,8 +75,8 @@ def run(method: Any, measurement: Measurement, x: Tensor, scale: Callable[[Level
         levels,
         schedule=SCHEDULE,
         noise=OneStream(1),
-        transition=method.transition,
-        guidance=method.chain,
+        transition=plan.transition,
+        guidance=plan.chain,
         measurement=measurement,
     )
 
@@ -107,9 +119,15 @@ def ddrm(x: Tensor, y: Tensor, sigma_0: float, eta: float, eta_b: float) -> Tens
         for i, s in enumerate(singulars):
             uy = (y @ u)[:, i]
             if sigma >= sigma_0 / s:
-                new[:, i] = (1 - eta_b) * x0[:, i] + eta_b * uy / s + (sigma**2 - (eta_b * sigma_0 / s) ** 2).sqrt() * z[:, i]
+                new[:, i] = (
+                    (1 - eta_b) * x0[:, i]
+                    + eta_b * uy / s
+                    + (sigma**2 - (eta_b * sigma_0 / s) ** 2).sqrt() * z[:, i]
+                )
             else:
-                new[:, i] = x0[:, i] + sigma * ((1 - eta**2) ** 0.5 * (uy - s * x0[:, i]) / sigma_0 + eta * z[:, i])
+                new[:, i] = x0[:, i] + sigma * (
+                    (1 - eta**2) ** 0.5 * (uy - s * x0[:, i]) / sigma_0 + eta * z[:, i]
+                )
         x = an.sqrt() * new @ vt
     return x
 
@@ -118,7 +136,9 @@ def ddrm(x: Tensor, y: Tensor, sigma_0: float, eta: float, eta_b: float) -> Tens
 @pytest.mark.parametrize(("eta", "eta_b"), [(0.85, 1.0), (0.4, 0.6), (0.0, 1.0)])
 def test_ddrm_is_the_papers(sigma: float, eta: float, eta_b: float) -> None:
     m = measured(sigma)
-    torch.testing.assert_close(run(DDRM(eta, eta_b), m, X_T), ddrm(X_T, m.y, sigma, eta, eta_b), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        run(DDRM(eta, eta_b), m, X_T), ddrm(X_T, m.y, sigma, eta, eta_b), atol=1e-9, rtol=0
+    )
 
 
 def ddnm_svd(x: Tensor, y: Tensor, sigma_y: float, eta: float, times: list[int]) -> Tensor:
@@ -155,7 +175,12 @@ def ddnm_svd(x: Tensor, y: Tensor, sigma_y: float, eta: float, times: list[int])
 def test_ddnm_is_the_authors_with_its_time_travel(sigma: float, length: int, repeat: int) -> None:
     m, times = measured(sigma), [int(level.t) for level in Jumps(length, repeat)(SCHEDULE, T)]
     assert (len(times) > T + 1) == (repeat > 1)
-    torch.testing.assert_close(run(ddnm(0.85, length, repeat), m, X_T), ddnm_svd(X_T, m.y, sigma, 0.85, times), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        run(ddnm(0.85, length, repeat), m, X_T),
+        ddnm_svd(X_T, m.y, sigma, 0.85, times),
+        atol=1e-9,
+        rtol=0,
+    )
 
 
 def pigdm_plain(x: Tensor, y: Tensor, sigma_y: float, eta: float, adaptive: bool) -> Tensor:
@@ -183,7 +208,12 @@ def pigdm_plain(x: Tensor, y: Tensor, sigma_y: float, eta: float, adaptive: bool
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_pigdm_is_the_authors(sigma: float, eta: float, adaptive: bool) -> None:
     m = measured(sigma)
-    torch.testing.assert_close(run(pigdm(eta, adaptive), m, X_T), pigdm_plain(X_T, m.y, sigma, eta, adaptive), atol=1e-8, rtol=0)
+    torch.testing.assert_close(
+        run(pigdm(eta, adaptive), m, X_T),
+        pigdm_plain(X_T, m.y, sigma, eta, adaptive),
+        atol=1e-8,
+        rtol=0,
+    )
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.1])
@@ -191,8 +221,17 @@ def test_mmps_is_the_papers_with_its_covariance_written_out(sigma: float) -> Non
     m, draw, x = measured(sigma), Draws(), X_T
     for t, at, an in steps():
         x0, _ = predicted(x, t, at)
-        C = (1 - at) / at.sqrt() * torch.func.jacfwd(lambda v, t=t, at=at: predicted(v.expand(B, -1), t, at)[0][0])(x[0]).T
-        score = torch.linalg.solve(sigma**2 * torch.eye(3, dtype=D) + A @ C @ A.T, (m.y - x0 @ A.T).T).T @ A
+        C = (
+            (1 - at)
+            / at.sqrt()
+            * torch.func.jacfwd(lambda v, t=t, at=at: predicted(v.expand(B, -1), t, at)[0][0])(
+                x[0]
+            ).T
+        )
+        score = (
+            torch.linalg.solve(sigma**2 * torch.eye(3, dtype=D) + A @ C @ A.T, (m.y - x0 @ A.T).T).T
+            @ A
+        )
         x0 = x0 + score @ C.T
         e = (x - at.sqrt() * x0) / (1 - at).sqrt()
         c1 = ((1 - at / an) * (1 - an) / (1 - at)).sqrt()
@@ -200,28 +239,49 @@ def test_mmps_is_the_papers_with_its_covariance_written_out(sigma: float) -> Non
     torch.testing.assert_close(run(MMPS(iterations=3), m, X_T), x, atol=1e-7, rtol=0)
 
 
-@pytest.mark.parametrize("method", [DDRM(), ddnm(0.85, 3, 2), pigdm(), pigdm(adaptive=False), MMPS()], ids=repr)
+@pytest.mark.parametrize(
+    "method", [DDRM(), ddnm(0.85, 3, 2), pigdm(), pigdm(adaptive=False), MMPS()], ids=repr
+)
 @pytest.mark.parametrize("frame", ["ve", "flow"])
 def test_every_frame_tells_the_same_story(method: Any, frame: str) -> None:
     m = measured(0.1)
-    scale = {"ve": lambda level: 1 / level.alpha, "flow": lambda level: 1 / (level.alpha + level.sigma)}[frame]
+    scale = {
+        "ve": lambda level: 1 / level.alpha,
+        "flow": lambda level: 1 / (level.alpha + level.sigma),
+    }[frame]
     torch.testing.assert_close(run(method, m, X_T, scale), run(method, m, X_T), atol=1e-9, rtol=0)
 
 
 def test_with_noise_everywhere_ddnm_is_ddrm() -> None:
     m = measured(0.2)
-    torch.testing.assert_close(run(ddnm(0.6), m, X_T), run(DDRM(0.6, 1.0), m, X_T), atol=1e-10, rtol=0)
+    torch.testing.assert_close(
+        run(ddnm(0.6), m, X_T), run(DDRM(0.6, 1.0), m, X_T), atol=1e-10, rtol=0
+    )
 
 
 def test_ddrms_first_state_around_y_would_change_nothing_to_speak_of() -> None:
     """Eq. 7, from the same noise, on the schedule of the paper's networks."""
     schedule, m = schedules.linear(), measured(0.1)
-    levels = [Level(*values) for values in zip(*schedule(torch.tensor([999.0, 700, 400, 150, 20, -1])), strict=True)]
-    denoiser, z = Denoiser(PRIOR.network("eps", schedule), schedule=schedule, dtype=D), OPERATOR.Vt(X_T)
+    levels = [
+        Level(*values)
+        for values in zip(*schedule(torch.tensor([999.0, 700, 400, 150, 20, -1])), strict=True)
+    ]
+    denoiser, z = (
+        Denoiser(PRIOR.network("eps", schedule), schedule=schedule, dtype=D),
+        OPERATOR.Vt(X_T),
+    )
     around_y = levels[0].ratio ** 2 - m.component_sigma("a test") ** 2
     paper = levels[0].alpha * OPERATOR.V(OPERATOR.Vt(OPERATOR.pinv(m.y)) + around_y.sqrt() * z)
     results = [
-        sample(denoiser, x, levels, schedule=schedule, noise=OneStream(1), transition=DDRM(), measurement=m)
+        sample(
+            denoiser,
+            x,
+            levels,
+            schedule=schedule,
+            noise=OneStream(1),
+            transition=DDRM(),
+            measurement=m,
+        )
         for x in (paper, levels[0].sigma * X_T)
     ]
     torch.testing.assert_close(results[0], results[1], atol=2e-3, rtol=0)
@@ -240,7 +300,9 @@ def test_complex_components_give_real_images_as_a_matrix_would() -> None:
     for method in (DDRM(), ddnm(), pigdm(), MMPS()):
         x = run(method, m, rand(B, 1, 4, 5), net=image_net)
         assert not x.is_complex()
-        torch.testing.assert_close(x, run(method, same, rand(B, 1, 4, 5), net=image_net), atol=1e-7, rtol=0)
+        torch.testing.assert_close(
+            x, run(method, same, rand(B, 1, 4, 5), net=image_net), atol=1e-7, rtol=0
+        )
 
 
 # What theory promises ----------------------------------------------------------------------------------------------------
@@ -257,7 +319,14 @@ def exact_mean(prior: Mixture, m: Measurement, x: Tensor, level: Level) -> Tenso
     """E[x0 | x_t, y] image by image, sigma per image or pixel."""
     std = torch.as_tensor(m.sigma, dtype=D).expand(B, 3)
     rows = [
-        prior.restored_mean(x[k : k + 1], float(level.alpha), float(level.sigma), A / std[k][:, None], (m.y[k] / std[k])[None], 1.0)
+        prior.restored_mean(
+            x[k : k + 1],
+            float(level.alpha),
+            float(level.sigma),
+            A / std[k][:, None],
+            (m.y[k] / std[k])[None],
+            1.0,
+        )
         for k in range(B)
     ]
     return torch.cat(rows)
@@ -275,7 +344,9 @@ def test_mmps_is_exact_on_a_gaussian_with_every_kind_of_sigma(kind: str, time: f
     x = level.alpha * PRIOR.draw(B, seed=9) + level.sigma * X_T
     taken = Measurement(m.y, OPERATOR, 0.0) if kind == "zero" else m
     p = predict(MMPS(iterations=3), PRIOR, taken, x, level)
-    torch.testing.assert_close(p.x0, exact_mean(PRIOR, m, x, level), atol=2e-4 if kind == "zero" else 1e-7, rtol=0)
+    torch.testing.assert_close(
+        p.x0, exact_mean(PRIOR, m, x, level), atol=2e-4 if kind == "zero" else 1e-7, rtol=0
+    )
     torch.testing.assert_close(level.alpha * p.x0 + level.sigma * p.eps, x, atol=1e-9, rtol=0)
 
 
@@ -295,20 +366,32 @@ def moments(method: Method, prior: Gaussian, steps: int, chains: int) -> tuple[f
     exact = prior.posterior(A, m.y[0], 0.2)
     m = m.select([0] * chains)
     denoiser = Denoiser(prior.network("eps", schedule), schedule=schedule, dtype=D)
-    full = method.completed(None, None)
-    assert full.itinerary is not None
-    assert full.transition is not None
+    full = complete(method)
     levels, noise = full.itinerary(schedule, steps), OneStream(5)
     x = levels[0].sigma * noise.randn_like(torch.empty(chains, DIM, dtype=D))
-    x = sample(denoiser, x, levels, schedule=schedule, noise=noise, transition=full.transition, guidance=full.chain, measurement=m)
+    x = sample(
+        denoiser,
+        x,
+        levels,
+        schedule=schedule,
+        noise=noise,
+        transition=full.transition,
+        guidance=full.chain,
+        measurement=m,
+    )
     variance = exact.covariance.diagonal().max()
-    mean_error, error = (x.mean(0) - exact.mean).norm() / variance.sqrt(), (torch.cov(x.T) - exact.covariance).norm() / variance
+    mean_error, error = (
+        (x.mean(0) - exact.mean).norm() / variance.sqrt(),
+        (torch.cov(x.T) - exact.covariance).norm() / variance,
+    )
     return float(mean_error), float(error)
 
 
 @pytest.mark.parametrize("name", ["mmps", "pigdm"])
 def test_score_consistent_guidance_samples_the_posterior_as_steps_grow(name: str) -> None:
-    prior = PRIOR if name == "mmps" else Gaussian(torch.zeros(DIM, dtype=D), torch.ones(DIM, dtype=D))
+    prior = (
+        PRIOR if name == "mmps" else Gaussian(torch.zeros(DIM, dtype=D), torch.ones(DIM, dtype=D))
+    )
     method = Method(MMPS(iterations=3), DDPM()) if name == "mmps" else pigdm(adaptive=False)
     few, many = (moments(method, prior, steps, 4000) for steps in (20, 200))
     assert sum(few) > 3 * sum(many)
@@ -319,19 +402,27 @@ def test_score_consistent_guidance_samples_the_posterior_as_steps_grow(name: str
 # Solver and linearisation ------------------------------------------------------------------------------------------------
 
 
-def test_gmres_is_exact_after_as_many_iterations_as_dimensions_and_leaves_solved_images_alone() -> None:
+def test_gmres_is_exact_after_as_many_iterations_as_dimensions_and_leaves_solved_images_alone() -> (
+    None
+):
     matrix = rand(4, 4) + 3 * torch.eye(4, dtype=D)  # neither symmetric nor definite
     b = rand(3, 4, seed=1)
     b[1] = 0
-    b[2] = torch.linalg.eig(matrix).eigenvectors.real[:, torch.linalg.eigvals(matrix).imag.abs().argmin()]  # solved at once
+    b[2] = torch.linalg.eig(matrix).eigenvectors.real[
+        :, torch.linalg.eigvals(matrix).imag.abs().argmin()
+    ]  # solved at once
     x = gmres(lambda v: v @ matrix.T, b, 9)
     torch.testing.assert_close(x @ matrix.T, b, atol=1e-10, rtol=0)
     assert bool((x[1] == 0).all())
-    residuals = [float((gmres(lambda v: v @ matrix.T, b, n) @ matrix.T - b)[0].norm()) for n in range(1, 5)]
+    residuals = [
+        float((gmres(lambda v: v @ matrix.T, b, n) @ matrix.T - b)[0].norm()) for n in range(1, 5)
+    ]
     assert residuals == sorted(residuals, reverse=True)
     krylov = torch.stack([torch.linalg.matrix_power(matrix, k) @ b[0] for k in range(2)], 1)
     best = krylov @ torch.linalg.lstsq(matrix @ krylov, b[0][:, None]).solution
-    torch.testing.assert_close(gmres(lambda v: v @ matrix.T, b, 2)[0], best[:, 0], atol=1e-10, rtol=0)
+    torch.testing.assert_close(
+        gmres(lambda v: v @ matrix.T, b, 2)[0], best[:, 0], atol=1e-10, rtol=0
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,15 +439,25 @@ class Bent(Operator):
 def test_mmps_sees_a_nonlinear_operator_through_its_derivative() -> None:
     level, x = SCHEDULE(8.0), X_T
     linear, same = measured(0.1), Measurement(measured(0.1).y, Bent(0.0).bind((DIM,)), 0.1)
-    torch.testing.assert_close(predict(MMPS(), PRIOR, same, x, level).x0, predict(MMPS(), PRIOR, linear, x, level).x0)
+    torch.testing.assert_close(
+        predict(MMPS(), PRIOR, same, x, level).x0, predict(MMPS(), PRIOR, linear, x, level).x0
+    )
     bent = Bent(0.3).bind((DIM,)).measure(PRIOR.draw(B, seed=3), sigma=0.1)
     p0 = Denoiser(NET, schedule=SCHEDULE, dtype=D)(x, level)
     gain = PRIOR._at(float(level.alpha), float(level.sigma))[2][0]
     C = level.sigma**2 / level.alpha * gain.T
     for k in range(B):
         H = (1 + 0.6 * (A @ p0.x0[k]))[:, None] * A
-        dx = C @ H.T @ torch.linalg.solve(0.01 * torch.eye(3, dtype=D) + H @ C @ H.T, bent.residual(p0.x0)[k])
-        torch.testing.assert_close(predict(MMPS(), PRIOR, bent, x, level).x0[k], p0.x0[k] + dx, atol=1e-8, rtol=0)
+        dx = (
+            C
+            @ H.T
+            @ torch.linalg.solve(
+                0.01 * torch.eye(3, dtype=D) + H @ C @ H.T, bent.residual(p0.x0)[k]
+            )
+        )
+        torch.testing.assert_close(
+            predict(MMPS(), PRIOR, bent, x, level).x0[k], p0.x0[k] + dx, atol=1e-8, rtol=0
+        )
 
 
 # Per image, zero noise, refusals -----------------------------------------------------------------------------------------
@@ -382,13 +483,17 @@ def restore(name: str, m: Measurement, ids: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_an_image_alone_is_the_image_in_its_batch_with_masks_and_sigmas_of_its_own(name: str) -> None:
+def test_an_image_alone_is_the_image_in_its_batch_with_masks_and_sigmas_of_its_own(
+    name: str,
+) -> None:
     together = restore(name, masked(0.0, 0.02, 0.3), [0, 1, 2])
     assert together.isfinite().all()
     for k, sigma in enumerate((0.0, 0.02, 0.3)):
         alone = masked(0.0, 0.02, 0.3).select([k])
         torch.testing.assert_close(restore(name, alone, [k])[0], together[k], atol=1e-9, rtol=0)
-        number = Measurement(alone.y, alone.operator, sigma)  # a plain 0 takes the ways of measurements without noise
+        number = Measurement(
+            alone.y, alone.operator, sigma
+        )  # a plain 0 takes the ways of measurements without noise
         torch.testing.assert_close(restore(name, number, [k])[0], together[k], atol=1e-9, rtol=0)
 
 
@@ -401,26 +506,41 @@ def test_without_noise_the_image_fits_the_measurement(name: str) -> None:
 def test_without_noise_ddnm_needs_no_svd_and_any_transition_follows() -> None:
     operator = Blur(kernel="motion", kernel_size=5, border="reflect").bind((1, 8, 8))
     m = operator.measure(rand(2, 1, 8, 8, seed=2).sigmoid(), sigma=0.0)
-    denoiser = Denoiser(image_net, schedule=schedules.linear(), data_range=(-1, 1), dtype=D, clip=False)
+    denoiser = Denoiser(
+        image_net, schedule=schedules.linear(), data_range=(-1, 1), dtype=D, clip=False
+    )
     for options in ({}, {"transition": DPMSolver()}):
         x = solve(m, denoiser, ddnm(), steps=3, dtype=D, **options).x
-        assert float(m.norm(x).max()) < 0.05 * float(m.norm(torch.full_like(x, 0.5)).min())  # A† by conjugate gradients
+        assert float(m.norm(x).max()) < 0.05 * float(
+            m.norm(torch.full_like(x, 0.5)).min()
+        )  # A† by conjugate gradients
     noisy = operator.measure(rand(2, 1, 8, 8, seed=2).sigmoid(), sigma=0.1)
-    with pytest.raises(ValueError, match="DDNM requires a SpectralOperator where the measurement has noise, but Blur is not one"):
+    with pytest.raises(
+        ValueError,
+        match="DDNM requires a SpectralOperator where the measurement has noise, but Blur is not one",
+    ):
         solve(noisy, denoiser, ddnm())
     with pytest.raises(ValueError, match="DDRM requires a SpectralOperator, but Blur is not one"):
         solve(m, denoiser, DDRM())
 
 
-def test_a_sigma_per_pixel_is_refused_before_sampling_where_the_algebra_needs_one_per_image() -> None:
+def test_a_sigma_per_pixel_is_refused_before_sampling_where_the_algebra_needs_one_per_image() -> (
+    None
+):
     m = Inpaint().measure(rand(2, 3, 8, 8, seed=2).sigmoid(), sigma=0.01, gain=0.01)
     for method in (DDRM(), ddnm(), pigdm()):
         calls: list[int] = []
-        denoiser = Denoiser(lambda x, t, calls=calls: calls.append(1) or x, schedule=SCHEDULE, data_range=(-1, 1))
+        denoiser = Denoiser(
+            lambda x, t, calls=calls: calls.append(1) or x, schedule=SCHEDULE, data_range=(-1, 1)
+        )
         with pytest.raises(ValueError, match="needs one sigma per image"):
             solve(m, denoiser, method, steps=2)
         assert not calls
-    assert solve(m, Denoiser(image_net, schedule=SCHEDULE, data_range=(-1, 1)), MMPS(), steps=2).x.isfinite().all()
+    assert (
+        solve(m, Denoiser(image_net, schedule=SCHEDULE, data_range=(-1, 1)), MMPS(), steps=2)
+        .x.isfinite()
+        .all()
+    )
 
 
 @pytest.mark.parametrize(
@@ -443,7 +563,9 @@ def test_wrong_parameters_are_refused(wrong: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.3, [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]])
-def test_a_shift_of_x0_shifts_the_next_state_by_alpha_s_times_it_or_in_the_null_space(sigma: Any) -> None:
+def test_a_shift_of_x0_shifts_the_next_state_by_alpha_s_times_it_or_in_the_null_space(
+    sigma: Any,
+) -> None:
     m, t, s, dx = measured(sigma), SCHEDULE(15.0), SCHEDULE(10.0), rand(B, DIM, seed=8)
     null = torch.eye(DIM, dtype=D) - torch.linalg.pinv(A) @ A
     for transition, seen in ((NullSpaceNoise(), torch.eye(DIM, dtype=D)), (DDRM(), null)):
@@ -454,7 +576,9 @@ def test_a_shift_of_x0_shifts_the_next_state_by_alpha_s_times_it_or_in_the_null_
                 return Prediction(x_t, level, 0.3 * x_t + shift, x_t)
 
             states.append(transition(p, X_T, step_of(SCHEDULE, t, s, OneStream()), m))
-        torch.testing.assert_close((states[1] - states[0]) @ seen, s.alpha * dx @ null @ seen, atol=1e-9, rtol=0)
+        torch.testing.assert_close(
+            (states[1] - states[0]) @ seen, s.alpha * dx @ null @ seen, atol=1e-9, rtol=0
+        )
 
 
 def test_time_travel_goes_back_from_x0_and_not_from_x_t() -> None:
@@ -462,16 +586,20 @@ def test_time_travel_goes_back_from_x0_and_not_from_x_t() -> None:
     memory = {"x0": rand(B, DIM, seed=2)}
     step = Step(3, t, s, SCHEDULE, OneStream(2), memory=memory)
     z = OneStream(2).randn_like(X_T)
-    climbed = NullSpaceNoise()(lambda *_, **__: pytest.fail("a climb predicts nothing"), X_T, step, None)  # type: ignore[arg-type]
+    climbed = NullSpaceNoise()(
+        lambda *_, **__: pytest.fail("a climb predicts nothing"), X_T, step, None
+    )  # type: ignore[arg-type]
     torch.testing.assert_close(climbed, s.alpha * memory["x0"] + s.sigma * z)
 
 
 def test_a_method_that_is_a_transition_is_not_replaced_silently() -> None:
-    with pytest.raises(ValueError, match="DDRM is itself the transition that knows the measurement"):
-        make_method("ddrm").completed(DDIM(), None)
+    with pytest.raises(
+        ValueError, match="DDRM is itself the transition that knows the measurement"
+    ):
+        complete("ddrm", DDIM())
     for chain in (["ddrm"], ["dps", "ddrm"]):
         config = compose("sr", chain, "photo64")
         assert build_method(config).transition == DDRM(config["guidance"][-1]["eta"])
         with pytest.raises(ValueError, match="DDRM is itself"):
             build_method(config | {"transition": {"name": "ddim"}})
-    assert make_method("ddnm").completed(DDIM(), None).transition == DDIM()  # its guidance knows the measurement
+    assert complete("ddnm", DDIM()).transition == DDIM()  # its guidance knows the measurement

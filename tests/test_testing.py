@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invdiff import registry, schedules
-from invdiff.cli import main
-from invdiff.denoiser import Denoiser, Prediction
-from invdiff.measurement import Measurement
-from invdiff.method import Method
-from invdiff.operator import DiagonalOperator, LinearOperator, Operator, Shape
-from invdiff.sampling import Denoise, Guidance, Setting, Step, Transition, data_gradient
+from invdiff import schedules
+from invdiff.commands.parser import main
+from invdiff.network import Denoiser, Prediction
+from invdiff.plugins import registry
+from invdiff.problem import DiagonalOperator, LinearOperator, Measurement, Operator
+from invdiff.problem.operator import Shape
+from invdiff.sampling import Denoise, Guidance, Method, Setting, Step, Transition, data_gradient
 from invdiff.testing import (
     GUIDANCE_CHECKS,
     METRIC_CHECKS,
@@ -200,10 +200,14 @@ class Pull(Guidance):
 
     zeta: float = 0.1
 
-    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction:
         assert measurement is not None
         p = denoise(x_t, step.t)
-        return self.broken(p.move_x0(-self.zeta * data_gradient(measurement, p.x0)), step, measurement)
+        return self.broken(
+            p.move_x0(-self.zeta * data_gradient(measurement, p.x0)), step, measurement
+        )
 
     def broken(self, p: Prediction, step: Step, measurement: Measurement) -> Prediction:
         return p
@@ -288,7 +292,9 @@ class HoldsAnObject(Pull):
 
 @dataclass(frozen=True)
 class ForgetsX0(Transition):
-    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Tensor:
+    def down(
+        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Tensor:
         p = predict(x_t, step.t)
         return step.s.alpha * (p.x_t - p.level.sigma * p.eps) / p.level.alpha + step.s.sigma * p.eps
 
@@ -381,7 +387,12 @@ class TurnsToTraining(Net):
 
 
 def denoiser(net: Callable[..., Tensor], **options: Any) -> Denoiser:
-    defaults = {"schedule": SCHEDULE, "time": lambda t: SCHEDULE(t).sigma, "data_range": (-1.0, 1.0), "channels": 3}
+    defaults = {
+        "schedule": SCHEDULE,
+        "time": lambda t: SCHEDULE(t).sigma,
+        "data_range": (-1.0, 1.0),
+        "channels": 3,
+    }
     return Denoiser(net, **{**defaults, **options})
 
 
@@ -400,7 +411,9 @@ BROKEN_MODELS: dict[str, Callable[..., Denoiser]] = {
     "dtypes": lambda **o: denoiser(single_only, **o),
     "meta": lambda **o: denoiser(StrayTensor(), **o),
     "finite": lambda **o: denoiser(ZeroByZero(), **{"time": None, **o}),
-    "reading": lambda **o: denoiser(Net(), **{"predicts": "score", "time": lambda t: SCHEDULE(t).sigma, **o}),
+    "reading": lambda **o: denoiser(
+        Net(), **{"predicts": "score", "time": lambda t: SCHEDULE(t).sigma, **o}
+    ),
     "repeatable": lambda **o: denoiser(SeededGlobally(), **o),
     "global_rng": lambda **o: denoiser(DropsOut(), **o),
     "batch": lambda **o: denoiser(NormalisesTheBatch(), **o),
@@ -449,7 +462,12 @@ BROKEN_METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 KINDS: dict[str, tuple[Callable[..., Report], Any, tuple[str, ...], Mapping[str, Any]]] = {
     "operator": (check_operator, Half, OPERATOR_CHECKS, BROKEN_OPERATORS),
     "guidance": (check_guidance, Pull, GUIDANCE_CHECKS, BROKEN_METHODS),
-    "model": (check_model, lambda **options: denoiser(Net(), **options), MODEL_CHECKS, BROKEN_MODELS),
+    "model": (
+        check_model,
+        lambda **options: denoiser(Net(), **options),
+        MODEL_CHECKS,
+        BROKEN_MODELS,
+    ),
     "metric": (check_metric, mae, METRIC_CHECKS, BROKEN_METRICS),
 }
 
@@ -461,7 +479,11 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Any:
     def register(kind: str, name: str, value: str) -> None:
         point = EntryPoint(name, value, f"invdiff.{kind}")
         others = registry.entry_points
-        monkeypatch.setattr(registry, "entry_points", lambda group: [*others(group=group), *([point] if group == point.group else [])])
+        monkeypatch.setattr(
+            registry,
+            "entry_points",
+            lambda group: [*others(group=group), *([point] if group == point.group else [])],
+        )
         registry._found.cache_clear()
 
     yield register
@@ -476,19 +498,31 @@ def test_what_is_right_passes_and_every_check_has_a_plugin_that_breaks_it(kind: 
     assert {*broken, "imports"} == set(checks)
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, (*_, broken) in KINDS.items() for name in broken])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, (*_, broken) in KINDS.items() for name in broken]
+)
 def test_a_broken_plugin_fails_its_own_check_alone(kind: str, name: str, registered: Any) -> None:
     check, _, _, broken = KINDS[kind]
     if name == "saved":  # only what a file can name is saved
-        registered("operators", "keeps_a_function", f"{KeepsAFunction.__module__}:{KeepsAFunction.__qualname__}")
+        registered(
+            "operators",
+            "keeps_a_function",
+            f"{KeepsAFunction.__module__}:{KeepsAFunction.__qualname__}",
+        )
     assert failures(check, broken[name]) == {name}
 
 
 EFFECTS = {
     "kit_prints": ("print('hello')", "prints 'hello'"),
     "kit_seeds": ("import torch; torch.manual_seed(0)", "changes torch's global generator"),
-    "kit_doubles": ("import torch; torch.set_default_dtype(torch.float64)", "changes torch's default dtype"),
-    "kit_silences": ("import warnings; warnings.simplefilter('ignore')", "changes the warnings filters"),
+    "kit_doubles": (
+        "import torch; torch.set_default_dtype(torch.float64)",
+        "changes torch's default dtype",
+    ),
+    "kit_silences": (
+        "import warnings; warnings.simplefilter('ignore')",
+        "changes the warnings filters",
+    ),
     "kit_threads": ("import torch; torch.set_num_threads(7)", "changes torch's threads"),
 }
 
@@ -517,7 +551,10 @@ def test_every_kind_tries_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_expected_failures() -> None:
     reason = {"pinv": "only its adjoint is known"}
     report = check_operator(PinvIsAdjoint, expected_failures=reason, only=["pinv", "adjoint"])
-    assert [(o.check, o.status, o.reason) for o in report.outcomes] == [("adjoint", "passed", ""), ("pinv", "expected", reason["pinv"])]
+    assert [(o.check, o.status, o.reason) for o in report.outcomes] == [
+        ("adjoint", "passed", ""),
+        ("pinv", "expected", reason["pinv"]),
+    ]
     declared = type("Declared", (PinvIsAdjoint,), {"expected_failures": reason})
     assert check_operator(declared, only=["pinv"]).of("expected")
     with pytest.warns(UserWarning, match="operator Half: pinv passes; its expected failure can go"):
@@ -527,7 +564,9 @@ def test_expected_failures() -> None:
 
 
 def test_a_report_reads_well_and_is_plain_data() -> None:
-    with pytest.raises(CheckFailed, match=r"operator AdjointIsOff: 1 failed\n  adjoint +FAILED +.* tolerance 1e-09") as error:
+    with pytest.raises(
+        CheckFailed, match=r"operator AdjointIsOff: 1 failed\n  adjoint +FAILED +.* tolerance 1e-09"
+    ) as error:
         check_operator(AdjointIsOff, only=["adjoint"])
     assert json.loads(json.dumps(error.value.report.as_dict()))["checks"][0]["status"] == "failed"
 
@@ -549,11 +588,18 @@ def test_objects_shapes_and_conditions_of_ones_own() -> None:
         return sigma[:, None] * x + 0.01 * beside
 
     vectors = Denoiser(net, schedule=SCHEDULE, time=lambda t: SCHEDULE(t).sigma)
-    report = check_model(vectors, shape=(4,), cond={"beside": torch.ones(2, 4)}, only=["shapes", "conditions", "batch", "options"])
+    report = check_model(
+        vectors,
+        shape=(4,),
+        cond={"beside": torch.ones(2, 4)},
+        only=["shapes", "conditions", "batch", "options"],
+    )
     assert [o.status for o in report.outcomes] == ["passed", "passed", "passed", "skipped"]
 
 
-def test_the_command(registered: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(
+    registered: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["check", "denoise"]) == 0
     out = capsys.readouterr().out
     assert "operators denoise  (1 of 1)" in out and "adjoint           ok" in out

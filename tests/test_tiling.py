@@ -18,11 +18,10 @@ from torch import Tensor
 
 import invdiff
 from invdiff import schedules
-from invdiff.denoiser import Denoiser, count_evaluations
 from invdiff.images import read_image, sample_photo
-from invdiff.latent import Autoencoder
-from invdiff.registry import list_plugins
-from invdiff.tiling import Tiled
+from invdiff.network import Autoencoder, Denoiser, count_evaluations
+from invdiff.network.tiling import Tiled
+from invdiff.plugins.registry import list_plugins
 
 CONV = torch.nn.Conv2d(3, 6, 5, padding=2, dtype=torch.float64)
 
@@ -42,7 +41,9 @@ def convolution(x: Tensor, t: Tensor) -> Tensor:
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("size", [(40, 40), (23, 57), (9, 64), (16, 17)])
 @pytest.mark.parametrize("overlap", [0, 3, 15])
-def test_a_network_that_looks_at_one_pixel_is_not_changed(size: tuple[int, int], overlap: int, batch: int) -> None:
+def test_a_network_that_looks_at_one_pixel_is_not_changed(
+    size: tuple[int, int], overlap: int, batch: int
+) -> None:
     x, control = noise(2, 3, *size), noise(2, 3, *size, seed=1)
     t, label = noise(2), noise(2, seed=2)
     tiled = Tiled(pixelwise, 16, overlap, batch)
@@ -52,7 +53,11 @@ def test_a_network_that_looks_at_one_pixel_is_not_changed(size: tuple[int, int],
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_the_gradient_is_that_of_the_blended_windows(batch: int) -> None:
-    tiled, x, t = Tiled(convolution, 16, 5, batch), noise(2, 3, 30, 41), torch.ones(2, dtype=torch.float64)
+    tiled, x, t = (
+        Tiled(convolution, 16, 5, batch),
+        noise(2, 3, 30, 41),
+        torch.ones(2, dtype=torch.float64),
+    )
     by_hand = torch.zeros(2, 6, 30, 41, dtype=torch.float64)
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
     for part in tiled.windows(x):
@@ -63,13 +68,22 @@ def test_the_gradient_is_that_of_the_blended_windows(batch: int) -> None:
     out = tiled(b, t)
     torch.testing.assert_close(out, by_hand)
     outer = noise(*out.shape, seed=3)
-    torch.testing.assert_close(torch.autograd.grad(out, b, outer), torch.autograd.grad(by_hand, a, outer))
+    torch.testing.assert_close(
+        torch.autograd.grad(out, b, outer), torch.autograd.grad(by_hand, a, outer)
+    )
 
 
 def test_it_is_a_denoiser_like_any_other() -> None:
     x, level = noise(2, 3, 40, 44), schedules.linear()(300)
     one, cut = (
-        Denoiser(lambda x, t: torch.tanh(x), schedule=schedules.linear(), data_range=(-1, 1), multiple=8, tile=tile) for tile in (None, 16)
+        Denoiser(
+            lambda x, t: torch.tanh(x),
+            schedule=schedules.linear(),
+            data_range=(-1, 1),
+            multiple=8,
+            tile=tile,
+        )
+        for tile in (None, 16)
     )
     with count_evaluations() as evaluations:
         a = x.clone().requires_grad_()
@@ -86,14 +100,21 @@ class Shown:
 
     def __call__(self, x: Tensor, t: Tensor, control: Tensor) -> Tensor:
         rows, columns = (2 * n - m for n, m in zip(x.shape[-2:], control.shape[-2:], strict=True))
-        return torch.tanh(x * F.avg_pool2d(F.pad(control, (0, columns, 0, rows), mode="replicate"), 2))
+        return torch.tanh(
+            x * F.avg_pool2d(F.pad(control, (0, columns, 0, rows), mode="replicate"), 2)
+        )
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_an_image_condition_larger_than_the_state_is_cut_with_it(batch: int) -> None:
     x, control, level = noise(2, 3, 21, 30), noise(2, 3, 42, 60, seed=1), schedules.linear()(300)
-    whole, cut = (Denoiser(Shown(), schedule=schedules.linear(), multiple=8, **tile) for tile in ({}, {"tile": 16, "tile_batch": batch}))
-    torch.testing.assert_close(cut(x, level, control=control).x0, whole(x, level, control=control).x0)
+    whole, cut = (
+        Denoiser(Shown(), schedule=schedules.linear(), multiple=8, **tile)
+        for tile in ({}, {"tile": 16, "tile_batch": batch})
+    )
+    torch.testing.assert_close(
+        cut(x, level, control=control).x0, whole(x, level, control=control).x0
+    )
     with pytest.raises(ValueError, match="larger than"):
         cut(x, level, control=noise(2, 3, 80, 80))
 
@@ -101,7 +122,10 @@ def test_an_image_condition_larger_than_the_state_is_cut_with_it(batch: int) -> 
 def test_the_image_shown_beside_the_state_is_cut_with_it() -> None:
     x, shown, level = noise(2, 3, 21, 30), noise(2, 2, 21, 30, seed=1), schedules.linear()(300)
     options = {"schedule": schedules.linear(), "cond_channels": 2, "multiple": 8}
-    whole, cut = (Denoiser(lambda x, t: x[:, 2:] * x[:, :1] + x[:, 1:2], **options, tile=tile) for tile in (None, 16))
+    whole, cut = (
+        Denoiser(lambda x, t: x[:, 2:] * x[:, :1] + x[:, 1:2], **options, tile=tile)
+        for tile in (None, 16)
+    )
     torch.testing.assert_close(cut(x, level, cond=shown).x0, whole(x, level, cond=shown).x0)
 
 
@@ -121,7 +145,13 @@ def test_a_photo_larger_than_a_tile_on_the_command_line(tmp_path: Path) -> None:
         "model.tile=256",
         "model.tile_overlap=32",
     ]
-    run = subprocess.run([sys.executable, "-m", "invdiff.cli", *args], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(
+        [sys.executable, "-m", "invdiff.commands.parser", *args],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert run.returncode == 0, run.stderr
     assert read_image(tmp_path / "out" / "restored.png").shape == (1, 3, 300, 400)
     record = json.loads((tmp_path / "out" / "result.json").read_text())
@@ -146,18 +176,27 @@ def test_what_cannot_be_tiled_is_refused() -> None:
         with pytest.raises(error, match=says):
             Denoiser(convolution, schedule=schedules.linear(), **options)  # type: ignore[arg-type]
     x = noise(1, 3, 24, 24).requires_grad_()
-    (grad,) = torch.autograd.grad(Tiled(convolution, 16, 4)(x, torch.ones(1, dtype=torch.float64)).square().sum(), x, create_graph=True)
+    (grad,) = torch.autograd.grad(
+        Tiled(convolution, 16, 4)(x, torch.ones(1, dtype=torch.float64)).square().sum(),
+        x,
+        create_graph=True,
+    )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 
 
 def test_gradients_that_it_cannot_give_are_refused() -> None:
     x, label, level = noise(1, 3, 24, 24), noise(1).requires_grad_(), schedules.linear()(300)
-    tiled = Denoiser(lambda x, t, label: x * label.view(-1, 1, 1, 1), schedule=schedules.linear(), tile=16)
+    tiled = Denoiser(
+        lambda x, t, label: x * label.view(-1, 1, 1, 1), schedule=schedules.linear(), tile=16
+    )
     with pytest.raises(ValueError, match="not to label"):
         tiled._call(x, torch.ones(1), label=label)
     tiled._call(x, torch.ones(1), label=label.detach())
-    nets: list[Callable[[Tensor, Tensor], Tensor]] = [lambda x, t: torch.from_numpy(np.tanh(x.numpy())), lambda x, t: x.detach().tanh()]
+    nets: list[Callable[[Tensor, Tensor], Tensor]] = [
+        lambda x, t: torch.from_numpy(np.tanh(x.numpy())),
+        lambda x, t: x.detach().tanh(),
+    ]
     for net in nets:
         denoiser = Denoiser(net, schedule=schedules.linear(), tile=16, name="blind")
         denoiser(x, level)
@@ -166,8 +205,15 @@ def test_gradients_that_it_cannot_give_are_refused() -> None:
 
 
 def test_the_learned_variance_is_cut_too() -> None:
-    x, level, options = noise(2, 3, 20, 30), schedules.linear()(300), {"schedule": schedules.linear(), "learned_variance": True}
-    whole, cut = (Denoiser(lambda x, t: torch.cat([x.tanh(), x.sin()], 1), **options, **tile)(x, level) for tile in ({}, {"tile": 16}))
+    x, level, options = (
+        noise(2, 3, 20, 30),
+        schedules.linear()(300),
+        {"schedule": schedules.linear(), "learned_variance": True},
+    )
+    whole, cut = (
+        Denoiser(lambda x, t: torch.cat([x.tanh(), x.sin()], 1), **options, **tile)(x, level)
+        for tile in ({}, {"tile": 16})
+    )
     torch.testing.assert_close(cut.variance_fraction, whole.variance_fraction)
 
 
@@ -183,7 +229,9 @@ def test_a_network_of_one_size_takes_images_with_a_shorter_side() -> None:
     for size in ((8, 40), (16, 30), (40, 5), (9, 9)):
         x = noise(1, 3, *size)
         whole = Denoiser(lambda x, t: x.tanh(), schedule=schedules.linear())(x, level)
-        torch.testing.assert_close(Denoiser(Fixed(), schedule=schedules.linear(), tile=16)(x, level).x0, whole.x0)
+        torch.testing.assert_close(
+            Denoiser(Fixed(), schedule=schedules.linear(), tile=16)(x, level).x0, whole.x0
+        )
 
 
 def test_the_tile_of_a_latent_network_is_one_of_its_images() -> None:
@@ -193,10 +241,20 @@ def test_the_tile_of_a_latent_network_is_one_of_its_images() -> None:
         seen.append(tuple(x.shape))
         return x.tanh()
 
-    coder = Autoencoder(lambda x: F.avg_pool2d(x, 4), lambda z: F.interpolate(z, scale_factor=4.0), channels=3, factor=4)
+    coder = Autoencoder(
+        lambda x: F.avg_pool2d(x, 4),
+        lambda z: F.interpolate(z, scale_factor=4.0),
+        channels=3,
+        factor=4,
+    )
     options = {"schedule": schedules.linear(), "autoencoder": coder, "multiple": 2}
-    measurement = invdiff.make_operator("inpaint", mask="box").measure(noise(1, 3, 64, 96).sigmoid(), seed=0)
-    whole, cut = (invdiff.solve(measurement, Denoiser(net, **options, **tile), "dps", steps=2).x for tile in ({}, {"tile": 32}))
+    measurement = invdiff.make_operator("inpaint", mask="box").measure(
+        noise(1, 3, 64, 96).sigmoid(), seed=0
+    )
+    whole, cut = (
+        invdiff.solve(measurement, Denoiser(net, **options, **tile), "dps", steps=2).x
+        for tile in ({}, {"tile": 32})
+    )
     torch.testing.assert_close(cut, whole)
     assert set(seen) == {(1, 3, 16, 24), (1, 3, 8, 8)}
     with pytest.raises(ValueError, match="multiple of 8"):
@@ -206,15 +264,28 @@ def test_the_tile_of_a_latent_network_is_one_of_its_images() -> None:
 @pytest.mark.parametrize("method", list_plugins("guidance"))
 def test_every_method_composes_with_it(method: str) -> None:
     """On a network that looks at one pixel tiles change nothing."""
-    measurement = invdiff.make_operator("inpaint", mask="random").measure(noise(1, 3, 12, 20).sigmoid(), sigma=0.05, seed=0)
+    measurement = invdiff.make_operator("inpaint", mask="random").measure(
+        noise(1, 3, 12, 20).sigmoid(), sigma=0.05, seed=0
+    )
 
     def run(**tile: int) -> Tensor:
-        denoiser = Denoiser(lambda x, t: x.tanh(), schedule=schedules.linear(20), data_range=(-1, 1), **tile)
+        denoiser = Denoiser(
+            lambda x, t: x.tanh(), schedule=schedules.linear(20), data_range=(-1, 1), **tile
+        )
         return invdiff.solve(measurement, denoiser, method, steps=4, dtype=torch.float64).x
 
-    if method in ("cfg", "classifier", "sr3", "psld", "resample"):  # want labels, a shown image or latents, with tiles or without
+    if method in (
+        "cfg",
+        "classifier",
+        "sr3",
+        "psld",
+        "resample",
+    ):  # want labels, a shown image or latents, with tiles or without
         for tile in ({}, {"tile": 8}):
-            with pytest.raises(ValueError, match="class-conditional|noise-aware|image beside the state|latent diffusion"):
+            with pytest.raises(
+                ValueError,
+                match="class-conditional|noise-aware|image beside the state|latent diffusion",
+            ):
                 run(**tile)
         return
     torch.testing.assert_close(run(tile=8), run())

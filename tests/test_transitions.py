@@ -23,19 +23,35 @@ from oracles import D, Gaussian, Given, NoNoise, OneStream, correlated, in_doubl
 from torch import Tensor
 
 from invdiff import schedules, transitions
-from invdiff.denoiser import Denoiser, Prediction
 from invdiff.guidance.dps import DPS
 from invdiff.itineraries import Jumps, LateStart, Straight
-from invdiff.measurement import Measurement
-from invdiff.operator import LinearOperator
-from invdiff.restoration import generate, invert
+from invdiff.network import Denoiser, Prediction
+from invdiff.plugins.registry import list_plugins, load
+from invdiff.problem import LinearOperator, Measurement
 from invdiff.sampling import Denoise, Transition, sample
 from invdiff.schedules import Level, Schedule
-from invdiff.transitions import DDIM, DDPM, DPMSolver, Euler, EulerMaruyama, Heun, Langevin, PredictorCorrector, Renoise, Replace
+from invdiff.solving import generate, invert
+from invdiff.transitions import (
+    DDIM,
+    DDPM,
+    DPMSolver,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    Langevin,
+    PredictorCorrector,
+    Renoise,
+    Replace,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FRAMES: dict[str, Callable[[], Schedule]] = {"vp": schedules.linear, "ve": schedules.ve, "flow": schedules.flow, "subvp": schedules.subvp}
+FRAMES: dict[str, Callable[[], Schedule]] = {
+    "vp": schedules.linear,
+    "ve": schedules.ve,
+    "flow": schedules.flow,
+    "subvp": schedules.subvp,
+}
 
 
 class Mask(LinearOperator):
@@ -53,7 +69,7 @@ class Mask(LinearOperator):
 
 
 EVERY: dict[str, Callable[[], Transition]] = {
-    **transitions.BY_NAME,
+    **{name: load("transitions", name) for name in list_plugins("transitions")},
     "ddpm_large": lambda: DDPM("large"),
     "ddpm_learned": lambda: DDPM("learned"),
     "ddim_eta": lambda: DDIM(0.7),
@@ -65,9 +81,17 @@ EVERY: dict[str, Callable[[], Transition]] = {
 
 
 def run(
-    transition: Transition, net: Denoiser | Denoise, x: Tensor, levels: Sequence[Level], schedule: Schedule, noise: Any = None, **more: Any
+    transition: Transition,
+    net: Denoiser | Denoise,
+    x: Tensor,
+    levels: Sequence[Level],
+    schedule: Schedule,
+    noise: Any = None,
+    **more: Any,
 ) -> Tensor:
-    return sample(net, x, levels, schedule=schedule, noise=noise or NoNoise(), transition=transition, **more)
+    return sample(
+        net, x, levels, schedule=schedule, noise=noise or NoNoise(), transition=transition, **more
+    )
 
 
 # The contract ------------------------------------------------------------------------------------------------------------
@@ -79,7 +103,9 @@ def test_a_shift_of_x0_shifts_the_next_state_by_alpha_s_times_it(name: str, fram
     schedule, transition = FRAMES[frame](), EVERY[name]()
     x, x0, eps, dx = (rand(3, 5, seed=k) for k in range(4))
     fraction = torch.full((3, 5), 0.4, dtype=D)
-    middle = schedule.t_min + torch.tensor([0.8, 0.6, 0.45], dtype=D) * (schedule.t_max - schedule.t_min)
+    middle = schedule.t_min + torch.tensor([0.8, 0.6, 0.45], dtype=D) * (
+        schedule.t_max - schedule.t_min
+    )
     before, t, s = (schedule(time) for time in middle)
     for target in (s, schedule(schedule.clean)):
         states = []
@@ -91,7 +117,9 @@ def test_a_shift_of_x0_shifts_the_next_state_by_alpha_s_times_it(name: str, fram
                 return Prediction(x_t, level, implied + shift, eps + 0.1 * level.sigma, fraction)
 
             last = Prediction(x, before, x0, eps)  # the step before saw no shift
-            states.append(transition(predict, x, step_of(schedule, t, target, OneStream(), last), None))
+            states.append(
+                transition(predict, x, step_of(schedule, t, target, OneStream(), last), None)
+            )
         torch.testing.assert_close(states[1] - states[0], target.alpha * dx, atol=1e-9, rtol=1e-9)
 
 
@@ -105,7 +133,13 @@ def test_replace_shifts_what_was_not_measured_alone(name: str) -> None:
     for shift in (torch.zeros_like(dx), dx):
 
         def predict(x_t: Tensor, level: Level, shift: Tensor = shift) -> Prediction:
-            return Prediction(x_t, level, (x_t - level.sigma * eps) / level.alpha + shift, eps, torch.full_like(x_t, 0.4))
+            return Prediction(
+                x_t,
+                level,
+                (x_t - level.sigma * eps) / level.alpha + shift,
+                eps,
+                torch.full_like(x_t, 0.4),
+            )
 
         states.append(transition(predict, x, step_of(schedule, t, s, OneStream()), measurement))
     expected = s.alpha * dx
@@ -134,9 +168,13 @@ def test_replace_for_any_linear_operator() -> None:
 
     out = Replace(DDIM())(predict, x, step_of(schedule, t, s, Given([z])), measurement)
     unknown = DDIM()(predict, x, step_of(schedule, t, s, NoNoise()), None)
-    expected = unknown - unknown @ (pinv @ A).T + (s.alpha * measurement.y + s.sigma * z @ A.T) @ pinv.T
+    expected = (
+        unknown - unknown @ (pinv @ A).T + (s.alpha * measurement.y + s.sigma * z @ A.T) @ pinv.T
+    )
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)  # pinv by conjugate gradients
-    clean = Replace(DDIM())(predict, x, step_of(schedule, t, schedule(-1.0), NoNoise()), measurement)
+    clean = Replace(DDIM())(
+        predict, x, step_of(schedule, t, schedule(-1.0), NoNoise()), measurement
+    )
     torch.testing.assert_close(clean @ A.T, measurement.y, atol=1e-5, rtol=1e-5)
 
 
@@ -158,7 +196,12 @@ def test_predictions_are_what_a_step_makes() -> None:
 
         measurement = Measurement(torch.zeros(2, 5, dtype=D), Mask())
         schedule = schedules.linear()
-        transition(predict, rand(2, 5), step_of(schedule, schedule(500), schedule(300), OneStream()), measurement)
+        transition(
+            predict,
+            rand(2, 5),
+            step_of(schedule, schedule(500), schedule(300), OneStream()),
+            measurement,
+        )
         assert len(made) == transition.predictions, transition
 
 
@@ -168,7 +211,13 @@ def test_deterministic_transitions_draw_nothing_and_the_others_do(name: str) -> 
     noise = Given([rand(2, 5, seed=k) for k in range(10)])
 
     def predict(x_t: Tensor, level: Level) -> Prediction:
-        return Prediction(x_t, level, 0.3 * x_t, (x_t - 0.3 * level.alpha * x_t) / level.sigma, torch.full_like(x_t, 0.5))
+        return Prediction(
+            x_t,
+            level,
+            0.3 * x_t,
+            (x_t - 0.3 * level.alpha * x_t) / level.sigma,
+            torch.full_like(x_t, 0.5),
+        )
 
     transition(predict, rand(2, 5), step_of(schedule, schedule(500), schedule(300), noise), None)
     assert (noise.drawn == 0) == transition.deterministic
@@ -176,7 +225,9 @@ def test_deterministic_transitions_draw_nothing_and_the_others_do(name: str) -> 
 
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("name", EVERY)
-def test_no_transition_needs_more_than_finite_levels_and_the_last_is_free_of_noise(name: str, frame: str) -> None:
+def test_no_transition_needs_more_than_finite_levels_and_the_last_is_free_of_noise(
+    name: str, frame: str
+) -> None:
     """The first level of flow has alpha = 0, the first of a zero-terminal-SNR schedule too; the last level has sigma = 0."""
     schedule, transition = FRAMES[frame](), EVERY[name]()
     levels = Straight()(schedule, 5)
@@ -185,7 +236,9 @@ def test_no_transition_needs_more_than_finite_levels_and_the_last_is_free_of_noi
 
     def predict(x_t: Tensor, level: Level, **_: Any) -> Prediction:
         x0 = torch.full_like(x_t, 0.25)
-        return Prediction(x_t, level, x0, (x_t - level.alpha * x0) / level.sigma, torch.full_like(x_t, 0.5))
+        return Prediction(
+            x_t, level, x0, (x_t - level.alpha * x0) / level.sigma, torch.full_like(x_t, 0.5)
+        )
 
     x = run(transition, predict, rand(4, 3) * levels[0].sigma, levels, schedule, OneStream())
     torch.testing.assert_close(x, torch.full_like(x, 0.25), atol=1e-9, rtol=0)
@@ -194,7 +247,12 @@ def test_no_transition_needs_more_than_finite_levels_and_the_last_is_free_of_noi
 def test_langevin_says_that_it_needs_signal() -> None:
     flow = schedules.flow()
     with pytest.raises(ValueError, match="alpha = 0"):
-        Langevin().down(lambda x, level: None, rand(1, 2), step_of(flow, flow(1.0), flow(0.9), OneStream()), None)  # type: ignore[arg-type,return-value]
+        Langevin().down(
+            lambda x, level: None,
+            rand(1, 2),
+            step_of(flow, flow(1.0), flow(0.9), OneStream()),
+            None,
+        )  # type: ignore[arg-type,return-value]
 
 
 # diffusers, same noise ---------------------------------------------------------------------------------------------------
@@ -205,15 +263,29 @@ def toy_eps(x: Tensor, t: Tensor) -> Tensor:
     return torch.tanh(x * (1 + t.view(-1, *(1,) * (x.ndim - 1)).to(x) / 1000)) + 0.1 * x
 
 
-def their_run(scheduler: Any, x: Tensor, eps: Callable[[Tensor, Tensor], Tensor], **options: Any) -> Tensor:
+def their_run(
+    scheduler: Any, x: Tensor, eps: Callable[[Tensor, Tensor], Tensor], **options: Any
+) -> Tensor:
     for t in scheduler.timesteps:
         shown = scheduler.scale_model_input(x, t)
-        x = scheduler.step(eps(shown, t.expand(len(x))), t if t.is_floating_point() else int(t), x, return_dict=False, **options)[0]
+        x = scheduler.step(
+            eps(shown, t.expand(len(x))),
+            t if t.is_floating_point() else int(t),
+            x,
+            return_dict=False,
+            **options,
+        )[0]
     return x
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"), [("fixed_small", "small"), ("fixed_large", "large"), ("learned_range", "learned"), ("learned_range", "auto")]
+    ("theirs", "ours"),
+    [
+        ("fixed_small", "small"),
+        ("fixed_large", "large"),
+        ("learned_range", "learned"),
+        ("learned_range", "auto"),
+    ],
 )
 @pytest.mark.parametrize("steps", [10, 1000])
 def test_ddpm_of_diffusers(theirs: str, ours: str, steps: int) -> None:
@@ -230,7 +302,9 @@ def test_ddpm_of_diffusers(theirs: str, ours: str, steps: int) -> None:
     x = rand(2, 3, 4, 4)
     schedule = schedules.linear()
     denoiser = Denoiser(net, schedule=schedule, learned_variance=learned)
-    mine = run(DDPM(ours), denoiser, x, Straight("leading")(schedule, steps), schedule, OneStream(7))
+    mine = run(
+        DDPM(ours), denoiser, x, Straight("leading")(schedule, steps), schedule, OneStream(7)
+    )
     assert_same(mine, their_run(reference, x, net, generator=torch.Generator().manual_seed(7)))
 
 
@@ -244,8 +318,17 @@ def test_ddim_of_diffusers(eta: float) -> None:
     reference = in_double(DDIMScheduler(clip_sample=False))
     reference.set_timesteps(20)
     schedule, x = schedules.linear(), rand(2, 3, 4, 4)
-    mine = run(DDIM(eta), Denoiser(toy_eps, schedule=schedule), x, Straight("leading")(schedule, 20), schedule, OneStream(7))
-    assert_same(mine, their_run(reference, x, toy_eps, eta=eta, generator=torch.Generator().manual_seed(7)))
+    mine = run(
+        DDIM(eta),
+        Denoiser(toy_eps, schedule=schedule),
+        x,
+        Straight("leading")(schedule, 20),
+        schedule,
+        OneStream(7),
+    )
+    assert_same(
+        mine, their_run(reference, x, toy_eps, eta=eta, generator=torch.Generator().manual_seed(7))
+    )
 
 
 def test_ddim_with_an_explicit_std_is_the_same_family() -> None:
@@ -269,7 +352,12 @@ def test_ddim_with_an_explicit_std_is_the_same_family() -> None:
 def test_dpm_solver_of_diffusers_whole_trajectories(steps: int) -> None:
     """final_sigmas_type 'zero' ends on a first-order step to clean, as ours does; theirs computes in float32."""
     reference = in_double(
-        DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint", final_sigmas_type="zero")
+        DPMSolverMultistepScheduler(
+            algorithm_type="dpmsolver++",
+            solver_order=2,
+            solver_type="midpoint",
+            final_sigmas_type="zero",
+        )
     )
     reference.set_timesteps(steps)
     schedule, x = schedules.linear(), rand(2, 3, 4, 4)
@@ -283,19 +371,34 @@ def test_dpm_solver_of_diffusers_whole_trajectories(steps: int) -> None:
 
 @pytest.mark.parametrize(
     ("transition", "scheduler"),
-    [(Euler(), EulerDiscreteScheduler), (Heun(), HeunDiscreteScheduler), (DDIM(1.0), EulerAncestralDiscreteScheduler)],
+    [
+        (Euler(), EulerDiscreteScheduler),
+        (Heun(), HeunDiscreteScheduler),
+        (DDIM(1.0), EulerAncestralDiscreteScheduler),
+    ],
     ids=["euler", "heun", "ancestral"],
 )
 def test_euler_family_of_diffusers(transition: Transition, scheduler: Any) -> None:
     """Theirs runs in the exploding frame, ours in the network's: x = alpha * theirs, from the same noise."""
-    reference = scheduler(timestep_spacing="linspace", beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
+    reference = scheduler(
+        timestep_spacing="linspace", beta_schedule="linear", beta_start=1e-4, beta_end=0.02
+    )
     reference.set_timesteps(28)  # 999/27 = 37: integer times, where no two interpolations differ
     schedule, x = schedules.linear(), rand(2, 3, 4, 4)
     first = schedule(999)
-    options = {"generator": torch.Generator().manual_seed(7)} if isinstance(transition, DDIM) else {}
+    options = (
+        {"generator": torch.Generator().manual_seed(7)} if isinstance(transition, DDIM) else {}
+    )
     theirs = their_run(reference, x / first.alpha, toy_eps, **options)
     times = reference.timesteps.unique().flip(0).tolist()
-    mine = run(transition, Denoiser(toy_eps, schedule=schedule), x, Straight(times)(schedule, 28), schedule, OneStream(7))
+    mine = run(
+        transition,
+        Denoiser(toy_eps, schedule=schedule),
+        x,
+        Straight(times)(schedule, 28),
+        schedule,
+        OneStream(7),
+    )
     assert_same(mine, theirs, 2e-4)  # their tables are float32
 
 
@@ -338,7 +441,14 @@ def test_edm_heun_with_churn_against_the_paper() -> None:
 
     schedule = schedules.edm()
     denoiser = Denoiser(prior.network("edm", schedule), predicts="edm", schedule=schedule)
-    mine = run(Heun(churn, low, high, boost), denoiser, start, Straight()(schedule, n), schedule, OneStream(7))
+    mine = run(
+        Heun(churn, low, high, boost),
+        denoiser,
+        start,
+        Straight()(schedule, n),
+        schedule,
+        OneStream(7),
+    )
     assert_same(mine, x, 1e-8)
 
 
@@ -354,9 +464,13 @@ def exact_flow(prior: Gaussian, x: Tensor, t: Level, s: Level) -> Tensor:
 
 @pytest.mark.parametrize("frame", ["vp", "ve", "flow"])
 @pytest.mark.parametrize(
-    ("transition", "order"), [(DDIM(), 1), (Euler(), 1), (Heun(), 2), (DPMSolver(), 2)], ids=["ddim", "euler", "heun", "dpm"]
+    ("transition", "order"),
+    [(DDIM(), 1), (Euler(), 1), (Heun(), 2), (DPMSolver(), 2)],
+    ids=["ddim", "euler", "heun", "dpm"],
 )
-def test_deterministic_transitions_converge_with_their_order(transition: Transition, order: int, frame: str) -> None:
+def test_deterministic_transitions_converge_with_their_order(
+    transition: Transition, order: int, frame: str
+) -> None:
     schedule, prior = FRAMES[frame](), correlated(3)
     denoiser = Denoiser(prior.network("x0", schedule), predicts="x0", schedule=schedule)
     high, low = schedule.at(20.0), schedule.at(0.05)
@@ -364,15 +478,26 @@ def test_deterministic_transitions_converge_with_their_order(transition: Transit
     exact = exact_flow(prior, x, high, low)
     errors = []
     for n in (40, 80, 160):
-        levels = [high, *(schedule.at(r) for r in torch.logspace(math.log10(20.0), math.log10(0.05), n + 1, dtype=D)[1:-1]), low]
+        levels = [
+            high,
+            *(
+                schedule.at(r)
+                for r in torch.logspace(math.log10(20.0), math.log10(0.05), n + 1, dtype=D)[1:-1]
+            ),
+            low,
+        ]
         errors.append(float((run(transition, denoiser, x, levels, schedule) - exact).norm()))
     rates = [math.log2(a / b) for a, b in pairwise(errors)]
     assert rates[-1] == pytest.approx(order, abs=0.2), (rates, errors)
 
 
 @pytest.mark.parametrize("frame", ["vp", "ve", "flow", "subvp"])
-@pytest.mark.parametrize("transition", [DDPM(), DDPM("large"), DDIM(0.5), EulerMaruyama(), Euler(s_churn=15)], ids=repr)
-def test_stochastic_transitions_converge_to_the_marginals(transition: Transition, frame: str) -> None:
+@pytest.mark.parametrize(
+    "transition", [DDPM(), DDPM("large"), DDIM(0.5), EulerMaruyama(), Euler(s_churn=15)], ids=repr
+)
+def test_stochastic_transitions_converge_to_the_marginals(
+    transition: Transition, frame: str
+) -> None:
     """No Monte Carlo: on a 1-d Gaussian a step is x -> a x + b + c z. a, b and c are probed and the moments carried along."""
     schedule = FRAMES[frame]()
     m, v = 0.7, 0.3
@@ -383,12 +508,30 @@ def test_stochastic_transitions_converge_to_the_marginals(transition: Transition
     draws = torch.tensor([[0.0], [0.0], [1.0]], dtype=D)
     errors = []
     for n in (100, 200):
-        levels = [high, *(schedule.at(r) for r in torch.logspace(math.log10(30.0), math.log10(0.02), n + 1, dtype=D)[1:-1]), low]
+        levels = [
+            high,
+            *(
+                schedule.at(r)
+                for r in torch.logspace(math.log10(30.0), math.log10(0.02), n + 1, dtype=D)[1:-1]
+            ),
+            low,
+        ]
         mean, variance = float(high.alpha) * m, float(high.alpha) ** 2 * v + float(high.sigma) ** 2
         for t, s in pairwise(levels):
-            b, ab, bc = transition(denoiser, probes, step_of(schedule, t, s, Given([draws] * 3), count=n), None).flatten().tolist()
+            b, ab, bc = (
+                transition(
+                    denoiser, probes, step_of(schedule, t, s, Given([draws] * 3), count=n), None
+                )
+                .flatten()
+                .tolist()
+            )
             mean, variance = (ab - b) * mean + b, (ab - b) ** 2 * variance + (bc - b) ** 2
-        errors.append((abs(mean - float(low.alpha) * m), abs(variance - float(low.alpha) ** 2 * v - float(low.sigma) ** 2)))
+        errors.append(
+            (
+                abs(mean - float(low.alpha) * m),
+                abs(variance - float(low.alpha) ** 2 * v - float(low.sigma) ** 2),
+            )
+        )
     assert errors[1][0] < 0.01 * m
     assert errors[1][1] < 0.06 * v
     assert errors[1][1] < 0.6 * errors[0][1], "of first order: half the step, half the error"
@@ -424,20 +567,32 @@ def test_sampled_moments(transition: Transition, frame: str, steps: int) -> None
 
     denoiser = Denoiser(net, predicts="x0", schedule=schedule)
     high = 2.0 if isinstance(transition, Langevin) else 50.0
-    levels = [*(schedule.at(r) for r in torch.logspace(math.log10(high), math.log10(0.02), steps, dtype=D)), schedule(schedule.clean)]
+    levels = [
+        *(
+            schedule.at(r)
+            for r in torch.logspace(math.log10(high), math.log10(0.02), steps, dtype=D)
+        ),
+        schedule(schedule.clean),
+    ]
     x0 = pair.mean + rand(chains * blocks, 2, seed=3) @ torch.linalg.cholesky(pair.covariance).T
-    x = levels[0].alpha * x0.view(chains, 2 * blocks) + levels[0].sigma * rand(chains, 2 * blocks, seed=4)
+    x = levels[0].alpha * x0.view(chains, 2 * blocks) + levels[0].sigma * rand(
+        chains, 2 * blocks, seed=4
+    )
     x = run(transition, denoiser, x, levels, schedule, OneStream(5)).view(-1, 2)
     error = 4 / math.sqrt(len(x))
     torch.testing.assert_close(x.mean(0), pair.mean, atol=0.7 * error, rtol=0)
-    torch.testing.assert_close(torch.cov(x.T), pair.covariance, atol=0.5 * math.sqrt(2) * error + 0.03, rtol=0)
+    torch.testing.assert_close(
+        torch.cov(x.T), pair.covariance, atol=0.5 * math.sqrt(2) * error + 0.03, rtol=0
+    )
 
 
 def test_langevin_step_size_is_song_et_al_algorithm_5() -> None:
     x, eps, z = rand(3, 4, 2, 2), rand(3, 4, 2, 2, seed=1), rand(3, 4, 2, 2, seed=2)
     schedule = schedules.linear()
     level, snr = schedule(300), 0.16
-    out = transitions.langevin_correction(x, eps, level, step_of(schedule, schedule(301), level, Given([z])), snr)
+    out = transitions.langevin.langevin_correction(
+        x, eps, level, step_of(schedule, schedule(301), level, Given([z])), snr
+    )
     for k in range(3):  # image by image: no norm couples the batch
         score = -eps[k] / level.sigma
         beta = 1e-4 + (0.02 - 1e-4) * 301 / 999
@@ -453,19 +608,27 @@ def test_langevin_step_size_is_song_et_al_algorithm_5() -> None:
 def test_a_climb_is_the_forward_kernel(name: str, frame: str) -> None:
     """Whatever the transition, from x_t ~ q(x_t | x0) a climb gives q(x_s | x0), and the network is not asked."""
     schedule = FRAMES[frame]()
-    s, t = (schedule(schedule.t_min + part * (schedule.t_max - schedule.t_min)) for part in (0.7, 0.4))
+    s, t = (
+        schedule(schedule.t_min + part * (schedule.t_max - schedule.t_min)) for part in (0.7, 0.4)
+    )
     x0 = 0.8
 
     def moments(transition: Transition) -> tuple[float, float]:
         def step(x: float, z: float) -> float:
             noise = Given([torch.full((1, 1), z, dtype=D)])
-            return float(transition(_refuse, torch.full((1, 1), x, dtype=D), step_of(schedule, t, s, noise), None))
+            return float(
+                transition(
+                    _refuse, torch.full((1, 1), x, dtype=D), step_of(schedule, t, s, noise), None
+                )
+            )
 
         b, a, c = step(0, 0), step(1, 0) - step(0, 0), step(0, 1) - step(0, 0)
         return a * float(t.alpha) * x0 + b, a**2 * float(t.sigma) ** 2 + c**2
 
     for transition in (EVERY[name](), Replace(EVERY[name]())):
-        assert moments(transition) == pytest.approx((float(s.alpha) * x0, float(s.sigma) ** 2), rel=1e-5)
+        assert moments(transition) == pytest.approx(
+            (float(s.alpha) * x0, float(s.sigma) ** 2), rel=1e-5
+        )
 
 
 def _refuse(*_: Any, **__: Any) -> Prediction:
@@ -476,12 +639,21 @@ def test_history_is_forgotten_after_a_climb() -> None:
     schedule, seen = schedules.linear(), []
 
     class Watching(DPMSolver):
-        def down(self, predict: Denoise, x_t: Tensor, step: Any, measurement: Measurement | None) -> Tensor:
+        def down(
+            self, predict: Denoise, x_t: Tensor, step: Any, measurement: Measurement | None
+        ) -> Tensor:
             seen.append(None if step.last is None else float(step.last.level.t))
             return super().down(predict, x_t, step, measurement)
 
     times = [900, 600, 300, 600, 300, 0]
-    run(Watching(), Denoiser(toy_eps, schedule=schedule), rand(1, 2), [schedule(t) for t in times], schedule, OneStream())
+    run(
+        Watching(),
+        Denoiser(toy_eps, schedule=schedule),
+        rand(1, 2),
+        [schedule(t) for t in times],
+        schedule,
+        OneStream(),
+    )
     assert seen == [None, 900.0, None, 600.0]
 
 
@@ -501,7 +673,10 @@ def official_repaint_times(t_T: int, jump_len: int, jump_n_sample: int) -> list[
     return ts
 
 
-@pytest.mark.parametrize(("steps", "length", "resamplings"), [(250, 10, 10), (250, 10, 1), (20, 5, 3), (7, 10, 4), (21, 1, 2), (33, 10, 5)])
+@pytest.mark.parametrize(
+    ("steps", "length", "resamplings"),
+    [(250, 10, 10), (250, 10, 1), (20, 5, 3), (7, 10, 4), (21, 1, 2), (33, 10, 5)],
+)
 def test_jumps_are_repaints_published_schedule(steps: int, length: int, resamplings: int) -> None:
     schedule = schedules.linear(steps)
     levels = Jumps(length, resamplings)(schedule, steps)
@@ -511,7 +686,10 @@ def test_jumps_are_repaints_published_schedule(steps: int, length: int, resampli
 def test_repaints_published_schedule_makes_2410_evaluations_of_250_respaced_times() -> None:
     levels = Jumps()(schedules.linear(), 250)
     assert sum(bool(s.ratio < t.ratio) for t, s in pairwise(levels)) == 2410
-    assert sorted({float(level.t) for level in levels})[1:] == schedules.linear().times(250).flip(0).tolist()
+    assert (
+        sorted({float(level.t) for level in levels})[1:]
+        == schedules.linear().times(250).flip(0).tolist()
+    )
     reference = RePaintScheduler()
     reference.set_timesteps(250, 10, 10)
     theirs = reference.timesteps.tolist()
@@ -557,7 +735,10 @@ def test_repaint_against_the_paper(resamplings: int) -> None:
             continue
         eps = net(x, torch.full((3,), float(t)))
         x0 = (x - (1 - bar[t]).sqrt() * eps) / bar[t].sqrt()
-        mean = bar[s].sqrt() * beta[t] / (1 - bar[t]) * x0 + (1 - beta[t]).sqrt() * (1 - bar[s]) / (1 - bar[t]) * x
+        mean = (
+            bar[s].sqrt() * beta[t] / (1 - bar[t]) * x0
+            + (1 - beta[t]).sqrt() * (1 - bar[s]) / (1 - bar[t]) * x
+        )
         if s >= 0:
             unknown = mean + ((1 - bar[s]) / (1 - bar[t]) * beta[t]).sqrt() * z()
             known = bar[s].sqrt() * truth + (1 - bar[s]).sqrt() * z()
@@ -593,14 +774,24 @@ def test_repaint_of_diffusers() -> None:
     T = 12
     schedule, prior = schedules.linear(T, 1e-2, 0.3), correlated(5)
     net, truth, start = prior.network("eps", schedule), rand(3, 5, seed=4), rand(3, 5, seed=5)
-    reference = RePaintScheduler(num_train_timesteps=T, trained_betas=None, eta=1.0, clip_sample=False)
+    reference = RePaintScheduler(
+        num_train_timesteps=T, trained_betas=None, eta=1.0, clip_sample=False
+    )
     reference.betas = torch.linspace(1e-2, 0.3, T, dtype=D)
     reference.alphas_cumprod = torch.cumprod(1 - reference.betas, 0)
     reference.set_timesteps(T, 4, 3)
-    mask, generator, x, last, pattern = torch.tensor([1.0, 1, 0, 0, 0]), torch.Generator().manual_seed(7), start, T, []
+    mask, generator, x, last, pattern = (
+        torch.tensor([1.0, 1, 0, 0, 0]),
+        torch.Generator().manual_seed(7),
+        start,
+        T,
+        [],
+    )
     for t in reference.timesteps.tolist():
         if t < last:
-            x = reference.step(net(x, torch.full((3,), float(t))), t, x, truth, mask, generator, return_dict=False)[0]
+            x = reference.step(
+                net(x, torch.full((3,), float(t))), t, x, truth, mask, generator, return_dict=False
+            )[0]
             pattern.append(2 if t > 0 else 0)
         else:
             x = reference.undo_step(x, last, generator)
@@ -608,7 +799,15 @@ def test_repaint_of_diffusers() -> None:
         last = t
     levels = [schedule(t) for t in [T - 1, *(t - 1.0 for t in reference.timesteps.tolist())]]
     measurement = Measurement(Mask()(truth), Mask())
-    mine = run(Replace(DDPM()), Denoiser(net, schedule=schedule), start, levels, schedule, Twice(7, pattern), measurement=measurement)
+    mine = run(
+        Replace(DDPM()),
+        Denoiser(net, schedule=schedule),
+        start,
+        levels,
+        schedule,
+        Twice(7, pattern),
+        measurement=measurement,
+    )
     assert_same(mine, x)
 
 
@@ -640,21 +839,44 @@ def test_dps_is_the_official_post_step_update(learned: bool) -> None:
         eps, v = out.chunk(2, 1) if learned else (out, None)
         x0 = (x - (1 - bar[t]).sqrt() * eps) / bar[t].sqrt()
         small = (1 - bar[s]) / (1 - bar[t]) * beta[t]
-        mean = bar[s].sqrt() * beta[t] / (1 - bar[t]) * x0 + (1 - beta[t]).sqrt() * (1 - bar[s]) / (1 - bar[t]) * x
-        std = small.sqrt() if v is None else torch.exp(0.5 * ((v + 1) / 2 * beta[t].log() + (1 - (v + 1) / 2) * small.log()))
+        mean = (
+            bar[s].sqrt() * beta[t] / (1 - bar[t]) * x0
+            + (1 - beta[t]).sqrt() * (1 - bar[s]) / (1 - bar[t]) * x
+        )
+        std = (
+            small.sqrt()
+            if v is None
+            else torch.exp(0.5 * ((v + 1) / 2 * beta[t].log() + (1 - (v + 1) / 2) * small.log()))
+        )
         after = mean + std * torch.randn(4, 5, dtype=D, generator=generator) if t > 0 else mean
-        gradients = [torch.autograd.grad(torch.linalg.vector_norm(y[k] - x0[k] @ A.T), x, retain_graph=True)[0][k] for k in range(4)]
+        gradients = [
+            torch.autograd.grad(torch.linalg.vector_norm(y[k] - x0[k] @ A.T), x, retain_graph=True)[
+                0
+            ][k]
+            for k in range(4)
+        ]
         x = (after - zeta * torch.stack(gradients)).detach()
 
     denoiser = Denoiser(net, schedule=schedule, learned_variance=learned)
     measurement = Measurement(y, Matrix(shape=(5,)))
-    mine = run(DDPM(), denoiser, start, Straight()(schedule, T), schedule, OneStream(7), guidance=[DPS(zeta)], measurement=measurement)
+    mine = run(
+        DDPM(),
+        denoiser,
+        start,
+        Straight()(schedule, T),
+        schedule,
+        OneStream(7),
+        guidance=[DPS(zeta)],
+        measurement=measurement,
+    )
     assert_same(mine, x)
 
 
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize(
-    ("transition", "order"), [(DDIM(), 1), (Euler(), 1), (Heun(), 2), (DPMSolver(), 2)], ids=["ddim", "euler", "heun", "dpm"]
+    ("transition", "order"),
+    [(DDIM(), 1), (Euler(), 1), (Heun(), 2), (DPMSolver(), 2)],
+    ids=["ddim", "euler", "heun", "dpm"],
 )
 def test_inversion_and_back(transition: Transition, order: int, frame: str) -> None:
     schedule, prior = FRAMES[frame](), correlated(3)
@@ -678,9 +900,21 @@ def test_inversion_refuses_noise() -> None:
 
 
 def test_construction_errors() -> None:
-    for make in (lambda: DDPM("huge"), lambda: DDIM(1.5), lambda: Langevin(steps=0), lambda: PredictorCorrector(snr=0.0)):
+    for make in (
+        lambda: DDPM("huge"),
+        lambda: DDIM(1.5),
+        lambda: Langevin(steps=0),
+        lambda: PredictorCorrector(snr=0.0),
+    ):
         with pytest.raises(ValueError, match="got"):
             make()
     schedule = schedules.linear()
     with pytest.raises(ValueError, match="learned_variance=True"):
-        run(DDPM("learned"), Denoiser(toy_eps, schedule=schedule), rand(1, 2), Straight()(schedule, 3), schedule, OneStream())
+        run(
+            DDPM("learned"),
+            Denoiser(toy_eps, schedule=schedule),
+            rand(1, 2),
+            Straight()(schedule, 3),
+            schedule,
+            OneStream(),
+        )

@@ -14,7 +14,7 @@ SCRIPT = """
 import contextlib, importlib, importlib.util, io, json, os, random, sys, warnings
 sys.path[:0] = [p for p in json.loads(sys.argv[2]) if p not in sys.path]
 import numpy, torch
-import invdiff.restoration
+import invdiff.solving
 
 def state():
     return {
@@ -58,7 +58,10 @@ def examine(modules: Sequence[str]) -> None:
         return
     command = [sys.executable, "-c", SCRIPT, json.dumps(missing), json.dumps(sys.path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
-    expect(done.returncode == 0, f"importing {', '.join(missing)} fails: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    expect(
+        done.returncode == 0,
+        f"importing {', '.join(missing)} fails: {(done.stderr.strip().splitlines() or ['no message'])[-1]}",
+    )
     _seen.update(json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -13,17 +13,16 @@ import torch
 from torch import Tensor
 
 from invdiff import schedules
-from invdiff.denoiser import Denoiser, Prediction, count_evaluations
-from invdiff.latent import Decoded
-from invdiff.measurement import Measurement
-from invdiff.method import Method
+from invdiff.network import Denoiser, Prediction, count_evaluations
 from invdiff.noise import NoiseSource
-from invdiff.operator import LinearOperator, Operator, Shape
 from invdiff.operators.inpaint import Inpaint
 from invdiff.operators.sr import SuperResolution
-from invdiff.restoration import Restoration, solve
-from invdiff.sampling import Piece, Progress, Setting, Step
+from invdiff.problem import LinearOperator, Measurement, Operator
+from invdiff.problem.operator import Shape
+from invdiff.problem.wrapped import Decoded
+from invdiff.sampling import Method, Piece, Progress, Setting, Step
 from invdiff.schedules import Level
+from invdiff.solving import Restoration, solve
 from invdiff.testing.imports import importing
 from invdiff.testing.operators import draw, photos
 from invdiff.testing.priors import FACTOR, prior
@@ -97,9 +96,16 @@ class Case:
 
     def fits(self, operator: Operator) -> bool:
         """Whether an operator is what every piece declares to require."""
-        return all(p.requires is None or issubclass(p.requires, Decoded) or isinstance(operator, p.requires) for p in self.pieces)
+        return all(
+            p.requires is None
+            or issubclass(p.requires, Decoded)
+            or isinstance(operator, p.requires)
+            for p in self.pieces
+        )
 
-    def measure(self, operator: Operator | None = None, shape: Shape = SHAPE, images: int = 2) -> Measurement:
+    def measure(
+        self, operator: Operator | None = None, shape: Shape = SHAPE, images: int = 2
+    ) -> Measurement:
         """What is restored, in float64."""
         operator = operator or self.operator
         if self.latent:
@@ -109,7 +115,9 @@ class Case:
     def network(self, measurement: Measurement, predicts: str = "eps", **options: Any) -> Denoiser:
         """The kit's prior for a measurement, with all that the method needs of it."""
         shown = measurement.y.shape[1] if any("cond" in g.sets for g in self.method.chain) else None
-        return prior(measurement.image_shape[0], predicts, latent=self.latent, shown=shown, **options)
+        return prior(
+            measurement.image_shape[0], predicts, latent=self.latent, shown=shown, **options
+        )
 
     def run(
         self,
@@ -127,7 +135,12 @@ class Case:
         measurement = self.measure() if measurement is None else measurement
         denoiser = denoiser or self.network(measurement, predicts, dtype=dtype, device=device)
         cond = {"label": LABEL} if cond is None else cond
-        return solve(measurement, denoiser, method or self.method, **{"steps": FEW, "dtype": dtype, **options, **cond})
+        return solve(
+            measurement,
+            denoiser,
+            method or self.method,
+            **{"steps": FEW, "dtype": dtype, **options, **cond},
+        )
 
     @cached_property
     def usual(self) -> Tensor:
@@ -143,7 +156,10 @@ def shapes(case: Case) -> str:
             measurement = case.measure(operator, shape)
             samples = case.run(measurement, num_samples=2).samples
             expected = (2, len(measurement), *measurement.image_shape)
-            expect(samples.shape == expected, f"samples have shape {tuple(samples.shape)}, expected {expected}")
+            expect(
+                samples.shape == expected,
+                f"samples have shape {tuple(samples.shape)}, expected {expected}",
+            )
             seen.append(str(tuple(measurement.image_shape)))
     return f"images of {' and '.join(seen)}"
 
@@ -175,7 +191,10 @@ def own_noise(case: Case) -> str:
     """All noise is that of the step: the same seed gives the same bits, whatever the global generators hold."""
     expected = case.usual
     seed_all(1)
-    expect(torch.equal(case.run().x, expected), "two runs with one seed differ, so some noise is not drawn from step.randn_like")
+    expect(
+        torch.equal(case.run().x, expected),
+        "two runs with one seed differ, so some noise is not drawn from step.randn_like",
+    )
     return "bit-equal under another global seed"
 
 
@@ -183,7 +202,9 @@ def global_rng(case: Case) -> str:
     """The global generators are not advanced."""
     before = generators()
     case.run()
-    expect(not (names := moved(before)), f"it advances the global generator of {' and '.join(names)}")
+    expect(
+        not (names := moved(before)), f"it advances the global generator of {' and '.join(names)}"
+    )
     return "torch, numpy and random untouched"
 
 
@@ -191,7 +212,10 @@ def batch(case: Case) -> str:
     """An image alone gives what it gives in a batch: no norm, draw or stopping rule couples images."""
     measurement = case.measure(images=3)
     together = case.run(measurement).x
-    worst = max(distance(case.run(measurement.select([k]), image_ids=[k]).x, together[k : k + 1]) for k in (0, 2))
+    worst = max(
+        distance(case.run(measurement.select([k]), image_ids=[k]).x, together[k : k + 1])
+        for k in (0, 2)
+    )
     return within("alone from in a batch of 3", worst, EXACT)
 
 
@@ -208,8 +232,13 @@ def scale(case: Case) -> str:
         raise Skip("no guidance of it declares a scale")
     off = [replace(g, **dict.fromkeys(g.scale, 0.0)) if g.scale else g for g in case.method.chain]  # type: ignore[type-var]
     without = [g for g in case.method.chain if not g.scale]
-    cond = {} if any("label" in g.sets for g in scaled) else {"label": LABEL}  # a label that it gives is gone with it
-    at_zero, free = case.run(method=Method(off, DDIM())).x, case.run(method=Method(without, DDIM()), cond=cond).x
+    cond = (
+        {} if any("label" in g.sets for g in scaled) else {"label": LABEL}
+    )  # a label that it gives is gone with it
+    at_zero, free = (
+        case.run(method=Method(off, DDIM())).x,
+        case.run(method=Method(without, DDIM()), cond=cond).x,
+    )
     names = ", ".join(f"{name} = 0" for g in scaled for name in g.scale)
     return within(f"{names} from without", distance(at_zero, free), EXACT)
 
@@ -217,21 +246,29 @@ def scale(case: Case) -> str:
 def refuses(case: Case) -> str:
     """An operator (for latent methods, a network of pixels) that it does not declare to take is refused before sampling."""
     measurement = case.measure()
-    wrong: dict[str, dict[str, Any]] = {a.kind: {"measurement": case.measure(a)} for a in (Curve(), Drift()) if not case.fits(a)}
+    wrong: dict[str, dict[str, Any]] = {
+        a.kind: {"measurement": case.measure(a)} for a in (Curve(), Drift()) if not case.fits(a)
+    }
     if case.latent:
         pixels = prior(measurement.image_shape[0], dtype=torch.float64)
         wrong["a network of pixels"] = {"measurement": measurement, "denoiser": pixels}
     if not wrong:
         raise Skip("it requires no more than the kit's operators are")
     for kind, given in wrong.items():
-        expect(not _attempt(case, kind, **given), f"it requires more than {kind} is, but runs with it")
+        expect(
+            not _attempt(case, kind, **given), f"it requires more than {kind} is, but runs with it"
+        )
     return f"refuses {' and '.join(wrong)}"
 
 
 def requirement(case: Case) -> str:
     """It runs with any operator that is what it declares to require, or says before sampling what else it needs."""
     right = [operator for operator in (Curve(), Drift(), SuperResolution(2)) if case.fits(operator)]
-    ran = [operator.kind for operator in right if _attempt(case, operator.kind, measurement=case.measure(operator))]
+    ran = [
+        operator.kind
+        for operator in right
+        if _attempt(case, operator.kind, measurement=case.measure(operator))
+    ]
     return f"runs with {', '.join(ran)}" if ran else "refuses what the kit has, before sampling"
 
 
@@ -241,10 +278,14 @@ def _attempt(case: Case, kind: str, **given: Any) -> bool:
         try:
             case.run(**given)
         except ValueError as error:
-            expect(evaluations.forward == 0, f"with {kind} it fails in the middle of sampling: {error}")
+            expect(
+                evaluations.forward == 0, f"with {kind} it fails in the middle of sampling: {error}"
+            )
             return False
         except Exception as error:
-            raise AssertionError(f"with {kind} it fails with {type(error).__name__}: {error}") from error
+            raise AssertionError(
+                f"with {kind} it fails with {type(error).__name__}: {error}"
+            ) from error
     return True
 
 
@@ -259,10 +300,16 @@ def unchanged(case: Case) -> str:
         recorded.append(torch.is_grad_enabled() or p.x.requires_grad)
 
     case.run(measurement, denoiser=denoiser, callback=watch)
-    expect(not any(recorded), "after a step gradients are still being recorded: detach, and enable them inside a with block")
+    expect(
+        not any(recorded),
+        "after a step gradients are still being recorded: detach, and enable them inside a with block",
+    )
     expect(denoiser.hash == weights, "it changed the weights of the network")
     expect(not denoiser.net.training, "it left the network in training mode")
-    expect(not any(p.requires_grad for p in denoiser.net.parameters()), "it left weights of the network requiring gradients")
+    expect(
+        not any(p.requires_grad for p in denoiser.net.parameters()),
+        "it left weights of the network requiring gradients",
+    )
     expect(torch.equal(measurement.y, y), "it changed the measurement")
     return "weights, modes and measurement as before"
 
@@ -271,7 +318,10 @@ def described(case: Case) -> str:
     """Its record is plain data that is the same in every process."""
     text = json.dumps(case.run(dtype=torch.float32).config)
     address = re.search(r"\w+ (object )?at 0x\w+", text)
-    expect(address is None, f"the record holds an object that only this process knows: {address and address[0]}")
+    expect(
+        address is None,
+        f"the record holds an object that only this process knows: {address and address[0]}",
+    )
     return f"{len(text)} characters of JSON"
 
 
@@ -285,22 +335,36 @@ def x0_shift(case: Case) -> str:
         raise Skip("its transition works on the measurement, too")
     measurement = case.measure()
     setting = Setting(
-        case.network(measurement, dtype=torch.float64), (2, *SHAPE), measurement, {"label": LABEL}, torch.device("cpu"), torch.float64
+        case.network(measurement, dtype=torch.float64),
+        (2, *SHAPE),
+        measurement,
+        {"label": LABEL},
+        torch.device("cpu"),
+        torch.float64,
     )
     transition = transition.bind(setting)
     x, x0, eps, dx = (draw(2, *SHAPE, seed=k) for k in range(4))
     worst = 0.0
     for schedule in (schedules.linear(), schedules.flow()):
-        before, t, s = (schedule(schedule.t_min + share * (schedule.t_max - schedule.t_min)) for share in (0.8, 0.6, 0.45))
+        before, t, s = (
+            schedule(schedule.t_min + share * (schedule.t_max - schedule.t_min))
+            for share in (0.8, 0.6, 0.45)
+        )
         for target in (s, schedule(schedule.clean)):
             states = []
             for shift in (torch.zeros_like(dx), dx):
 
-                def predict(x_t: Tensor, level: Level, shift: Tensor = shift, **_: Any) -> Prediction:
+                def predict(
+                    x_t: Tensor, level: Level, shift: Tensor = shift, **_: Any
+                ) -> Prediction:
                     # eps does not depend on where x_t went: what is seen is the transition alone.
-                    return Prediction(x_t, level, (x_t - level.sigma * eps) / level.alpha + shift, eps)
+                    return Prediction(
+                        x_t, level, (x_t - level.sigma * eps) / level.alpha + shift, eps
+                    )
 
-                step = Step(0, t, target, schedule, NoiseSource([0, 1]), last=Prediction(x, before, x0, eps))
+                step = Step(
+                    0, t, target, schedule, NoiseSource([0, 1]), last=Prediction(x, before, x0, eps)
+                )
                 states.append(transition(predict, x, step, measurement))
             worst = max(worst, distance(states[1] - states[0], target.alpha * dx))
     return within("x_s shift from alpha_s dx", worst, EXACT)

@@ -43,28 +43,46 @@ def pair(noise: float = 0.1, dtype: torch.dtype = torch.float32) -> tuple[Tensor
 def shapes(case: Case) -> str:
     """One value per image, at odd and non-square sizes, on the CPU."""
     values = case.metric(*pair())
-    expect(isinstance(values, Tensor) and values.shape == (3,), f"of 3 images it returns {_kind(values)}")
-    expect(values.device.type == "cpu" and values.is_floating_point(), f"it returns {values.dtype} on {values.device}")
+    expect(
+        isinstance(values, Tensor) and values.shape == (3,),
+        f"of 3 images it returns {_kind(values)}",
+    )
+    expect(
+        values.device.type == "cpu" and values.is_floating_point(),
+        f"it returns {values.dtype} on {values.device}",
+    )
     return f"(3, 3, {SIDES[0]}, {SIDES[1]}) -> (3,)"
 
 
 def _kind(value: object) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    return (
+        f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    )
 
 
 def dtypes(case: Case) -> str:
     """float32 and float64 images give the same values."""
-    single, double = (case.metric(*pair(dtype=dtype)).double() for dtype in (torch.float32, torch.float64))
+    single, double = (
+        case.metric(*pair(dtype=dtype)).double() for dtype in (torch.float32, torch.float64)
+    )
     return within("float32 from float64", distance(single, double), 1e-3)
 
 
 def order(case: Case) -> str:
     """More noise is worse, in one direction for every image, that declared as ``better`` if any, and the reference itself is best."""
     reference = pair()[1]
-    values = torch.stack([case.metric(reference, reference), *(case.metric(*pair(noise)) for noise in NOISE)]).double()
-    expect(not bool(values.isnan().any()) and bool(values[1:].isfinite().all()), f"values are not numbers: {values.tolist()}")
+    values = torch.stack(
+        [case.metric(reference, reference), *(case.metric(*pair(noise)) for noise in NOISE)]
+    ).double()
+    expect(
+        not bool(values.isnan().any()) and bool(values[1:].isfinite().all()),
+        f"values are not numbers: {values.tolist()}",
+    )
     rising = values[1:] > values[:-1]
-    expect(bool(rising.all()) or not bool((values[1:] >= values[:-1]).any()), f"values do not follow the noise: {values.tolist()}")
+    expect(
+        bool(rising.all()) or not bool((values[1:] >= values[:-1]).any()),
+        f"values do not follow the noise: {values.tolist()}",
+    )
     better = "lower" if rising.all() else "higher"
     declared = getattr(case.metric, "better", better)
     expect(declared == better, f"it declares better = {declared!r}, but {better} values are")
@@ -75,7 +93,10 @@ def batch(case: Case) -> str:
     """An image alone gives what it gives in a batch."""
     x, reference = pair()
     together = case.metric(x, reference)
-    worst = max(distance(case.metric(x[k : k + 1], reference[k : k + 1]), together[k : k + 1]) for k in range(3))
+    worst = max(
+        distance(case.metric(x[k : k + 1], reference[k : k + 1]), together[k : k + 1])
+        for k in range(3)
+    )
     return within("alone from in a batch", worst, 1e-4)
 
 
@@ -91,7 +112,9 @@ def global_rng(case: Case) -> str:
     """The global generators are not advanced."""
     before = generators()
     case.metric(*pair())
-    expect(not (names := moved(before)), f"it advances the global generator of {' and '.join(names)}")
+    expect(
+        not (names := moved(before)), f"it advances the global generator of {' and '.join(names)}"
+    )
     return "torch, numpy and random untouched"
 
 
@@ -113,7 +136,9 @@ def refuses(case: Case) -> str:
         case.metric(x, reference[:1])
     except (ValueError, TypeError) as error:
         return f"says {str(error)[:60]!r}"
-    raise AssertionError("3 images and 1 reference are compared without an error; raise ValueError where shapes differ")
+    raise AssertionError(
+        "3 images and 1 reference are compared without an error; raise ValueError where shapes differ"
+    )
 
 
 def imports(case: Case) -> str:
@@ -122,5 +147,6 @@ def imports(case: Case) -> str:
 
 
 CHECKS: dict[str, Callable[[Case], str]] = {
-    f.__name__: f for f in (shapes, dtypes, order, batch, repeatable, global_rng, unchanged, refuses, imports)
+    f.__name__: f
+    for f in (shapes, dtypes, order, batch, repeatable, global_rng, unchanged, refuses, imports)
 }

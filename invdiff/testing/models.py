@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invdiff.denoiser import Denoiser, Prediction
-from invdiff.info_command import describe_model
+from invdiff.commands.info import describe_model
 from invdiff.itineraries import Straight
-from invdiff.operator import Shape
-from invdiff.registry import check_options
+from invdiff.loading.model import check_options
+from invdiff.network import Denoiser, Prediction
+from invdiff.problem.operator import Shape
 from invdiff.schedules import Level
 from invdiff.testing.imports import importing
 from invdiff.testing.operators import draw
@@ -65,7 +65,9 @@ class Case:
         """What it is shown: the author's, an image and the conditions of an empty prompt, as it needs."""
         known: dict[str, Any] = {}
         if (channels := self.denoiser.cond_channels) is not None:
-            known["cond"] = draw(2, channels, *self.denoiser.state_shape(self.shape)[2:], dtype=torch.float32).clamp(-1, 1)
+            known["cond"] = draw(
+                2, channels, *self.denoiser.state_shape(self.shape)[2:], dtype=torch.float32
+            ).clamp(-1, 1)
         if self.denoiser.text is not None:
             known |= self.denoiser.conditions_of("", 2)
         return {**known, **self.given_cond}
@@ -75,7 +77,10 @@ class Case:
         """The noisiest level that holds signal, one in the middle, and the least noisy."""
         schedule = self.denoiser.schedule
         share = {"noisiest": 0.999, "middle": 0.5, "least noisy": 0.0}
-        return {name: schedule(schedule.t_min + part * (schedule.t_max - schedule.t_min)) for name, part in share.items()}
+        return {
+            name: schedule(schedule.t_min + part * (schedule.t_max - schedule.t_min))
+            for name, part in share.items()
+        }
 
     def state(self, level: Level, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """A noisy grey image, and its noise."""
@@ -93,9 +98,14 @@ class Case:
 
 def shapes(case: Case) -> str:
     """x0 and eps have the state's shape, at an odd, non-square size."""
-    odd = replace(case, sides=ODD) if case.denoiser.autoencoder is None else case  # an autoencoder says what sides it takes
+    odd = (
+        replace(case, sides=ODD) if case.denoiser.autoencoder is None else case
+    )  # an autoencoder says what sides it takes
     x, p = odd.state(odd.levels["middle"])[0], odd.predict()
-    expect(p.x0.shape == p.eps.shape == x.shape, f"x0 {tuple(p.x0.shape)} and eps {tuple(p.eps.shape)} of a state {tuple(x.shape)}")
+    expect(
+        p.x0.shape == p.eps.shape == x.shape,
+        f"x0 {tuple(p.x0.shape)} and eps {tuple(p.eps.shape)} of a state {tuple(x.shape)}",
+    )
     return f"states of {tuple(x.shape[1:])}"
 
 
@@ -126,7 +136,10 @@ def finite(case: Case) -> str:
     for level in levels:
         with torch.no_grad():
             p = case.denoiser(case.state(level)[0], level, **case.cond)
-        expect(bool((p.x0.isfinite() & p.eps.isfinite()).all()), f"not finite at sigma/alpha = {float(level.ratio):.3g}")
+        expect(
+            bool((p.x0.isfinite() & p.eps.isfinite()).all()),
+            f"not finite at sigma/alpha = {float(level.ratio):.3g}",
+        )
     return f"finite at sigma/alpha = {', '.join(f'{float(level.ratio):.3g}' for level in levels)}"
 
 
@@ -138,8 +151,14 @@ def reading(case: Case) -> str:
         with torch.no_grad():
             p = case.denoiser(x, level, clip_x0=False, **case.cond)
         clean = ((x - level.sigma * eps) / level.alpha).float()
-        found[name] = distance(p.eps, eps) if name == "noisiest" else float((p.x0 - clean).norm() / eps.norm())
-    return ", ".join(within(f"error at the {name} level", error, MISREAD) for name, error in found.items())
+        found[name] = (
+            distance(p.eps, eps)
+            if name == "noisiest"
+            else float((p.x0 - clean).norm() / eps.norm())
+        )
+    return ", ".join(
+        within(f"error at the {name} level", error, MISREAD) for name, error in found.items()
+    )
 
 
 def repeatable(case: Case) -> str:
@@ -154,14 +173,18 @@ def global_rng(case: Case) -> str:
     """The global generators are not advanced."""
     before = generators()
     case.predict()
-    expect(not (names := moved(before)), f"it advances the global generator of {' and '.join(names)}")
+    expect(
+        not (names := moved(before)), f"it advances the global generator of {' and '.join(names)}"
+    )
     return "torch, numpy and random untouched"
 
 
 def batch(case: Case) -> str:
     """An image alone gives what it gives in a batch."""
     together = case.predict()
-    worst = max(distance(case.predict(rows=slice(k, k + 1)).x0, together.x0[k : k + 1]) for k in (0, 1))
+    worst = max(
+        distance(case.predict(rows=slice(k, k + 1)).x0, together.x0[k : k + 1]) for k in (0, 1)
+    )
     return within("alone from in a batch", worst, ROUNDING)
 
 
@@ -169,8 +192,13 @@ def gradient(case: Case) -> str:
     """Its prediction can be differentiated with respect to the state."""
     level = case.levels["middle"]
     x = case.state(level)[0].requires_grad_()
-    (grad,) = torch.autograd.grad(case.denoiser(x, level, clip_x0=False, **case.cond).x0.square().sum(), x)
-    expect(bool(grad.isfinite().all()) and bool((grad != 0).any()), "the gradient is zero, or not finite")
+    (grad,) = torch.autograd.grad(
+        case.denoiser(x, level, clip_x0=False, **case.cond).x0.square().sum(), x
+    )
+    expect(
+        bool(grad.isfinite().all()) and bool((grad != 0).any()),
+        "the gradient is zero, or not finite",
+    )
     return "finite, not zero"
 
 
@@ -199,7 +227,10 @@ def conditions(case: Case) -> str:
     if (classes := case.denoiser.num_classes) is not None:
         labels = [0, classes - 1, *([] if case.denoiser.null_label is None else [None])]
         seen = [case.predict(label=label).eps for label in labels]
-        expect(not any(torch.equal(seen[0], other) for other in seen[1:]), "it does not look at its label")
+        expect(
+            not any(torch.equal(seen[0], other) for other in seen[1:]),
+            "it does not look at its label",
+        )
         names.append(f"{classes} labels{' and none' if None in labels else ''}")
     if not names:
         raise Skip("it is unconditional")
@@ -212,7 +243,9 @@ def options(case: Case) -> str:
         raise Skip("it is an object already")
     check_options(case.factory, "the model", ["dtype"])
     loaded = case.factory(dtype=torch.bfloat16)
-    expect(loaded.dtype == torch.bfloat16, "it takes dtype, but does not hand it on to the Denoiser")
+    expect(
+        loaded.dtype == torch.bfloat16, "it takes dtype, but does not hand it on to the Denoiser"
+    )
     return "dtype handed on"
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invdiff.measurement import Measurement
-from invdiff.operator import LinearOperator, Operator, Shape, SpectralOperator
-from invdiff.registry import name_of
+from invdiff.plugins.registry import name_of
+from invdiff.problem import LinearOperator, Measurement, Operator, SpectralOperator
+from invdiff.problem.operator import Shape
 from invdiff.testing.imports import importing
 from invdiff.testing.randomness import generators, moved, seed_all
 from invdiff.testing.report import TINY, Skip, distance, expect, within
@@ -64,7 +64,10 @@ class Case:
         """It at every shape."""
         if self.operator.shape is not None:
             return [self.operator]
-        return [self.operator.bind(shape) for shape in dict.fromkeys(map(self.operator.fit, self.shapes))]
+        return [
+            self.operator.bind(shape)
+            for shape in dict.fromkeys(map(self.operator.fit, self.shapes))
+        ]
 
     def linear(self) -> list[LinearOperator]:
         """It at every shape, if it is declared linear."""
@@ -97,15 +100,28 @@ def shapes(case: Case) -> str:
     for a in case.bound:
         x = image(a)
         y = a(x)
-        expect(y.shape == (2, *a.measurement_shape), f"A(x) has shape {tuple(y.shape)}, declared {(2, *a.measurement_shape)}")
-        back = {"adjoint": a.adjoint(y), "pinv": a.pinv(y), "prox": a.prox(x, y, 0.5)} if isinstance(a, LinearOperator) else {}
+        expect(
+            y.shape == (2, *a.measurement_shape),
+            f"A(x) has shape {tuple(y.shape)}, declared {(2, *a.measurement_shape)}",
+        )
+        back = (
+            {"adjoint": a.adjoint(y), "pinv": a.pinv(y), "prox": a.prox(x, y, 0.5)}
+            if isinstance(a, LinearOperator)
+            else {}
+        )
         for name, made in back.items():
-            expect(made.shape == x.shape, f"{name} returns shape {tuple(made.shape)} for images {tuple(x.shape)}")
+            expect(
+                made.shape == x.shape,
+                f"{name} returns shape {tuple(made.shape)} for images {tuple(x.shape)}",
+            )
         try:
             told = case.operator.image_shape(a.measurement_shape)
         except ValueError:  # as a matrix, which does not tell
             continue
-        expect(tuple(told) == a.shape, f"image_shape of {a.measurement_shape} is {told}, but the images have {a.shape}")
+        expect(
+            tuple(told) == a.shape,
+            f"image_shape of {a.measurement_shape} is {told}, but the images have {a.shape}",
+        )
     return ", ".join(f"{a.shape} -> {a.measurement_shape}" for a in case.bound)
 
 
@@ -127,8 +143,15 @@ def meta(case: Case) -> str:
         x = torch.empty(2, *(a.shape or ()), device="meta")
         made = [a(x)]
         if isinstance(a, LinearOperator):
-            made += [a.adjoint(made[0]), a.pinv(made[0]), a.prox(x, made[0], torch.empty(2, device="meta"))]
-        expect(all(v.device.type == "meta" for v in made), "some result lies on another device than its argument")
+            made += [
+                a.adjoint(made[0]),
+                a.pinv(made[0]),
+                a.prox(x, made[0], torch.empty(2, device="meta")),
+            ]
+        expect(
+            all(v.device.type == "meta" for v in made),
+            "some result lies on another device than its argument",
+        )
     return "A and its inverses on meta"
 
 
@@ -148,7 +171,10 @@ def adjoint(case: Case) -> str:
         x = draw(2, *(a.shape or ()))
         ax = a(x)
         y = like(ax)
-        worst = max(worst, abs(inner(ax, y) - inner(x, a.adjoint(y))) / max(float(ax.norm() * y.norm()), TINY))
+        worst = max(
+            worst,
+            abs(inner(ax, y) - inner(x, a.adjoint(y))) / max(float(ax.norm() * y.norm()), TINY),
+        )
     return within("|<Ax, y> - <x, A*y>|", worst, EXACT)
 
 
@@ -184,8 +210,13 @@ def svd(case: Case) -> str:
         ax = a(x)
         y = like(ax)
         s, z, w = a.singular_values, a.Vt(x), a.Ut(y)
-        expect(s.shape == z.shape[1:] == w.shape[1:], f"s, V*x and U*y differ in layout: {tuple(s.shape)}, {z.shape[1:]}, {w.shape[1:]}")
-        expect(bool((s >= 0).all()), f"a singular value is {float(s.min()):.3g}, and none is negative")
+        expect(
+            s.shape == z.shape[1:] == w.shape[1:],
+            f"s, V*x and U*y differ in layout: {tuple(s.shape)}, {z.shape[1:]}, {w.shape[1:]}",
+        )
+        expect(
+            bool((s >= 0).all()), f"a singular value is {float(s.min()):.3g}, and none is negative"
+        )
         errors = {
             "V V* x - x": distance(a.V(z), x),
             "|V* x| - |x|": abs(float(z.norm() / x.norm()) - 1),
@@ -212,8 +243,14 @@ def differentiable(case: Case) -> str:
         expect(bool((grad != 0).any()), "the gradient is zero everywhere")
         if isinstance(a, LinearOperator):
             az = a(z := draw(*x.shape, seed=2))
-            worst = max(worst, abs(inner(grad, z) - inner(w, az)) / max(float(w.norm() * az.norm()), TINY))
-    return within("|<grad, z> - <w, Az>|", worst, EXACT) if isinstance(case.operator, LinearOperator) else "finite gradients"
+            worst = max(
+                worst, abs(inner(grad, z) - inner(w, az)) / max(float(w.norm() * az.norm()), TINY)
+            )
+    return (
+        within("|<grad, z> - <w, Az>|", worst, EXACT)
+        if isinstance(case.operator, LinearOperator)
+        else "finite gradients"
+    )
 
 
 def restored(a: LinearOperator, x: Tensor) -> Tensor:
@@ -236,7 +273,9 @@ def batch(case: Case) -> str:
             calls += [partial(restored, a), partial(nearest, a)]
         for call in calls:
             together = call(x)
-            worst = max([worst, *(distance(call(x[k : k + 1]), together[k : k + 1]) for k in range(IMAGES))])
+            worst = max(
+                [worst, *(distance(call(x[k : k + 1]), together[k : k + 1]) for k in range(IMAGES))]
+            )
     return within("alone from in a batch", worst, 1e-6)
 
 
@@ -245,11 +284,19 @@ def unchanged(case: Case) -> str:
     for a in case.bound:
         x = image(a)
         y = a(image(a))
-        before = {"x": x.clone(), "y": y.clone(), **{f"state {k!r}": v.clone() for k, v in a.state.items()}}
+        before = {
+            "x": x.clone(),
+            "y": y.clone(),
+            **{f"state {k!r}": v.clone() for k, v in a.state.items()},
+        }
         a(x)
         if isinstance(a, LinearOperator):
             a.adjoint(y), a.pinv(y), a.prox(x, y, 0.5)
-        for name, value in {"x": x, "y": y, **{f"state {k!r}": v for k, v in a.state.items()}}.items():
+        for name, value in {
+            "x": x,
+            "y": y,
+            **{f"state {k!r}": v for k, v in a.state.items()},
+        }.items():
             expect(torch.equal(value, before[name]), f"a call changed {name}")
     return "x, y and state as before"
 
@@ -259,7 +306,10 @@ def fixed(case: Case) -> str:
     seed_all(1)
     for a, again in zip(case.bound, case.fresh(), strict=True):
         x = image(a)
-        expect(torch.equal(a(x), again(x)), "the operator made again from the same parameters measures something else")
+        expect(
+            torch.equal(a(x), again(x)),
+            "the operator made again from the same parameters measures something else",
+        )
     return "made again, it gives the same y bit by bit"
 
 
@@ -270,7 +320,9 @@ def global_rng(case: Case) -> str:
         a.measure(image(a), sigma=0.1)
         if isinstance(a, LinearOperator):
             a.pinv(a(image(a)))
-    expect(not (names := moved(before)), f"it advances the global generator of {' and '.join(names)}")
+    expect(
+        not (names := moved(before)), f"it advances the global generator of {' and '.join(names)}"
+    )
     return "torch, numpy and random untouched"
 
 
@@ -279,7 +331,9 @@ def saved(case: Case) -> str:
     try:
         name = name_of("operators", type(case.operator))
     except ValueError:
-        raise Skip("its class is not registered under invdiff.operators, so a file cannot name it") from None
+        raise Skip(
+            "its class is not registered under invdiff.operators, so a file cannot name it"
+        ) from None
     with tempfile.TemporaryDirectory() as folder:
         for a in case.bound:
             x = image(a, dtype=torch.float32)
@@ -287,7 +341,10 @@ def saved(case: Case) -> str:
             json.dumps(measurement.describe())
             measurement.save(path := Path(folder) / "y.safetensors")
             read = Measurement.load(path)
-            expect(torch.equal(read.operator(x), a(x)), "the operator read from a file measures something else")
+            expect(
+                torch.equal(read.operator(x), a(x)),
+                "the operator read from a file measures something else",
+            )
     return f"{name!r} and its parameters survive a file"
 
 

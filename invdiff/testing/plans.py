@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from invdiff.denoiser import Denoiser
-from invdiff.method import Method, make_method
-from invdiff.operator import Operator, Shape
+from invdiff.network import Denoiser
 from invdiff.operators.sr import SuperResolution
-from invdiff.registry import as_operator, load
-from invdiff.sampling import Itinerary, Piece
+from invdiff.plugins.registry import load
+from invdiff.problem import Operator
+from invdiff.problem.make import as_operator
+from invdiff.problem.operator import Shape
+from invdiff.sampling import Itinerary, Method, Piece, make_method
+from invdiff.solving.plan import complete
 from invdiff.testing import methods, metrics, models, operators
 from invdiff.testing.report import Plan, Report
 
@@ -29,7 +31,11 @@ NONE: Reasons = MappingProxyType({})
 
 
 def check_operator(
-    operator: Any, *, shapes: Sequence[Shape] = operators.SHAPES, only: Sequence[str] | None = None, expected_failures: Reasons = NONE
+    operator: Any,
+    *,
+    shapes: Sequence[Shape] = operators.SHAPES,
+    only: Sequence[str] | None = None,
+    expected_failures: Reasons = NONE,
 ) -> Report:
     """Checks an operator.
 
@@ -47,7 +53,11 @@ def check_operator(
 
 
 def check_guidance(
-    method: Any, *, operator: Operator | None = None, only: Sequence[str] | None = None, expected_failures: Reasons = NONE
+    method: Any,
+    *,
+    operator: Operator | None = None,
+    only: Sequence[str] | None = None,
+    expected_failures: Reasons = NONE,
 ) -> Report:
     """Checks a method on the kit's own network and short runs.
 
@@ -74,7 +84,7 @@ def check_model(
     """Checks a model in some twenty evaluations.
 
     Args:
-        model: a registered name, a function that makes one, or a :class:`~invdiff.denoiser.Denoiser`.
+        model: a registered name, a function that makes one, or a :class:`~invdiff.network.Denoiser`.
         shape: of its images, (C, H, W) or (d,); by default an odd, non-square one.
         cond: what it cannot run without besides a label, an image and text, which the kit makes: tensors with two entries.
         only: some of :data:`MODEL_CHECKS`.
@@ -86,7 +96,9 @@ def check_model(
     return plan_model(model, shape, cond, only, expected_failures).report()
 
 
-def check_metric(metric: Any, *, only: Sequence[str] | None = None, expected_failures: Reasons = NONE) -> Report:
+def check_metric(
+    metric: Any, *, only: Sequence[str] | None = None, expected_failures: Reasons = NONE
+) -> Report:
     """Checks a metric.
 
     Args:
@@ -101,7 +113,10 @@ def check_metric(metric: Any, *, only: Sequence[str] | None = None, expected_fai
 
 
 def plan_operator(
-    operator: Any, shapes: Sequence[Shape] = operators.SHAPES, only: Sequence[str] | None = None, expected: Reasons = NONE
+    operator: Any,
+    shapes: Sequence[Shape] = operators.SHAPES,
+    only: Sequence[str] | None = None,
+    expected: Reasons = NONE,
 ) -> Plan:
     """The checks of an operator."""
     made = loaded("operators", operator)
@@ -110,13 +125,23 @@ def plan_operator(
     return _plan("operator", operator, made, operators.CHECKS, case, only, expected)
 
 
-def plan_guidance(method: Any, operator: Operator | None = None, only: Sequence[str] | None = None, expected: Reasons = NONE) -> Plan:
+def plan_guidance(
+    method: Any,
+    operator: Operator | None = None,
+    only: Sequence[str] | None = None,
+    expected: Reasons = NONE,
+) -> Plan:
     """The checks of a method."""
     factory = loaded("guidance", method)
     made = make_method(factory if isinstance(factory, Method | Piece | Itinerary) else factory())
     own = [p for p in (*made.chain, made.transition, made.itinerary) if p is not None]
     module = factory.__module__ if callable(factory) else type(own[0]).__module__
-    case = methods.Case(made.completed(None, None), made.transition is not None, operator or SuperResolution(2), module)
+    case = methods.Case(
+        complete(made).method,
+        made.transition is not None,
+        operator or SuperResolution(2),
+        module,
+    )
     return _plan("guidance", method, factory, methods.CHECKS, case, only, expected)
 
 
@@ -132,13 +157,23 @@ def plan_model(
     factory = None if isinstance(made, Denoiser) else made
     denoiser = made if factory is None else factory()
     module = (type(denoiser.net) if factory is None else factory).__module__
-    return _plan("model", model, made, models.CHECKS, models.Case(denoiser, factory, shape, cond, module), only, expected)
+    return _plan(
+        "model",
+        model,
+        made,
+        models.CHECKS,
+        models.Case(denoiser, factory, shape, cond, module),
+        only,
+        expected,
+    )
 
 
 def plan_metric(metric: Any, only: Sequence[str] | None = None, expected: Reasons = NONE) -> Plan:
     """The checks of a metric."""
     made = loaded("metrics", metric)
-    return _plan("metric", metric, made, metrics.CHECKS, metrics.Case(made, made.__module__), only, expected)
+    return _plan(
+        "metric", metric, made, metrics.CHECKS, metrics.Case(made, made.__module__), only, expected
+    )
 
 
 PLANS: dict[str, Callable[[Any], Plan]] = {
@@ -166,4 +201,10 @@ def _plan(
 ) -> Plan:
     name = plugin if isinstance(plugin, str) else getattr(plugin, "__name__", type(plugin).__name__)
     declared = getattr(declaring, "expected_failures", {})
-    return Plan(kind, name, {check: partial(f, case) for check, f in checks.items()}, {**declared, **expected}, only)
+    return Plan(
+        kind,
+        name,
+        {check: partial(f, case) for check, f in checks.items()},
+        {**declared, **expected},
+        only,
+    )

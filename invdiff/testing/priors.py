@@ -10,10 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invdiff import schedules
-from invdiff.classifier import NoisyClassifier
-from invdiff.denoiser import Denoiser
-from invdiff.frame import OfLevel
-from invdiff.latent import Autoencoder
+from invdiff.network import Autoencoder, Denoiser, NoisyClassifier, OfLevel
 
 CLASSES = 3
 STD = 0.3
@@ -31,7 +28,9 @@ def _alpha_sigma(ratio: Tensor) -> tuple[Tensor, Tensor]:
 
 def _means(channels: int) -> torch.nn.Parameter:
     """One mean per class and the null class, in [-0.5, 0.5]."""
-    return torch.nn.Parameter(torch.linspace(-0.5, 0.5, CLASSES + 1).view(-1, 1, 1, 1).expand(-1, channels, 1, 1).clone())
+    return torch.nn.Parameter(
+        torch.linspace(-0.5, 0.5, CLASSES + 1).view(-1, 1, 1, 1).expand(-1, channels, 1, 1).clone()
+    )
 
 
 class Network(torch.nn.Module):
@@ -81,7 +80,13 @@ def prior(
     """
     states = channels * FACTOR**2 if latent else channels
     schedule = schedules.linear()
-    coder = Autoencoder(lambda x: F.pixel_unshuffle(x, FACTOR), lambda z: F.pixel_shuffle(z, FACTOR), states, FACTOR, channels)
+    coder = Autoencoder(
+        lambda x: F.pixel_unshuffle(x, FACTOR),
+        lambda z: F.pixel_shuffle(z, FACTOR),
+        states,
+        FACTOR,
+        channels,
+    )
     own: dict[str, Any] = {"autoencoder": coder} if latent else {"data_range": (-1.0, 1.0)}
     denoiser = Denoiser(
         Network(states, predicts),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invdiff.registry import check_names
+from invdiff.plugins.registry import check_names
 from invdiff.testing.randomness import seeded
 
 TINY = 1e-30
@@ -52,7 +52,13 @@ class Outcome:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        word = {"passed": "ok", "failed": "FAILED", "skipped": "skipped", "expected": "fails as declared", "unexpected": "PASSES NOW"}
+        word = {
+            "passed": "ok",
+            "failed": "FAILED",
+            "skipped": "skipped",
+            "expected": "fails as declared",
+            "unexpected": "PASSES NOW",
+        }
         reason = f" (declared: {self.reason})" if self.reason else ""
         return f"{self.check:16}  {word[self.status]:7}  {self.saw}{reason}"
 
@@ -78,14 +84,21 @@ class Report:
     def summary(self) -> str:
         """One line: how many checks ended how."""
         statuses = dict.fromkeys(outcome.status for outcome in self.outcomes)
-        return f"{self.kind} {self.name}: " + ", ".join(f"{len(self.of(status))} {status}" for status in statuses)
+        return f"{self.kind} {self.name}: " + ", ".join(
+            f"{len(self.of(status))} {status}" for status in statuses
+        )
 
     def __str__(self) -> str:
         return "\n".join([self.summary, *(f"  {outcome}" for outcome in self.outcomes)])
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain data."""
-        return {"kind": self.kind, "name": self.name, "ok": self.ok, "checks": [asdict(outcome) for outcome in self.outcomes]}
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "ok": self.ok,
+            "checks": [asdict(outcome) for outcome in self.outcomes],
+        }
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,11 @@ class Plan:
                 warnings.simplefilter("ignore")
                 status, saw = _run(check)
             reason = self.expected.get(name, "")
-            status = {"failed": "expected", "passed": "unexpected"}.get(status, status) if reason else status
+            status = (
+                {"failed": "expected", "passed": "unexpected"}.get(status, status)
+                if reason
+                else status
+            )
             yield Outcome(name, status, saw, reason, round(time.perf_counter() - begun, 3))
 
     def report(self) -> Report:
@@ -132,7 +149,10 @@ class Plan:
         if not report.ok:
             raise CheckFailed(report)
         for outcome in report.of("unexpected"):
-            warnings.warn(f"{self.kind} {self.name}: {outcome.check} passes; its expected failure can go", stacklevel=3)
+            warnings.warn(
+                f"{self.kind} {self.name}: {outcome.check} passes; its expected failure can go",
+                stacklevel=3,
+            )
         return report
 
 

@@ -29,7 +29,9 @@ class Crops:
     """Random square crops of photographs at several scales, half of them mirrored."""
 
     def __init__(self, folder: Path, size: int, scales: tuple[float, ...], seed: int) -> None:
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png", ".tif"})
+        files = sorted(
+            p for p in folder.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png", ".tif"}
+        )
         if not files:
             raise ValueError(f"no photographs found below {folder}")
         self.size = size
@@ -40,7 +42,9 @@ class Crops:
             sizes = [(round(photo.width * s), round(photo.height * s)) for s in scales]
             fit = [wh for wh in sizes if min(wh) >= size]
             if fit:
-                self.photos.append([np.asarray(photo.resize(wh, Image.Resampling.LANCZOS)) for wh in fit])
+                self.photos.append(
+                    [np.asarray(photo.resize(wh, Image.Resampling.LANCZOS)) for wh in fit]
+                )
         self.rng = np.random.default_rng(seed)
 
     def __call__(self, n: int) -> Batch:
@@ -83,7 +87,10 @@ def degraded(source: Source, factor: int, max_noise: float, generator: torch.Gen
         small = F.interpolate(batch.x0, scale_factor=1 / factor, mode="bicubic", antialias=True)
         std = 2 * max_noise * (2 * torch.rand(n, 1, 1, 1, generator=generator) - 1).clamp(min=0)
         small = small + std * torch.randn(small.shape, generator=generator)
-        return replace(batch, cond=F.interpolate(small, size=batch.x0.shape[2:], mode="bicubic", antialias=True))
+        return replace(
+            batch,
+            cond=F.interpolate(small, size=batch.x0.shape[2:], mode="bicubic", antialias=True),
+        )
 
     return draw
 

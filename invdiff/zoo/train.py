@@ -69,12 +69,28 @@ class Recipe:
     sigma_data: float = 0.5
 
 
-DIGITS = Recipe(channels=(32, 64, 128), size=32, image_channels=1, num_classes=10, batch_size=64, learning_rate=1e-3)
+DIGITS = Recipe(
+    channels=(32, 64, 128),
+    size=32,
+    image_channels=1,
+    num_classes=10,
+    batch_size=64,
+    learning_rate=1e-3,
+)
 RECIPES = {
     "photo64": Recipe(channels=(32, 64, 128, 128), size=64),
-    "sr3x4": Recipe(channels=(32, 64, 128, 128), size=64, factor=4, predicts="v", uniform_share=0.4),
+    "sr3x4": Recipe(
+        channels=(32, 64, 128, 128), size=64, factor=4, predicts="v", uniform_share=0.4
+    ),
     "digits32": replace(DIGITS, attention=True, predicts="v", uniform_share=0.4),
-    "digits32-classifier": replace(DIGITS, channels=(32, 64, 64), classifier=True, label_dropout=0.0, uniform_share=1.0, weight_decay=0.05),
+    "digits32-classifier": replace(
+        DIGITS,
+        channels=(32, 64, 64),
+        classifier=True,
+        label_dropout=0.0,
+        uniform_share=1.0,
+        weight_decay=0.05,
+    ),
 }
 SCHEDULER = {
     "_class_name": "DDPMScheduler",
@@ -127,9 +143,11 @@ class Noise:
 def build(recipe: Recipe) -> Any:
     """The network of a recipe; it takes any size that divides by 2^(levels - 1)."""
     if recipe.classifier:
-        from invdiff.zoo.classifier import TimeClassifier
+        from invdiff.loading.time_classifier import TimeClassifier
 
-        return TimeClassifier(recipe.image_channels, recipe.num_classes, recipe.channels, recipe.layers_per_block)
+        return TimeClassifier(
+            recipe.image_channels, recipe.num_classes, recipe.channels, recipe.layers_per_block
+        )
     from diffusers import UNet2DModel
 
     return UNet2DModel(
@@ -149,7 +167,9 @@ def build(recipe: Recipe) -> Any:
 def predict(net: Any, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
     """The network's eps or v, shown the conditions before the state: [cond, x_t]."""
     x = x_t if batch.cond is None else torch.cat([batch.cond, x_t], dim=1)
-    return net(x.contiguous(memory_format=torch.channels_last), t, class_labels=batch.label).sample.float()
+    return net(
+        x.contiguous(memory_format=torch.channels_last), t, class_labels=batch.label
+    ).sample.float()
 
 
 def write_atomically(path: Path, write: Any) -> None:
@@ -167,20 +187,28 @@ def export(ema: torch.nn.Module, recipe: Recipe, folder: Path) -> None:
     config = json.loads(ema.to_json_string())  # type: ignore[operator]
     config.pop("_name_or_path", None)
     if recipe.num_classes is not None and not recipe.classifier:
-        config["_null_label"] = recipe.num_classes  # diffusers ignores keys that begin so, load_folder reads this one
-    scheduler = SCHEDULER | {"prediction_type": {"eps": "epsilon", "v": "v_prediction"}[recipe.predicts]}
+        config["_null_label"] = (
+            recipe.num_classes
+        )  # diffusers ignores keys that begin so, load_folder reads this one
+    scheduler = SCHEDULER | {
+        "prediction_type": {"eps": "epsilon", "v": "v_prediction"}[recipe.predicts]
+    }
     texts = {"config.json": config, "scheduler_config.json": scheduler}
     for name, content in texts.items():
         text = json.dumps(content, indent=2) + "\n"
         write_atomically(folder / name, lambda p, text=text: p.write_text(text))
-    write_atomically(folder / "diffusion_pytorch_model.safetensors", lambda p: save_file(weights, p))
+    write_atomically(
+        folder / "diffusion_pytorch_model.safetensors", lambda p: save_file(weights, p)
+    )
 
 
 def initialise(net: torch.nn.Module, folder: Path) -> None:
     """Starts from the weights of a diffusers folder; input channels it does not know come first and start at zero."""
     from safetensors.torch import load_file
 
-    weights = {k: v.float() for k, v in load_file(folder / "diffusion_pytorch_model.safetensors").items()}
+    weights = {
+        k: v.float() for k, v in load_file(folder / "diffusion_pytorch_model.safetensors").items()
+    }
     first = weights["conv_in.weight"]
     missing = net.get_parameter("conv_in.weight").shape[1] - first.shape[1]
     weights["conv_in.weight"] = F.pad(first, (0, 0, 0, 0, missing, 0))
@@ -198,11 +226,15 @@ def held_out(net: torch.nn.Module, batch: Batch, noise: Noise, recipe: Recipe) -
         x_t = noise.alpha[t] * x0 + noise.sigma[t] * eps
         times = torch.full((n,), t)
         if recipe.classifier:
-            result[f"accuracy_at_{sigma}"] = round((net(x_t, times).argmax(1) == batch.label).float().mean().item(), 4)
+            result[f"accuracy_at_{sigma}"] = round(
+                (net(x_t, times).argmax(1) == batch.label).float().mean().item(), 4
+            )
             continue
         out = predict(net, x_t, times, batch)
         estimate = (
-            (x_t - noise.sigma[t] * out) / noise.alpha[t] if recipe.predicts == "eps" else noise.alpha[t] * x_t - noise.sigma[t] * out
+            (x_t - noise.sigma[t] * out) / noise.alpha[t]
+            if recipe.predicts == "eps"
+            else noise.alpha[t] * x_t - noise.sigma[t] * out
         )
         estimate = estimate.clamp(-1, 1)
         mse = ((estimate - x0) / 2).square().mean(dim=(1, 2, 3))
@@ -221,7 +253,11 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
     net = net.to(memory_format=torch.channels_last).train()
     ema = copy.deepcopy(net).eval().requires_grad_(False)
     optimiser = torch.optim.AdamW(
-        net.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
+        net.parameters(),
+        lr=recipe.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=recipe.weight_decay,
+        fused=True,
     )
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -231,7 +267,9 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
         step, before = state["step"], state["seconds"]
     generator = torch.Generator().manual_seed(step)
     batches, noise = draw_from(recipe, args.data, step, train=True), Noise(recipe, generator)
-    validation = draw_from(recipe, args.holdout or args.data, 0, train=False)(64 if not recipe.classifier else 1000)
+    validation = draw_from(recipe, args.holdout or args.data, 0, train=False)(
+        64 if not recipe.classifier else 1000
+    )
 
     start = last_save = time.monotonic()
     seconds = args.hours * 3600
@@ -249,12 +287,18 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             if recipe.classifier:
                 assert batch.label is not None
-                loss = F.cross_entropy(net(x_t.contiguous(memory_format=torch.channels_last), t).float(), batch.label)
+                loss = F.cross_entropy(
+                    net(x_t.contiguous(memory_format=torch.channels_last), t).float(), batch.label
+                )
             else:
                 target, weight = (
-                    (eps, noise.weight[t]) if recipe.predicts == "eps" else (alpha * eps - sigma * batch.x0, torch.ones(len(t)))
+                    (eps, noise.weight[t])
+                    if recipe.predicts == "eps"
+                    else (alpha * eps - sigma * batch.x0, torch.ones(len(t)))
                 )
-                loss = (weight * (predict(net, x_t, t, batch) - target).square().mean(dim=(1, 2, 3))).mean()
+                loss = (
+                    weight * (predict(net, x_t, t, batch) - target).square().mean(dim=(1, 2, 3))
+                ).mean()
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -268,12 +312,24 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
         if finished or time.monotonic() - last_save > args.save_every:
             last_save = time.monotonic()
             with torch.autocast("cpu", torch.bfloat16):
-                record = {"step": step, "seconds": round(before + last_save - start), "loss": round(loss_sum / count, 5)}
-                record |= held_out(ema, validation, noise, recipe) | {"lr": optimiser.param_groups[0]["lr"]}
+                record = {
+                    "step": step,
+                    "seconds": round(before + last_save - start),
+                    "loss": round(loss_sum / count, 5),
+                }
+                record |= held_out(ema, validation, noise, recipe) | {
+                    "lr": optimiser.param_groups[0]["lr"]
+                }
             loss_sum, count = 0.0, 0
             if not math.isfinite(record["loss"]):
-                raise RuntimeError(f"training diverged at step {step}; {state_file} holds the last good state")
-            state = {"net": net.state_dict(), "ema": ema.state_dict(), "optimiser": optimiser.state_dict()}
+                raise RuntimeError(
+                    f"training diverged at step {step}; {state_file} holds the last good state"
+                )
+            state = {
+                "net": net.state_dict(),
+                "ema": ema.state_dict(),
+                "optimiser": optimiser.state_dict(),
+            }
             state |= {"step": step, "seconds": before + last_save - start}
             write_atomically(state_file, lambda p, state=state: torch.save(state, p))
             export(ema, recipe, args.run / "export")
@@ -284,15 +340,30 @@ def train(recipe: Recipe, args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m invdiff.zoo.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m invdiff.zoo.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", choices=sorted(RECIPES))
-    parser.add_argument("--data", type=Path, required=True, help="folder of training photographs, or mnist.npz")
-    parser.add_argument("--holdout", type=Path, help="folder of photographs for the held-out figures (digits: the test part)")
-    parser.add_argument("--run", type=Path, required=True, help="folder of this run; an existing one is resumed")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of training photographs, or mnist.npz"
+    )
+    parser.add_argument(
+        "--holdout",
+        type=Path,
+        help="folder of photographs for the held-out figures (digits: the test part)",
+    )
+    parser.add_argument(
+        "--run", type=Path, required=True, help="folder of this run; an existing one is resumed"
+    )
     parser.add_argument("--init", type=Path, help="diffusers folder to start a new run from")
     parser.add_argument("--hours", type=float, required=True, help="how long this session trains")
-    parser.add_argument("--cooldown", type=float, default=0.2, help="share of the session in which the rate falls to 0")
+    parser.add_argument(
+        "--cooldown",
+        type=float,
+        default=0.2,
+        help="share of the session in which the rate falls to 0",
+    )
     parser.add_argument("--save-every", type=float, default=180, help="seconds between checkpoints")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

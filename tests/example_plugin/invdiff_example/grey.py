@@ -19,5 +19,11 @@ def grey(**options: Any) -> Denoiser:
         alpha = alpha.view(-1, 1, 1, 1)
         return alpha * STD**2 / (alpha**2 * STD**2 + 1 - alpha**2) * x_t
 
-    defaults = {"predicts": "x0", "schedule": schedule, "time": lambda t: schedule(t).alpha, "data_range": (-1.0, 1.0), "channels": 3}
+    defaults = {
+        "predicts": "x0",
+        "schedule": schedule,
+        "time": lambda t: schedule(t).alpha,
+        "data_range": (-1.0, 1.0),
+        "channels": 3,
+    }
     return Denoiser(net, name="grey", **{**defaults, **options})

@@ -19,7 +19,9 @@ class Pull(Guidance):
 
     scale: ClassVar[tuple[str, ...]] = ("zeta",)
 
-    def __call__(self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None) -> Prediction:
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction:
         assert measurement is not None
         p = denoise(x_t, step.t)
         return p.move_x0(-self.zeta * data_gradient(measurement, p.x0))

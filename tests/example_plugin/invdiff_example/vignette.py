@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invdiff import operator
+from invdiff.problem import DiagonalOperator
 
 
 @dataclass(frozen=True, eq=False)
-class Vignette(operator.DiagonalOperator):
+class Vignette(DiagonalOperator):
     """Darker corners.
 
     Args:

@@ -1,0 +1,212 @@
+"""``invdiff bench``: a suite of measurements, cell by cell, and its table."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from invdiff.benchmarks import harness
+from invdiff.benchmarks.harness import Record
+from invdiff.benchmarks.launchers import make_launcher
+from invdiff.benchmarks.records import flaws
+from invdiff.benchmarks.tables import markdown
+from invdiff.commands.common import check_paths
+from invdiff.config.compose import compose_suite, override_value
+from invdiff.files import write_atomically
+from invdiff.plugins.registry import check_names
+
+SUITES = ("conditional", "exact", "grid")
+"""The kinds of suites: modules of ``invdiff.benchmarks``. A configuration or a record names no other code."""
+CHOICES = {"operator": "operators", "method": "methods", "baseline": "baselines", "model": "models"}
+"""Flags that choose among a suite's entries, or add one that it does not have."""
+VALUES = ("sigma", "steps", "num_samples", "batch_size", "dtype", "device")
+"""Flags that set a suite's key of that name."""
+OWN = {"steps": ("methods", "baselines"), "num_samples": ("methods",), "dtype": ("models",)}
+"""Where entries of a suite may have a value of their own."""
+LEAST = {"seeds": 1, "steps": 1, "num_samples": 1, "batch_size": 1, "sigma": 0}
+"""What the numbers of flags must be at least."""
+DIGITS = 4
+"""To which figures of a reproduced cell agree where they are not equal to the bit."""
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluates the cells that are not finished yet, then writes ``results.md`` and prints it.
+
+    Raises:
+        ValueError: a suite, name or override that does not exist; cells that failed, once all others are done; a record that was not
+            reproduced.
+    """
+    check_paths(args, ("output", "input", "reproduce"))
+    if args.reproduce is not None:
+        return reproduce(args)
+    options: Any = OmegaConf.to_container(OmegaConf.from_dotlist(args.launcher_option))
+    launcher = make_launcher(args.launcher, args.workers, **options)
+    config = configure(args)
+    folder = Path(args.output or f"invdiff-bench-{args.suite}")
+    suite = _suite(config["kind"])
+    tasks = suite.tasks(config)
+    records = harness.run(
+        suite.__name__, tasks, suite.context(config), folder, launcher, progress=not args.quiet
+    )
+    table = suite.report(config, records)
+    write_atomically(folder / "results.md", table + "\n")
+    if not args.quiet:
+        print(table)
+    harness.check(records, folder)
+    if not args.quiet:
+        print(f"{len(records)} cells -> {folder}/results.md", file=sys.stderr)
+
+
+def configure(args: argparse.Namespace) -> dict[str, Any]:
+    """The suite's configuration with the flags' choices.
+
+    Raises:
+        ValueError: what :func:`~invdiff.config.compose.compose_suite` refuses, flags that the suite has no use for, numbers below their least.
+    """
+    for flag, least in LEAST.items():
+        if (value := getattr(args, flag)) is not None and not value >= least:
+            raise ValueError(f"--{flag.replace('_', '-')} must be at least {least}, got {value}")
+    chosen = {key: getattr(args, flag) for flag, key in CHOICES.items() if getattr(args, flag)}
+    # What a flag adds may be given values as well: methods.NAME.key=value.
+    added = tuple(f"{key}.{name}." for key, names in chosen.items() for name in names)
+    overrides = [
+        f"++{override}" if override.startswith(added) else override for override in args.overrides
+    ]
+    if args.input is not None:  # before the suite is read, which may ask for it
+        overrides.append(f"images.source={override_value(args.input)}")
+        if _has_images(args.suite) and not any(o.startswith("images.names=") for o in overrides):
+            overrides.append("images.names=null")  # the suite's are names of its own images
+    config = compose_suite(args.suite, overrides)
+    flags = {
+        **CHOICES,
+        "seeds": "seeds",
+        "allow_pickle": "allow_pickle",
+        **{key: key for key in VALUES},
+    }
+    for flag, key in flags.items():
+        value = getattr(args, flag)
+        if value is None or value is False:
+            continue
+        if key not in config:
+            raise ValueError(
+                f"the suite {args.suite!r} has no {key}, so --{flag.replace('_', '-')} says nothing to it"
+            )
+        if flag not in CHOICES:
+            config[key] = list(range(value)) if flag == "seeds" else value
+            for kind in OWN.get(
+                flag, ()
+            ):  # what is said here goes before what the suite says of one
+                for own in filter(None, (config.get(kind) or {}).values()):
+                    own |= {key: value} if key in own else {}
+        else:
+            entries = config[key] or {}
+            if config["kind"] != "grid":
+                check_names(f"suite {args.suite!r} (--{flag})", value, list(entries))
+            # Where the suite restricts one to some operators, asking for it by name goes before that: a refusal is told in the table.
+            config[key] = {
+                name: {k: v for k, v in (entries.get(name) or {}).items() if k != "operators"}
+                for name in value
+            }
+    if bool(args.method) != bool(args.baseline) and "baselines" in config:
+        config["baselines" if args.method else "methods"] = {}  # only what was asked for
+    return config
+
+
+def _has_images(suite: str) -> bool:
+    """Whether a suite says which images it is about, and needs no --input."""
+    try:
+        compose_suite(suite)
+    except ValueError:
+        return False
+    return True
+
+
+def reproduce(args: argparse.Namespace) -> None:
+    """Evaluates the cell of a record again, with the images that shared its batch, and compares.
+
+    Raises:
+        ValueError: metrics that do not agree to the digits of a table.
+    """
+    try:
+        old: Record = json.loads(Path(args.reproduce).read_text())
+        cell, kind = old["cell"], old["suite"].removeprefix("invdiff.benchmarks.")
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{args.reproduce} is no record of invdiff bench: {type(error).__name__}: {error}"
+        ) from error
+    suite = _suite(kind)
+    if "benchmark" in cell and (wrong := flaws(old)):
+        raise ValueError(f"{args.reproduce} is no valid record: {wrong[0]}")
+    if args.model and len(args.model) > 1:
+        raise ValueError(
+            f"--reproduce is of one network, got --model {' --model '.join(args.model)}"
+        )
+    network, task = args.model[0] if args.model else None, harness.task_of(cell)
+    with tempfile.TemporaryDirectory() as folder:
+        found = harness.evaluate(
+            suite.__name__,
+            task,
+            Path(folder),
+            suite.context_of(cell, args.input, network, args.allow_pickle),
+        )
+    new = found[task.index(cell)]
+    if "failure" in new:
+        raise ValueError(f"the cell failed: {new['failure']['error']}")
+    rows = [
+        {"": path, "recorded": was, "again": now}
+        for path, was, now in compare(old.get("result", {}), new["result"])
+    ]
+    if not args.quiet:
+        print(markdown(rows))
+        for name, was in old["environment"].items():
+            if (now := new["environment"].get(name)) != was:
+                print(f"{name}: {was} then, {now} now", file=sys.stderr)
+    if wrong := [row[""] for row in rows if not _agree(row["recorded"], row["again"])]:
+        raise ValueError(
+            f"not reproduced: {', '.join(wrong)} differ{'s' if len(wrong) == 1 else ''} from {args.reproduce}"
+        )
+    if not args.quiet:
+        same = old["result"].get("restoration") == new["result"].get("restoration")
+        print(
+            "reproduced, equal to the bit" if same else f"reproduced to {DIGITS} digits",
+            file=sys.stderr,
+        )
+
+
+COSTS = ("seconds", "peak_memory_mb", "files", "restoration", "measurement")
+"""What of a result may differ between machines, or is a name."""
+
+
+def compare(
+    old: Mapping[str, Any], new: Mapping[str, Any], path: str = ""
+) -> list[tuple[str, Any, Any]]:
+    """The figures of two results side by side."""
+    found = []
+    for name in dict.fromkeys([*old, *new]):
+        was, now = old.get(name), new.get(name)
+        if isinstance(was, dict) and isinstance(now, dict) and name not in COSTS:
+            found += compare(was, now, f"{path}{name}.")
+        elif name not in COSTS:
+            found.append((f"{path}{name}", was, now))
+    return found
+
+
+def _agree(a: Any, b: Any) -> bool:
+    if isinstance(a, float | int) and isinstance(b, float | int):
+        return abs(a - b) <= 0.5 * 10 ** (1 - DIGITS) * max(1e-2, abs(a))
+    return bool(a == b)
+
+
+def _suite(kind: str) -> ModuleType:
+    if kind not in SUITES:
+        raise ValueError(f"unknown kind of suite {kind!r}; known: {', '.join(SUITES)}")
+    return importlib.import_module(f"invdiff.benchmarks.{kind}")

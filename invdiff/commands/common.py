@@ -1,0 +1,323 @@
+"""What the commands that sample share: their configuration, the folder they write to, what is watched and recorded."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import platform
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invdiff.config.compose import compose, protocols
+from invdiff.loading.model import is_registered, load_model
+from invdiff.memory import peak_memory_mb
+from invdiff.network import Denoiser
+from invdiff.network.selfcheck import self_check
+from invdiff.plugins.registry import UnknownNameError, call, list_plugins, load
+from invdiff.sampling import Progress
+from invdiff.solving import Restoration
+from invdiff.solving.cascade import Upscaler, make_upscaler
+from invdiff.solving.ranges import from_range
+
+GIF_FRAMES = 60
+HINT_AFTER = 2.0
+"""Seconds after which a self-check says that it is running."""
+READING = {"predicts", "schedule", "data_range"}
+
+
+def check_paths(args: argparse.Namespace, flags: Sequence[str]) -> None:
+    """Refuses paths that are empty, as an unset variable of a shell makes them."""
+    for flag in flags:
+        if getattr(args, flag) == "":
+            raise ValueError(f"--{flag} is empty; leave it out or give a path")
+
+
+def check_output(output: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
+    """Refuses, before any work, an output folder that cannot be written or would lose something."""
+    there = next(p for p in (output, *output.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise ValueError(
+            f"{there} is a file, so {output} cannot be the output folder; choose another --output"
+        )
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{there} is not writable; choose another --output")
+    if output.exists() and any(output.iterdir()) and not overwrite:
+        raise ValueError(
+            f"{output} exists and is not empty; choose another --output or add --overwrite"
+        )
+    for path in inputs:
+        if path.resolve().is_relative_to(output.resolve()):
+            raise ValueError(
+                f"{path} lies in the output folder {output} and could be overwritten; choose another --output"
+            )
+
+
+def clear(folder: Path) -> None:
+    """Makes the folder, and removes what an earlier run recorded that it wrote there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / "result.json"
+    if record.is_file():
+        for name in json.loads(record.read_text()).get("files", []):
+            if Path(name).name == name:
+                (folder / name).unlink(missing_ok=True)
+
+
+def place_label(
+    config: dict[str, Any], denoiser: Denoiser, label: int | list[int] | None
+) -> dict[str, Any]:
+    """The configuration with a label, or one for each image, at every method that takes one; where none does, as a condition of the
+    network itself, under ``cond``."""
+    if label is None:
+        return config | {"cond": {}}
+    takes = [
+        "label" in inspect.signature(load("guidance", node["name"])).parameters
+        for node in config["guidance"]
+    ]
+    if any(takes):
+        guidance = [
+            g | {"label": label} if t else g for g, t in zip(config["guidance"], takes, strict=True)
+        ]
+        return config | {"guidance": guidance, "cond": {}}
+    denoiser.labels(label, len(label) if isinstance(label, list) else 1)  # raises
+    return config | {"cond": {"label": label}}
+
+
+def place_prompt(
+    config: dict[str, Any], denoiser: Denoiser, args: argparse.Namespace, images: int = 1
+) -> dict[str, Any]:
+    """The configuration with what the network is shown of a prompt, under ``cond``, and of the negative prompt (else of ``""``) at the
+    methods that compare with one."""
+    prompt, negative = args.prompt, args.negative_prompt
+    if prompt is None and negative is None:
+        return config
+    if prompt is None:
+        raise ValueError(
+            "--negative-prompt says what to move away from, so there must be a --prompt to move to"
+        )
+    if args.label is not None:
+        raise ValueError("--prompt and --label both say what the images show; give one of them")
+    takes = [
+        "negative" in inspect.signature(load("guidance", node["name"])).parameters
+        for node in config["guidance"]
+    ]
+    if negative is not None and not any(takes):
+        raise ValueError(
+            "--negative-prompt is what the method cfg compares with; add --method cfg, before the other methods"
+        )
+    if classes := [
+        node["negative"] for node in config["guidance"] if node.get("negative") is not None
+    ]:
+        raise ValueError(
+            f"guidance.negative={classes[0]} is a class; with --prompt use --negative-prompt"
+        )
+    given = denoiser.conditions_of(prompt, images)
+    other = denoiser.conditions_of(negative or "") if any(takes) else None
+    guidance = [
+        g | {"negative": other} if t else g for g, t in zip(config["guidance"], takes, strict=True)
+    ]
+    return config | {"guidance": guidance, "cond": config["cond"] | given}
+
+
+def configure(
+    args: argparse.Namespace, operator: str | None, methods: Sequence[str], preset: str
+) -> dict[str, Any]:
+    """The composed configuration of a command: presets, overrides and, above them, flags.
+
+    Raises:
+        ValueError: unknown names, and what :func:`~invdiff.config.compose.compose` refuses.
+    """
+    for kind, name in [("operators", n) for n in [operator] if n] + [
+        ("guidance", n) for n in methods
+    ]:
+        others = protocols() if kind == "operators" else {}
+        if name not in (*list_plugins(kind), *others):
+            try:
+                load(kind, name)  # raises, with the names that are known
+            except UnknownNameError as error:
+                raise UnknownNameError(
+                    f"{error}{' Protocols: ' + ', '.join(others) + '.' if others else ''}"
+                ) from None
+    flags = {
+        key: getattr(args, key, None)
+        for key in ("steps", "sigma", "seed", "num_samples", "batch_size")
+    }
+    config = compose(
+        operator,
+        methods,
+        args.model,
+        preset,
+        args.overrides + [f"{k}={v}" for k, v in flags.items() if v is not None],
+    )
+    if args.upscale is not None:
+        config["upscale"] = {"name": args.upscale} | (config["upscale"] or {})
+    elif config["upscale"] is not None:
+        raise ValueError(
+            f"upscale.{next(iter(config['upscale']))}=... says how to upscale, but nothing is upscaled; add --upscale sr3"
+        )
+    return config
+
+
+def check_numbers(config: dict[str, Any], kinds: dict[str, tuple[type, ...]]) -> None:
+    """Refuses values that are not of the types asked for, and a batch size that is neither a number nor auto."""
+    for key, types in kinds.items():
+        if not isinstance(config[key], types) or isinstance(config[key], bool):
+            raise ValueError(
+                f"{key} must be a{' whole' if float not in types else ''} number, got {config[key]!r}"
+            )
+    if config["batch_size"] != "auto" and (
+        not isinstance(config["batch_size"], int) or config["batch_size"] < 1
+    ):
+        raise ValueError(
+            f"batch_size must be a whole number of at least 1 or auto, got {config['batch_size']!r}"
+        )
+
+
+def batch_size(config: dict[str, Any]) -> int | None:
+    """As :func:`invdiff.solve` takes it."""
+    return None if config["batch_size"] == "auto" else config["batch_size"]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a --device flag; one that cannot be used is refused."""
+    if name == "auto":
+        return torch.device(
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
+    try:
+        if name == "meta":
+            raise RuntimeError("it holds no data")
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu"
+        ) from error
+    return device
+
+
+def model_options(config: dict[str, Any]) -> dict[str, Any]:
+    """What a configuration says about the model; that its code may run is said by a flag alone, never by a file or an override."""
+    options = {k: v for k, v in config["model"].items() if k != "name"}
+    if "allow_pickle" in options:
+        raise ValueError("model.allow_pickle is not taken from a configuration; use --allow-pickle")
+    return options
+
+
+def check_reading(args: argparse.Namespace, config: dict[str, Any], denoiser: Denoiser) -> None:
+    """Warns where a model seems to be read wrongly. Models that are registered are trusted, unless they are read otherwise here."""
+    told = READING & config["model"].keys()
+    if not args.no_check and (told or not is_registered(args.model)):
+        for found in checked(denoiser, quiet=args.quiet):
+            warnings.warn(f"{found} (--no-check skips this check)", stacklevel=2)
+
+
+def checked(denoiser: Denoiser, quiet: bool = False) -> list[str]:
+    """:func:`~invdiff.network.selfcheck.self_check`, which says on stderr what it does if that takes a while."""
+    text = f"checking how {denoiser.name} is read: about 60 evaluations of a small image (--no-check skips this)"
+    timer = threading.Timer(HINT_AFTER, print, (text,), {"file": sys.stderr})
+    timer.daemon = True
+    if not quiet:
+        timer.start()
+    try:
+        return self_check(denoiser)
+    finally:
+        timer.cancel()
+
+
+def load_models(
+    args: argparse.Namespace, config: dict[str, Any]
+) -> tuple[Denoiser, Upscaler | None]:
+    """The network, and what enlarges its images if that is asked for; whether the two fit is checked."""
+    device, dtype = choose_device(args.device), getattr(torch, args.dtype)
+    denoiser = load_model(
+        args.model, allow_pickle=args.allow_pickle, dtype=dtype, **model_options(config)
+    ).to(device)
+    if config["upscale"] is None:
+        return denoiser, None
+    parameters = {k: v for k, v in config["upscale"].items() if k != "name"}
+    name = config["upscale"]["name"]
+    upscaler = call(
+        partial(make_upscaler, name, dtype=dtype, device=device), f"upscale {name!r}", parameters
+    )
+    if denoiser.channels is not None:
+        size = (
+            denoiser.image_size or 64
+        )  # any will do: channels, factor and method are what may not fit
+        upscaler.check((denoiser.channels, size, size))
+    return denoiser, upscaler
+
+
+@dataclass
+class Watch:
+    """A callback that keeps what some of the chains went through, and hands on chains that are finished.
+
+    Args:
+        denoiser: whose range the states are in.
+        positions: which chains are kept, counted in the order in which they are sampled.
+        with_states: keep their states as well as their estimates.
+        count: about how many of their steps are kept.
+        finished: called with the final images (n, C, H, W) in [0, 1], on the CPU, of every batch and the position of the first.
+        estimates, states: of each position, by step, (C, H, W) in [0, 1]: the estimate x0, and the state after the step.
+    """
+
+    denoiser: Denoiser
+    positions: Sequence[int] = ()
+    with_states: bool = False
+    count: int = GIF_FRAMES
+    finished: Callable[[Tensor, int], Any] | None = None
+    estimates: dict[int, dict[int, Tensor]] = field(default_factory=dict)
+    states: dict[int, dict[int, Tensor]] = field(default_factory=dict)
+    done: int = 0
+
+    def __call__(self, p: Progress) -> None:
+        if p.x0 is not None and p.index % max(1, p.count // self.count) == 0:
+            for position in self.positions:
+                row = position - self.done
+                if (
+                    0 <= row < len(p.x)
+                ):  # by step, so that one repeated after running out of memory is there once
+                    self.estimates.setdefault(position, {})[p.index] = self._picture(p.x0[[row]])
+                    if self.with_states:
+                        self.states.setdefault(position, {})[p.index] = self._picture(p.x[[row]])
+        if p.index + 1 == p.count:
+            x = from_range(self.denoiser, p.x).cpu()
+            if self.finished is not None and bool(
+                x.isfinite().all()
+            ):  # else the loop is about to say what went wrong
+                self.finished(x, self.done)
+            self.done += len(x)
+
+    def _picture(self, x: Tensor) -> Tensor:
+        return from_range(self.denoiser, x)[0].clamp(0, 1).cpu()
+
+
+def record_of(result: Restoration, config: dict[str, Any], denoiser: Denoiser) -> dict[str, Any]:
+    """What every result.json says: what was run, with what, and what it cost."""
+    return {
+        "config": config,
+        "run": result.config,
+        "nfe": result.nfe,
+        "nbe": result.nbe,
+        "seconds": round(result.seconds, 3),
+        "peak_memory_mb": peak_memory_mb(denoiser.device),
+        "device": str(denoiser.device),
+        "weights": denoiser.hash,
+        "versions": {p: version(p) for p in ("invdiff", "torch", "diffusers", "deepinv")}
+        | {"python": platform.python_version()},
+    }

@@ -1,0 +1,193 @@
+"""``invdiff list``: what is installed, and what one of it is and takes. The standard library answers until one is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import math
+import re
+import shutil
+import textwrap
+from typing import Any
+
+from invdiff.config.compose import config_files, protocols
+from invdiff.plugins.registry import KINDS, UnknownNameError, did_you_mean, list_plugins, load
+
+FILES = {"protocols": "operator", "presets": "preset", "suites": "suite"}
+"""What is listed of the config groups."""
+LISTED = (*KINDS, *FILES)
+PREFIX = {
+    "operators": "operator",
+    "guidance": "guidance",
+    "models": "model",
+    "transitions": "transition",
+    "itineraries": "itinerary",
+}
+"""What stands before a parameter on the command line."""
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints names and where they come from; with a name, what it is and takes.
+
+    Raises:
+        ValueError: an unknown name, or one that cannot be loaded.
+    """
+    if args.name is not None:
+        described = describe(args.kind, args.name)
+        print(json.dumps(described, indent=2) if args.json else _page(described))
+        return
+    found = {kind: names(kind) for kind in ([args.kind] if args.kind else LISTED)}
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return
+    for kind, origins in found.items():
+        print(f"{kind}:")
+        width = max(map(len, origins), default=0)
+        for name, origin in origins.items():
+            print(f"  {name:{width}}  {origin}")
+
+
+def names(kind: str) -> dict[str, str]:
+    """Name -> where it comes from, of one of :data:`LISTED`."""
+    if kind == "protocols":
+        return protocols()
+    return (
+        {name: origin for name, (origin, _) in config_files(FILES[kind]).items()}
+        if kind in FILES
+        else list_plugins(kind)
+    )
+
+
+def describe(kind: str, name: str) -> dict[str, Any]:
+    """What a name is, as plain data: ``summary``, ``facts`` about what it is and needs, and ``parameters`` (name -> ``default`` where
+    it has one, and ``text``); of files their ``text``.
+
+    Raises:
+        UnknownNameError: there is none; lists those there are and the nearest.
+    """
+    known = names(kind)
+    if name not in known and kind not in KINDS:
+        raise UnknownNameError(
+            f"{name!r} is not among the {kind}.{did_you_mean(name, known)} See invdiff list {kind}."
+        )
+    made = None if kind in FILES else load(kind, name)
+    described = {"kind": kind, "name": name, "from": known[name]}
+    if made is None:
+        return described | {"text": config_files(FILES[kind])[name][1].read_text(encoding="utf-8")}
+    module = (
+        inspect.getdoc(inspect.getmodule(made)) or "" if kind in ("operators", "guidance") else ""
+    )  # there it is the documentation
+    text = _plain((module or inspect.getdoc(made) or "").split("\n\n")[0])
+    return described | {
+        "summary": text,
+        "facts": _facts(kind, name, made),
+        "parameters": _parameters(made),
+    }
+
+
+def _facts(kind: str, name: str, made: Any) -> list[str]:
+    from invdiff.problem import LinearOperator, Operator, SpectralOperator, make_operator
+    from invdiff.sampling import make_method
+
+    if kind == "operators":
+        operator = make_operator(name)
+        is_ = (
+            (SpectralOperator, "linear, with a singular value decomposition"),
+            (LinearOperator, "linear"),
+            (Operator, "nonlinear"),
+        )
+        return [next(text for base, text in is_ if isinstance(operator, base))]
+    if kind == "models" and any(
+        p.kind is p.VAR_KEYWORD for p in inspect.signature(made).parameters.values()
+    ):
+        return ["takes the options of invdiff.Denoiser, such as dtype, tile and compile"]
+    if kind != "guidance":
+        return []
+    method = make_method(name)
+    facts = []
+    for piece in (*method.chain, *([method.transition] if method.transition else [])):
+        if piece.requires is not None:
+            facts.append(
+                "needs a measurement"
+                if piece.requires is Operator
+                else f"needs {piece.requires.wanted()}"
+            )
+        if piece.one_sigma:
+            facts.append("needs one sigma per image, not per pixel")
+        if piece.particles:
+            facts.append("the samples of an image are its particles")
+    for guidance in method.chain:
+        facts += (
+            ["keeps memory between steps: transitions that predict once a step"]
+            if guidance.stateful
+            else []
+        )
+        facts += [f"gives the network its {', '.join(guidance.sets)}"] if guidance.sets else []
+    facts += [f"transition: {method.transition}"] if method.transition else []
+    facts += [f"itinerary: {method.itinerary}"] if method.itinerary else []
+    return list(dict.fromkeys(facts))
+
+
+def _parameters(made: Any) -> dict[str, dict[str, Any]]:
+    from invdiff.sampling.method import describe as plain
+
+    found = {}
+    texts = {
+        k: v
+        for base in reversed(inspect.getmro(made) if inspect.isclass(made) else [made])
+        for k, v in _arguments(base).items()
+    }
+    for name, parameter in (inspect.signature(made).parameters if callable(made) else {}).items():
+        if name not in ("shape", "state") and parameter.kind not in (
+            parameter.VAR_KEYWORD,
+            parameter.VAR_POSITIONAL,
+        ):
+            default = (
+                {}
+                if parameter.default is parameter.empty
+                else {"default": plain(_default(parameter.default))}
+            )
+            found[name] = default | {"text": texts.get(name, "")}
+    return found
+
+
+def _default(value: Any) -> Any:
+    """A default that JSON can hold; a dataclass marks those that it makes anew by an object that nobody can read."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return None if type(value).__name__ == "_HAS_DEFAULT_FACTORY_CLASS" else value
+
+
+def _arguments(made: Any) -> dict[str, str]:
+    """The entries of the section ``Args:`` of a docstring; several names may share one."""
+    section = re.search(
+        r"^Args:\n((?:[ ]+.*(?:\n|$)|\n)*)", inspect.cleandoc(made.__doc__ or ""), re.MULTILINE
+    )
+    entries = re.findall(
+        r"^    (\w+(?:, \w+)*): (.*(?:\n     +.*)*)", section[1] if section else "", re.MULTILINE
+    )
+    return {name: _plain(text) for names, text in entries for name in names.split(", ")}
+
+
+def _plain(text: str) -> str:
+    """One line without the marks of reStructuredText."""
+    return " ".join(re.sub(r":\w+:`~?([^`]+)`|``([^`]+)``", r"\1\2", text).split())
+
+
+def _page(described: dict[str, Any]) -> str:
+    lines = [f"{described['name']}: {described['from']}"]
+    if "text" in described:
+        return "\n".join([*lines, "", described["text"].rstrip()])
+    width = shutil.get_terminal_size((120, 24)).columns
+    lines += textwrap.wrap(described["summary"], width)
+    lines += [f"- {fact}" for fact in described["facts"]]
+    how = f" ({PREFIX[described['kind']]}.NAME=VALUE)" if described["kind"] in PREFIX else ""
+    lines += ["", f"parameters{how}:"] if described["parameters"] else []
+    for name, parameter in described["parameters"].items():
+        value = f"={json.dumps(parameter['default'])}" if "default" in parameter else ""
+        lines.append(f"  {name}{value}")
+        lines += textwrap.wrap(
+            parameter["text"], width, initial_indent="      ", subsequent_indent="      "
+        )
+    return "\n".join(lines)

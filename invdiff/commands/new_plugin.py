@@ -1,0 +1,78 @@
+"""``invdiff new-plugin NAME --kind KIND``: a package with one plug-in that installs, and passes its own tests."""
+
+from __future__ import annotations
+
+import argparse
+import keyword
+import re
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from invdiff.plugins.registry import list_plugins
+
+GROUPS = {"operator": "operators", "guidance": "guidance", "model": "models", "metric": "metrics"}
+"""Kind -> entry-point group."""
+CONFIGURED = ("operator", "guidance")
+"""Kinds whose parameters have a YAML file."""
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the package and says what to do with it.
+
+    Raises:
+        ValueError: a name that cannot be a module's or is taken; a folder that exists.
+    """
+    folder = write(args.name, args.kind, Path(args.output) if args.output else None)
+    print(
+        f"{folder}: a package with the {args.kind} {args.name!r}. Next:\n  pip install -e {folder}\n  pytest {folder}\n  invdiff check {args.name}"
+    )
+
+
+def write(name: str, kind: str, output: Path | None = None) -> Path:
+    """Writes the package into ``output``, by default ``invdiff-NAME`` here, and returns the folder."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        raise ValueError(
+            f"a plug-in's name is lower-case letters, digits and _, such as my_{kind}, got {name!r}"
+        )
+    if name in (taken := list_plugins(GROUPS[kind])):
+        raise ValueError(
+            f"the {kind} {name!r} exists already, from {taken[name]}; choose another name"
+        )
+    folder = output or Path(f"invdiff-{name.replace('_', '-')}")
+    if folder.exists():
+        raise ValueError(f"{folder} exists; choose another --output")
+    values = {
+        "name": name,
+        "kind": kind,
+        "group": GROUPS[kind],
+        "module": f"invdiff_{name}",
+        "distribution": f"invdiff-{name.replace('_', '-')}",
+        "Class": "".join(part.capitalize() for part in name.split("_")),
+        "invdiff_version": version("invdiff"),
+    }
+    values["KIND"] = kind.upper()
+    values["object"] = values["Class"] if kind in CONFIGURED else name
+    values["configs"] = filled("configs.toml", values) if kind in CONFIGURED else ""
+    contents = {
+        "pyproject.toml": "pyproject.toml",
+        "README.md": "README.md",
+        f"{values['module']}/__init__.py": f"{kind}.py",
+        f"tests/test_{name}.py": "test.py",
+    }
+    if kind in CONFIGURED:
+        contents[f"{values['module']}/configs/{kind}/{name}.yaml"] = f"{kind}.yaml"
+        contents[f"{values['module']}/configs/__init__.py"] = "configs.py"
+    for target, template in contents.items():
+        path = folder / target
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(filled(template, values))
+    return folder
+
+
+def filled(template: str, values: dict[str, str]) -> str:
+    """One of the files of ``invdiff/templates``, its ``$names`` replaced."""
+    return Template(
+        files("invdiff").joinpath("templates", f"{template}.in").read_text()
+    ).substitute(values)

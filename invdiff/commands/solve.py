@@ -1,0 +1,409 @@
+"""``invdiff solve``: photographs in, restored photographs and their record out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invdiff import images
+from invdiff.commands.common import (
+    Watch,
+    batch_size,
+    check_numbers,
+    check_output,
+    check_paths,
+    check_reading,
+    clear,
+    configure,
+    load_models,
+    place_label,
+    place_prompt,
+    record_of,
+)
+from invdiff.config.compose import build_method, build_operator, preset_values
+from invdiff.files import sha256, write_atomically
+from invdiff.network import Denoiser
+from invdiff.plugins.registry import list_plugins, load, name_of
+from invdiff.problem import Measurement, Operator
+from invdiff.sampling import Method
+from invdiff.solving import Restoration, solve
+from invdiff.solving.cascade import Upscaler
+from invdiff.solving.solve import check_solve
+
+METRICS = ("psnr", "ssim", "lpips")
+FAR, SHARE = 5.0, 0.1
+"""Consistency above which a restoration is said not to fit its measurement, what works has 0.02 to 3; and the share of y that it then
+misses at least: little noise makes small misfits large in its units."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to restore: its name, where it came from, and how to get the truth or the measurement when its turn comes."""
+
+    name: str
+    source: dict[str, Any]
+    read: Callable[[], Tensor | Measurement]
+    degraded: bool = False
+
+
+def run(args: argparse.Namespace) -> None:
+    """Restores every input; each result is complete on disk before the next image is read.
+
+    Raises:
+        ValueError: anything about the request that cannot work. Of several images one that fails is recorded and does not stop the
+            others.
+    """
+    check_paths(args, ("input", "measurement", "output", "mask"))
+    saved = _saved_measurement(args)
+    config = _configure(args, saved)
+    operator = build_operator(config) if saved is None else saved.operator
+    denoiser, upscaler = load_models(args, config)
+    config = place_label(config, denoiser, args.label)
+    prompted = place_prompt(config, denoiser, args)
+    method = build_method(prompted)
+    config |= {"prompt": args.prompt, "negative_prompt": args.negative_prompt}
+    jobs = _jobs(args, denoiser, saved)
+    output = Path(
+        args.output
+        or f"invdiff-{config['protocol'] or config['operator']['name']}-{'-'.join(args.method or ['dps'])}"
+    )
+    check_output(
+        output, args.overwrite, [Path(job.source["path"]) for job in jobs if "path" in job.source]
+    )
+    check_reading(args, config, denoiser)
+
+    records: list[dict[str, Any]] = []
+    for k, job in enumerate(jobs):
+        folder = output if len(jobs) == 1 else output / job.name
+        if len(jobs) > 1 and not args.quiet:
+            print(f"{k + 1}/{len(jobs)} {job.name}", file=sys.stderr)
+        try:
+            record = _restore(
+                args, config, operator, method, prompted["cond"], denoiser, upscaler, job, k, folder
+            )
+        except (ValueError, OSError) as error:
+            if len(jobs) == 1:
+                raise
+            record = {"name": job.name, "input": job.source, "error": " ".join(str(error).split())}
+            print(f"{job.name}: error: {record['error']}", file=sys.stderr)
+        records.append(record)
+        if not args.quiet and not args.json and "error" not in record:
+            print(_summary(job.name, record, folder))
+    failed = [r["name"] for r in records if "error" in r]
+    if len(jobs) > 1 and len(failed) < len(jobs):
+        scored = [r["metrics"] for r in records if "metrics" in r]
+        means = {
+            m: sum(s[m] for s in scored) / len(scored)
+            for m in (scored[0] if scored else ())
+            if all(isinstance(s[m], float) for s in scored)
+        }
+        write_atomically(
+            output / "summary.json",
+            json.dumps({"mean": means, "results": records}, indent=2) + "\n",
+        )
+    if args.json:
+        print(json.dumps(records if len(jobs) > 1 else records[0], indent=2))
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(jobs)} images failed: {', '.join(failed)}")
+
+
+def _saved_measurement(args: argparse.Namespace) -> Measurement | None:
+    """The measurement that was saved by invdiff, if one is given; flags that would contradict it are refused."""
+    if args.measurement is None or not args.measurement.endswith(".safetensors"):
+        return None
+    given = [
+        f
+        for f, v in (
+            ("--sigma", args.sigma),
+            ("--mask", args.mask),
+            ("--mask-keep", args.mask_keep),
+        )
+        if v is not None
+    ]
+    given += [o for o in args.overrides if o.startswith(("operator.", "sigma=", "gain="))]
+    if given:
+        raise ValueError(
+            f"{args.measurement} holds its operator and sigma already; leave out {', '.join(given)}"
+        )
+    if not Path(args.measurement).is_file():
+        raise ValueError(f"no measurement at {args.measurement}")
+    measurement = Measurement.load(args.measurement)
+    name = name_of("operators", type(measurement.operator))
+    if args.operator not in (None, name):
+        raise ValueError(
+            f"{args.measurement} was measured by {name!r}, not by {args.operator!r}; leave out --operator"
+        )
+    return measurement
+
+
+def _configure(args: argparse.Namespace, saved: Measurement | None) -> dict[str, Any]:
+    """The composed configuration: presets, flags and overrides."""
+    methods = args.method or ["dps"]
+    operator = (
+        args.operator or "inpaint" if saved is None else name_of("operators", type(saved.operator))
+    )
+    config = configure(args, operator, methods, args.preset)
+    for flag, key in ((args.mask, "mask"), (args.mask_keep, "keep")):
+        if flag is not None:
+            config["operator"][key] = flag
+    if saved is not None:
+        described = saved.describe()
+        config |= {
+            "operator": {"name": operator, **described["parameters"]},
+            "sigma": described["sigma"],
+            "gain": None,
+        }
+    kinds: dict[str, tuple[type, ...]] = {"steps": (int,), "seed": (int,), "num_samples": (int,)}
+    kinds |= {} if saved else {"sigma": (int, float), "gain": (int, float)}
+    check_numbers(config, kinds)
+    return config
+
+
+def _untuned(config: dict[str, Any]) -> str | None:
+    """What to say where a step size that was tuned for one number of steps is used with quite another."""
+    tuned = preset_values(config["preset"]) if config["preset"] else {}
+    node, steps, wanted = config["guidance"][-1], config["steps"], tuned.get("steps")
+    sizes = [
+        name
+        for name in getattr(load("guidance", node["name"]), "scale", ())
+        if name in tuned.get("guidance", {}) and node[name] == tuned["guidance"][name]
+    ]
+    if not wanted or not sizes or wanted / 2 <= steps <= 2 * wanted:
+        return None
+    said = " and ".join(f"guidance.{name}={node[name]}" for name in sizes)
+    return (
+        f"{said} of the preset {config['preset']} is tuned for {wanted} steps, and this run has {steps}; "
+        f"say --steps {wanted}, or guidance.{sizes[0]}=VALUE for {steps} steps"
+    )
+
+
+def _check_fit(
+    name: str,
+    measurement: Measurement,
+    samples: Sequence[Tensor],
+    consistency: Sequence[float],
+    config: dict[str, Any],
+    method: Method,
+) -> None:
+    """Warns where a method that follows the measurement ended far from it."""
+    assert method.transition is not None
+    follows = any(piece.requires is not None for piece in (*method.chain, method.transition))
+    worst = max(consistency)  # nan, where nothing is known of the noise, is not above anything
+    missed = max(float(measurement.norm(sample)[0]) for sample in samples)
+    if follows and worst > FAR and missed > SHARE * float(torch.linalg.vector_norm(measurement.y)):
+        scale = [
+            f"guidance.{key}"
+            for node in config["guidance"]
+            for key in getattr(load("guidance", node["name"]), "scale", ())
+        ]
+        tune = f"another {' or '.join(scale)}, " if scale else ""
+        warnings.warn(
+            f"{name}: the restoration does not fit its measurement: ‖A x − y‖ is {worst:.1f} times what the noise explains (about 1 is right); "
+            f"try {tune}more --steps, or a larger --sigma if the measurement is noisier than said",
+            stacklevel=2,
+        )
+
+
+def _jobs(args: argparse.Namespace, denoiser: Denoiser, saved: Measurement | None) -> list[Job]:
+    if args.measurement is not None and args.input is not None:
+        raise ValueError("--measurement is already degraded and --input is clean: give one of them")
+    if saved is not None:
+        path = Path(args.measurement)
+        names = [path.stem] if len(saved) == 1 else [f"{path.stem}_{k}" for k in range(len(saved))]
+        return [
+            Job(name, _source(path), partial(saved.select, [k]), degraded=True)
+            for k, name in enumerate(names)
+        ]
+    if args.measurement is not None or args.input is not None:
+        paths = images.find_images(args.input if args.measurement is None else args.measurement)
+        channels = denoiser.channels if args.measurement is None else None
+        return [
+            Job(
+                name,
+                _source(path),
+                partial(images.read_image, path, channels),
+                args.measurement is not None,
+            )
+            for name, path in zip(_unique_names(paths), paths, strict=True)
+        ]
+    truth, name = images.sample_photo(128)
+    return [Job(name, {"file": f"scikit-image: {name}"}, lambda: truth)]
+
+
+def _source(path: Path) -> dict[str, str]:
+    return {"file": path.name, "path": str(path), "sha256": sha256(path)}
+
+
+def _unique_names(paths: Sequence[Path]) -> list[str]:
+    """A folder name for each file: its stem where that tells them apart, else more of the path."""
+    for candidate in ([p.stem for p in paths], [p.name for p in paths]):
+        if len(set(candidate)) == len(paths):
+            return candidate
+    return [f"{k:03d}_{p.name}" for k, p in enumerate(paths)]
+
+
+def _measure(
+    job: Job, operator: Operator, config: dict[str, Any], denoiser: Denoiser, k: int
+) -> tuple[Measurement, Tensor | None]:
+    """The measurement of an image, and the truth where it is known."""
+    x = job.read()
+    if isinstance(x, Measurement):
+        return x, None
+    if job.degraded:
+        if (
+            x.shape[1] == 1
+            and denoiser.channels == 3
+            and operator.image_shape(tuple(x.shape[1:]))[0] == 1
+        ):
+            x = x.expand(-1, 3, -1, -1)  # a grey photograph for a prior of colour ones
+        return Measurement(x, operator, config["sigma"]), None
+    shape = operator.fit(tuple(x.shape[1:]))
+    if shape != tuple(x.shape[1:]):
+        top, left = ((n - m) // 2 for n, m in zip(x.shape[-2:], shape[-2:], strict=True))
+        warnings.warn(
+            f"{job.name} is cropped from {tuple(x.shape[-2:])} to {shape[-2:]}, which the operator takes",
+            stacklevel=2,
+        )
+        x = x[..., top : top + shape[-2], left : left + shape[-1]]
+    return operator.measure(
+        x, sigma=config["sigma"], seed=config["seed"], gain=config["gain"], image_ids=[k]
+    ), x
+
+
+def _restore(
+    args: argparse.Namespace,
+    config: dict[str, Any],
+    operator: Operator,
+    method: Method,
+    cond: dict[str, Any],
+    denoiser: Denoiser,
+    upscaler: Upscaler | None,
+    job: Job,
+    k: int,
+    folder: Path,
+) -> dict[str, Any]:
+    """Restores image k and writes its folder, result.json last; returns the record."""
+    measurement, truth = _measure(job, operator, config, denoiser, k)
+    if k == 0 and not args.quiet:
+        print(
+            f"preset: {config['preset'] or 'none for this model, method and operator; these are general values'}",
+            file=sys.stderr,
+        )
+    if k == 0 and (warning := _untuned(config)):
+        check_solve(
+            measurement, denoiser, method, steps=config["steps"], **cond
+        )  # what cannot run is refused, and nothing else said
+        warnings.warn(warning, stacklevel=2)
+    watch = Watch(denoiser, positions=(0,) if args.gif else ())
+    result = solve(
+        measurement,
+        denoiser,
+        method,
+        steps=config["steps"],
+        seed=config["seed"],
+        num_samples=config["num_samples"],
+        batch_size=batch_size(config),
+        image_ids=[k],
+        callback=watch,
+        progress=not args.quiet,
+        **cond,
+    )
+    samples = list(result.samples.to(measurement.y.device, measurement.y.real.dtype))
+    consistency = [float(measurement.consistency(sample)[0]) for sample in samples]
+    _check_fit(job.name, measurement, samples, consistency, config, method)
+    clear(folder)
+    written = _pictures(folder, truth, measurement, result)
+    if args.gif:
+        images.write_gif(
+            folder / "trajectory.gif", [*watch.estimates[0].values(), result.x[0].cpu()]
+        )
+        written.append("trajectory.gif")
+    measurement.save(folder / "measurement.safetensors")
+    record: dict[str, Any] = {
+        "name": job.name,
+        "input": job.source,
+        "measurement": {
+            "hash": measurement.hash,
+            "sigma": measurement.sigma if isinstance(measurement.sigma, float) else "per pixel",
+        },
+        "consistency": round(mean, 4)
+        if math.isfinite(mean := sum(consistency) / len(consistency))
+        else None,
+        **record_of(result, config, denoiser),
+        "files": [*written, "measurement.safetensors", "result.json"],
+    }
+    if truth is not None:
+        record["metrics"] = _metrics(result.x.cpu(), truth)
+        if len(result.samples) > 1:
+            record["metrics_of_mean"] = _metrics(result.mean.cpu(), truth)
+    write_atomically(folder / "result.json", json.dumps(record, indent=2) + "\n")
+    if upscaler is not None:  # after the record: the restoration is finished without it
+        larger = upscaler(result.x, seed=config["seed"], image_ids=[k], progress=not args.quiet)
+        images.write_image(folder / "upscaled.png", larger[0].cpu())
+        record |= {
+            "upscale": upscaler.describe(),
+            "files": [*written, "upscaled.png", "measurement.safetensors", "result.json"],
+        }
+        write_atomically(folder / "result.json", json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def _pictures(
+    folder: Path, truth: Tensor | None, measurement: Measurement, result: Restoration
+) -> list[str]:
+    """Writes the images and the side-by-side picture; returns their names."""
+    files = {"restored.png": result.x[0]}
+    panels = {"restored": result.x[0]}
+    if (
+        measurement.y.ndim == 4
+        and measurement.y.shape[1] in (1, 3)
+        and not measurement.y.is_complex()
+    ):
+        files["measurement.png"] = measurement.y[0]
+        panels = {"measurement": measurement.y[0], **panels}
+    if len(result.samples) > 1:
+        files |= {f"sample_{i}.png": sample[0] for i, sample in enumerate(result.samples)}
+        files |= {"mean.png": result.mean[0], "std.png": images.std_map(result.std[0].cpu())}
+        panels |= {"mean": result.mean[0], "std": images.std_map(result.std[0].cpu())}
+    if truth is not None:
+        files["truth.png"] = truth[0]
+        panels = {
+            "truth": truth[0],
+            **panels,
+            "error": images.error_map(result.x[0].cpu(), truth[0]),
+        }
+    files["comparison.png"] = images.grid([p.cpu() for p in panels.values()], labels=list(panels))
+    for name, picture in files.items():
+        images.write_image(folder / name, picture.cpu())
+    return list(files)
+
+
+def _metrics(x: Tensor, truth: Tensor) -> dict[str, float | str | None]:
+    """Every installed metric of one image, our own first; None where the image is too small, "inf" where it is infinite (JSON has no such number)."""
+    values: dict[str, float | str | None] = {}
+    for name in dict.fromkeys([*METRICS, *list_plugins("metrics")]):
+        try:
+            value = round(float(load("metrics", name)(x, truth)[0]), 5)
+            values[name] = value if math.isfinite(value) else str(value)
+        except Exception as error:  # whatever a plug-in raises: the restoration is not lost
+            warnings.warn(f"{name} was not computed: {error}", stacklevel=2)
+            values[name] = None
+    return values
+
+
+def _summary(name: str, record: dict[str, Any], folder: Path) -> str:
+    metrics = "  ".join(
+        f"{k.upper()} {float(v):.3f}" for k, v in record.get("metrics", {}).items() if v is not None
+    )
+    return f"{name}: {metrics}{'  ' if metrics else ''}{record['nfe']:g} evaluations, {record['seconds']:.1f} s -> {folder}/comparison.png"

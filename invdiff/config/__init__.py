@@ -1,0 +1,1 @@
+"""Hydra configuration: config groups, presets and ``key=value`` overrides composed to plain data, and objects made of it."""

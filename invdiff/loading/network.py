@@ -1,0 +1,185 @@
+"""diffusers' networks, with or without a ControlNet, under our calling convention ``net(x, t, label=None, **cond)``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NETWORKS = (
+    "UNet2DModel",
+    "UNet2DConditionModel",
+    "DiTTransformer2DModel",
+    "PixArtTransformer2DModel",
+    "SD3Transformer2DModel",
+    "SanaTransformer2DModel",
+)
+"""Classes of diffusers whose forward takes an image-shaped state and its time, and conditions by keyword. Not among them are those that
+take packed patches (Flux, Qwen-Image, Chroma), count time otherwise (AuraFlow, Lumina) or need tables made outside (HunyuanDiT)."""
+
+SQUARE = ("DiTTransformer2DModel",)
+"""Those whose output is put together as if it were square."""
+
+ADDED = ("text_embeds", "time_ids", "image_embeds", "hint", "resolution", "aspect_ratio")
+"""Conditions that diffusers wants inside ``added_cond_kwargs``."""
+
+ADDED_BY_TYPE = {
+    "text_time": ("text_embeds", "time_ids"),
+    "text_image": ("text_embeds", "image_embeds"),
+    "image": ("image_embeds",),
+    "image_hint": ("image_embeds", "hint"),
+    "image_proj": ("image_embeds",),
+    "text_image_proj": ("image_embeds",),
+    "ip_image_proj": ("image_embeds",),
+}
+
+
+class Network(torch.nn.Module):
+    """A network of diffusers as a Denoiser calls it.
+
+    Conditions keep diffusers' names: ``encoder_hidden_states`` (B, L, D), ``pooled_projections`` (B, D), ``encoder_attention_mask``
+    (B, L), and those of :data:`ADDED`. With a ControlNet: ``control``, the condition image in [0, 1], (B, C, kH, kW) for a state
+    (B, ., H, W), k what the ControlNet shrinks it by (8 for Stable Diffusion), and ``control_scale``, a number (default 1) or (B,).
+
+    Args:
+        net: one of :data:`NETWORKS`.
+        cond_last: channels of an image condition, which a Denoiser puts before the state and diffusers' pipelines after it.
+        sign: of the output.
+        controlnet: a ``ControlNetModel`` whose residuals are added; ``net`` is then a ``UNet2DConditionModel``.
+
+    Attributes:
+        conditions: names it takes; required: those it cannot run without; image_conditions: those that are images, and how many
+            times larger than the state.
+    """
+
+    def __init__(
+        self,
+        net: torch.nn.Module,
+        *,
+        cond_last: int = 0,
+        sign: float = 1.0,
+        controlnet: torch.nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.net, self.cond_last, self.sign, self.controlnet = net, cond_last, sign, controlnet
+        config: Mapping[str, Any] = net.config  # type: ignore[assignment]
+        self.keywords = _keywords(net)
+        self.time_scale = float(config.get("timestep_scale") or 1.0)
+        self.required = _required(net, config) + (("control",) if controlnet is not None else ())
+        taken = self.keywords - {"added_cond_kwargs", "class_labels", "return_dict"}
+        self.conditions = (
+            taken
+            | set(self.required)
+            | {"label"}
+            | (set(ADDED) if "added_cond_kwargs" in self.keywords else set())
+        )
+        if controlnet is not None:
+            self.conditions |= {"control_scale"}
+            hint: Mapping[str, Any] = controlnet.config  # type: ignore[assignment]
+            self.shrinks = 2 ** (len(hint["conditioning_embedding_out_channels"]) - 1)
+            self.image_conditions = {"control": self.shrinks}
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, **cond: Any) -> Tensor:
+        absent = [name for name in self.required if cond.get(name) is None]
+        if absent:
+            raise ValueError(f"{type(self.net).__name__} cannot run without {', '.join(absent)}")
+        self._check_size(*x.shape[2:])
+        cond = {
+            k: v.to(x.dtype) if isinstance(v, Tensor) and v.is_floating_point() else v
+            for k, v in cond.items()
+        }
+        control, scale = cond.pop("control", None), cond.pop("control_scale", 1.0)
+        if self.cond_last:
+            x = torch.cat([x[:, self.cond_last :], x[:, : self.cond_last]], dim=1)
+        if label is not None:
+            cond["class_labels"] = label
+        if "encoder_hidden_states" in self.keywords:
+            cond.setdefault("encoder_hidden_states", None)
+        if added := {k: cond.pop(k) for k in ADDED if k in cond}:
+            cond["added_cond_kwargs"] = added
+        t = t * self.time_scale if self.time_scale != 1 else t
+        if self.controlnet is not None:
+            cond |= self._residuals(x, t, control, scale, cond)
+        return self.sign * self.net(x, timestep=t, return_dict=False, **cond)[0]
+
+    def _check_size(self, height: int, width: int) -> None:
+        """Refuses what diffusers would stumble over deep inside: sides that positions are not known for."""
+        name = type(self.net).__name__
+        table = getattr(getattr(self.net, "pos_embed", None), "pos_embed_max_size", None)
+        most = None if table is None else table * getattr(self.net.pos_embed, "patch_size", 1)
+        if most is not None and max(height, width) > most:
+            raise ValueError(
+                f"{name} takes states of at most {most}x{most}, got {height}x{width}; give smaller images, or denoise in windows with model.tile=..."
+            )
+        if name in SQUARE and height != width:
+            raise ValueError(
+                f"{name} takes square states only, got {height}x{width}; crop or pad the images, or denoise in square windows with "
+                "model.tile=..., at most the shorter side"
+            )
+
+    def _residuals(
+        self, x: Tensor, t: Tensor, control: Tensor, scale: float | Tensor, cond: dict[str, Any]
+    ) -> dict[str, Any]:
+        net: Any = self.controlnet
+        shape = (
+            len(x),
+            net.config["conditioning_channels"],
+            *(self.shrinks * n for n in x.shape[2:]),
+        )
+        rows, columns = (wanted - n for wanted, n in zip(shape[2:], control.shape[2:], strict=True))
+        if (
+            control.shape[:2] != shape[:2]
+            or min(rows, columns) < 0
+            or max(rows / shape[2], columns / shape[3]) >= 0.5
+        ):
+            raise ValueError(
+                f"the ControlNet is shown an image of shape {shape} beside this state, got control of shape {tuple(control.shape)}"
+            )
+        if isinstance(scale, Tensor):
+            scale = scale.view(-1, 1, 1, 1)
+        shared = {k: v for k, v in cond.items() if k in inspect.signature(net.forward).parameters}
+        # The state may have been padded to the network's multiple, below and to the right; an inpainting network's is longer.
+        down, middle = net(
+            x[:, : net.config["in_channels"]],
+            timestep=t,
+            controlnet_cond=F.pad(control, (0, columns, 0, rows), mode="replicate"),
+            conditioning_scale=scale,
+            return_dict=False,
+            **shared,
+        )
+        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+    def enable_gradient_checkpointing(self) -> None:
+        """diffusers' own, for gradients through large networks."""
+        self.net.enable_gradient_checkpointing()  # type: ignore[operator]
+
+
+def _keywords(net: torch.nn.Module) -> set[str]:
+    """What a network's forward takes besides the state, its first argument, and ``timestep``."""
+    return set(list(inspect.signature(net.forward).parameters)[1:]) - {"timestep"}
+
+
+def _required(net: torch.nn.Module, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Conditions a network cannot run without: text where it attends to text, and what its configuration adds."""
+    keywords = _keywords(net)
+    blocks = [config.get(part) for part in ("down_block_types", "mid_block_type", "up_block_types")]
+    found: list[str] = []
+    if "encoder_hidden_states" in keywords and (
+        "CrossAttn" in str(blocks) or "block_out_channels" not in config
+    ):
+        found.append("encoder_hidden_states")
+    if "pooled_projections" in keywords:
+        found.append("pooled_projections")
+    for kind in ("encoder_hid_dim_type", "addition_embed_type"):
+        found += ADDED_BY_TYPE.get(str(config.get(kind)), ())
+    if config.get("encoder_hid_dim_type") == "image_proj":
+        found.remove("encoder_hidden_states")
+    if getattr(net, "use_additional_conditions", False):
+        found += ["resolution", "aspect_ratio"]
+    if config.get("class_embed_type") in ("timestep", "projection", "simple_projection"):
+        found.append("class_labels")
+    return tuple(dict.fromkeys(found))

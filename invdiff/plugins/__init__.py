@@ -1,0 +1,1 @@
+"""Plug-ins by name: the one registry of every kind, which imports nothing of the package."""

@@ -1,0 +1,17 @@
+"""What is to be solved: a measurement ``y = A(x) + sigma n`` and its forward operator A."""
+
+from invdiff.problem.make import make_operator
+from invdiff.problem.measurement import Measurement
+from invdiff.problem.operator import LinearOperator, Operator
+from invdiff.problem.separable import SeparableOperator
+from invdiff.problem.spectral import DiagonalOperator, SpectralOperator
+
+__all__ = [
+    "DiagonalOperator",
+    "LinearOperator",
+    "Measurement",
+    "Operator",
+    "SeparableOperator",
+    "SpectralOperator",
+    "make_operator",
+]

@@ -1,0 +1,32 @@
+"""Operators by registered name, and deepinv's physics as operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from invdiff.plugins.registry import call, load
+from invdiff.problem.operator import Operator
+
+
+def make_operator(operator: str | Any, **parameters: Any) -> Operator:
+    """An operator by registered name with its parameters, or from a ``deepinv.physics.Physics`` object."""
+    if isinstance(operator, str):
+        return call(load("operators", operator), f"operator {operator!r}", parameters)
+    if parameters:
+        raise TypeError(
+            f"parameters go with an operator's name; {type(operator).__name__} is an object already"
+        )
+    return as_operator(operator)
+
+
+def as_operator(operator: Any) -> Operator:
+    """Passes an Operator through and adapts a ``deepinv.physics.Physics``."""
+    if isinstance(operator, Operator):
+        return operator
+    if any(base.__module__.startswith("deepinv.physics") for base in type(operator).__mro__):
+        from invdiff.problem.physics import from_physics
+
+        return from_physics(operator)
+    raise TypeError(
+        f"an operator is a registered name, an invdiff Operator or a deepinv Physics, got {type(operator).__name__}"
+    )

@@ -1,0 +1,367 @@
+"""A measurement: what was observed, by which operator, with how much noise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invdiff.problem.make import as_operator
+from invdiff.problem.operator import LinearOperator, Operator
+from invdiff.problem.spectral import SpectralOperator, inverted
+from invdiff.problem.wrapped import Rescaled
+
+FORMAT = 1
+
+
+def per_image(sigma: float | Sequence[float] | Tensor, y: Tensor) -> Tensor | float:
+    """sigma as a number, or a tensor that broadcasts against y (B, ...): from one number per image, or per pixel."""
+    if isinstance(sigma, int | float):
+        if not (sigma >= 0 and math.isfinite(sigma)):
+            raise ValueError(f"sigma must be a finite number >= 0, got {sigma}")
+        return float(sigma)
+    std = torch.as_tensor(sigma, dtype=y.real.dtype, device=y.device)
+    if std.ndim == 0:
+        return per_image(float(std), y)
+    if std.ndim == 1 and len(std) == len(y):
+        std = std.view(-1, *(1,) * (y.ndim - 1))
+    if std.ndim != y.ndim or any(a not in (1, b) for a, b in zip(std.shape, y.shape, strict=False)):
+        raise ValueError(
+            f"sigma must be a number, one per image ({len(y)}) or broadcast against y {tuple(y.shape)}, got shape {tuple(std.shape)}"
+        )
+    if std.device.type != "meta" and not bool((std >= 0).all() & std.isfinite().all()):
+        raise ValueError("sigma must be finite and not negative everywhere")
+    return std
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """``y = A(x) + sigma * n``.
+
+    Args:
+        y: (B, ...), what was measured; values where the operator measures nothing (missing pixels) are set to zero.
+        operator: A; it is bound to the image shape here if it was not.
+        sigma: standard deviation of the noise: a number, one per image, or per pixel (any tensor that broadcasts to y).
+    """
+
+    y: Tensor
+    operator: Operator
+    sigma: Any = 0.0
+
+    def __post_init__(self) -> None:
+
+        operator = as_operator(self.operator)
+        if operator.shape is None:
+            operator = operator.bind(operator.image_shape(tuple(self.y.shape[1:])))
+        if tuple(self.y.shape[1:]) != operator.measurement_shape:
+            raise ValueError(
+                f"y has shape {tuple(self.y.shape[1:])} per image, but {type(operator).__name__} gives {operator.measurement_shape} for images of shape {operator.shape}"
+            )
+        if self.y.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
+            raise TypeError(
+                f"y must be float32, float64 or complex, with images in [0, 1]; got {self.y.dtype} (divide 8-bit values by 255)"
+            )
+        object.__setattr__(self, "y", operator._like(self.y)._observed(self.y))
+        object.__setattr__(self, "operator", operator)
+        object.__setattr__(self, "sigma", per_image(self.sigma, self.y))
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one image, without the batch."""
+        assert self.operator.shape is not None
+        return self.operator.shape
+
+    def image_sigma(self, who: str) -> Tensor | float:
+        """sigma as a number, or one per image as (B, 1, ...) that broadcasts against images; for methods whose algebra needs that.
+
+        Raises:
+            ValueError: sigma differs between the pixels of an image.
+        """
+        if isinstance(self.sigma, float):
+            return self.sigma
+        if self.sigma[0].numel() > 1:
+            raise ValueError(
+                f"{who} needs one sigma per image, but this measurement has one per pixel (Poisson noise, or a map); "
+                "use a method that weighs the pixels, such as dps with likelihood=true, or give one sigma per image"
+            )
+        return self.sigma.view(-1, *(1,) * len(self.image_shape))
+
+    @property
+    def mean_variance(self) -> Tensor | float:
+        """sigma² as a number, or its mean over the pixels of every image as (B, 1, ...) that broadcasts against images."""
+        if isinstance(self.sigma, float):
+            return self.sigma**2
+        return self.sigma.square().flatten(1).mean(1).view(-1, *(1,) * len(self.image_shape))
+
+    def linear_estimate(self) -> Tensor:
+        """An image made from y alone: (A* A + sigma²)^-1 A* y, which is A† y without noise and the posterior mean of a prior N(0, I) with it.
+
+        So that noise is not amplified where A measures little, as A† does. Where sigma differs between pixels, their mean sigma² counts.
+        """
+        assert isinstance(self.operator, LinearOperator)
+        return self.operator.pinv(self.y, ridge=self.mean_variance)
+
+    def estimate(self) -> Tensor | None:
+        """An image made from y alone, in the range of this measurement: the linear estimate, or y itself where it is an image; else None."""
+        if isinstance(self.operator, LinearOperator):
+            return self.linear_estimate()
+        if self.y.shape[1:] != self.image_shape:
+            return None
+        return (
+            self.operator.low + self.operator.width * self.y
+            if isinstance(self.operator, Rescaled)
+            else self.y
+        )
+
+    def check_noisy(self, who: str) -> None:
+        """For methods that weigh by 1/sigma².
+
+        Raises:
+            ValueError: sigma is zero, be it for one image or one pixel.
+        """
+        sigma = torch.as_tensor(self.sigma, device=self.y.device)
+        # Where nothing is measured there is nothing to weigh.
+        silent = self.operator._like(self.y)._observed(
+            (sigma <= 0).expand(self.y.shape).to(self.y.real.dtype)
+        )
+        if not sigma.is_meta and bool(silent.any()):
+            raise ValueError(
+                f"{who} weighs by 1/sigma², but sigma is zero{'' if sigma.ndim == 0 else ' somewhere'}; give the noise a sigma > 0"
+            )
+
+    def component_sigma(self, who: str) -> Tensor:
+        """Standard deviation sigma / s_i of the noise on y's components (U* y)_i / s_i, of a spectral operator; in the layout of V* x, zero
+        where y has no component.
+
+        Raises:
+            ValueError: as :meth:`image_sigma`.
+        """
+        assert isinstance(self.operator, SpectralOperator)
+        return self.image_sigma(who) * inverted(
+            self.operator.singular_values, self.operator.measured, 0.0
+        )
+
+    def residual(self, x: Tensor) -> Tensor:
+        """y − A(x)."""
+        return self.y - self.operator(x)
+
+    def loss(self, x: Tensor) -> Tensor:
+        """‖y − A(x)‖² of every image, (B,)."""
+        r = self.residual(x)
+        return (r * r.conj()).real.flatten(1).sum(1)
+
+    def norm(self, x: Tensor) -> Tensor:
+        """‖y − A(x)‖ of every image, (B,); its gradient is zero, not nan, where the residual is."""
+        return torch.linalg.vector_norm(self.residual(x).flatten(1), dim=1)
+
+    def consistency(self, x: Tensor) -> Tensor:
+        """‖A(x) − y‖ / (sigma sqrt(m)) of every image, (B,), over the m values that were measured: about 1 where x fits y as well as the
+        noise allows, far above 1 where it does not fit, far below where it fits the noise.
+
+        Each value is weighed by its own sigma; complex noise has E|n|² = sigma². nan where a sigma is zero, or nothing is measured.
+        """
+        r = self.residual(x)
+        std = torch.as_tensor(self.sigma, dtype=r.real.dtype, device=r.device)
+        measured = self.operator._like(r)._observed(torch.ones_like(r.real)) > 0
+        squares = torch.where(measured, (r.abs() / std.where(std > 0, torch.nan)).square(), 0.0)
+        return (squares.flatten(1).sum(1) / measured.flatten(1).sum(1)).sqrt()
+
+    def log_likelihood(self, x: Tensor) -> Tensor:
+        """log p(y | x) of every image, (B,): Gaussian, over what was measured; needs sigma > 0.
+
+        Complex noise has E|n|² = sigma², so its density is exp(−|r|²/sigma²) / (pi sigma²). Where a tensor sigma is zero the result
+        is not finite.
+        """
+        r = self.residual(x)
+        if isinstance(self.sigma, float) and self.sigma == 0:
+            raise ValueError(
+                "the likelihood of a measurement without noise is not finite; give it sigma > 0"
+            )
+        std = torch.as_tensor(self.sigma, dtype=r.real.dtype, device=r.device)
+        if r.is_complex():
+            log_density = -(r.abs() / std).square() - (math.pi * std**2).log()
+        else:
+            log_density = -0.5 * (r / std).square() - 0.5 * (2 * math.pi * std**2).log()
+        return self.operator._like(r)._observed(log_density).flatten(1).sum(1)
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Measurement:
+        """The same measurement elsewhere, operator included."""
+        y = (
+            self.y.to(device, torch.complex128 if dtype == torch.float64 else torch.complex64)
+            if self.y.is_complex() and dtype
+            else self.y.to(device, dtype)
+        )
+        sigma = self.sigma if isinstance(self.sigma, float) else self.sigma.to(device, dtype)
+        return Measurement(y, self.operator.to(device, dtype), sigma)
+
+    def select(self, images: Tensor | Sequence[int]) -> Measurement:
+        """The measurement of some images of the batch, in that order."""
+        index = torch.as_tensor(images, device=self.y.device)
+        sigma = (
+            self.sigma
+            if isinstance(self.sigma, float) or len(self.sigma) == 1
+            else self.sigma[index]
+        )
+        return Measurement(self.y[index], self.operator.select(index), sigma)
+
+    def to_range(self, low: float, high: float) -> Measurement:
+        """The measurement of ``x' = low + (high − low) x``, for x in [0, 1] (design, conventions: Range)."""
+        width = high - low
+        if isinstance(self.operator, LinearOperator):
+            images = len(self) if self.operator.per_image else 1
+            offset = self.operator(
+                torch.full(
+                    (images, *self.image_shape), low, dtype=self.y.real.dtype, device=self.y.device
+                )
+            )
+            return Measurement(width * self.y + offset, self.operator, width * self.sigma)
+        return replace(
+            self, operator=Rescaled(self.operator, low, width, shape=self.operator.shape)
+        )
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of what was measured and how: y, sigma and the operator with its tensors."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._tensors().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(json.dumps(self.describe(), sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {"y": self.y} | {f"state.{k}": v for k, v in self.operator.state.items()}
+        tensors |= _tensors_in("parameter", self.operator.parameters)
+        if isinstance(self.sigma, Tensor):
+            tensors["sigma"] = self.sigma
+        # Copies: safetensors refuses tensors that share memory, as a state may share its parameter's.
+        return {
+            k: v.detach().cpu().resolve_conj().clone(memory_format=torch.contiguous_format)
+            for k, v in tensors.items()
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Operator, parameters, image shape and sigma (None where it is a tensor) as plain data.
+
+        Raises:
+            ValueError: the operator is not registered, so it cannot be recorded by name.
+        """
+        from invdiff.plugins.registry import name_of
+
+        return {
+            "format": FORMAT,
+            "operator": name_of("operators", type(self.operator)),
+            "parameters": _plain(self.operator.parameters),
+            "image_shape": list(self.image_shape),
+            "sigma": self.sigma if isinstance(self.sigma, float) else None,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Writes one ``.safetensors`` file: tensors, and as JSON metadata the operator, its parameters, sigma and hash."""
+        from safetensors.torch import save
+
+        from invdiff.files import write_atomically
+
+        metadata = {"invdiff": json.dumps(self.describe() | {"hash": self.hash})}
+        write_atomically(Path(path), save(self._tensors(), metadata))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Measurement:
+        """Reads what :meth:`save` wrote; a file whose content does not match its hash is refused."""
+        from safetensors import SafetensorError, safe_open
+
+        from invdiff.plugins.registry import load
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = (file.metadata() or {}).get("invdiff")
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} cannot be read as a measurement: {error}") from error
+        if metadata is None:
+            raise ValueError(
+                f"{path} is a safetensors file, but not a measurement saved by invdiff"
+            )
+        described = json.loads(metadata)
+        if missing := [
+            k
+            for k in ("format", "operator", "parameters", "image_shape", "sigma", "hash")
+            if k not in described
+        ]:
+            raise ValueError(
+                f"{path} is no whole measurement: its description lacks {', '.join(missing)}"
+            )
+        if described["format"] > FORMAT:
+            raise ValueError(
+                f"{path} was written by a newer invdiff (format {described['format']}); this one reads up to {FORMAT}"
+            )
+        parameters = described["parameters"]
+        for key, tensor in tensors.items():
+            kind, *place = key.split(".")
+            if kind == "parameter":
+                _place(parameters, place, tensor)
+        state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
+        operator = load("operators", described["operator"])(
+            **parameters, shape=tuple(described["image_shape"]), state=state
+        )
+        measurement = cls(
+            tensors["y"],
+            operator,
+            tensors["sigma"] if described["sigma"] is None else described["sigma"],
+        )
+        if measurement.hash != described["hash"]:
+            raise ValueError(
+                f"{path} is damaged or was edited: its content does not match its hash"
+            )
+        return measurement
+
+
+def _plain(value: Any) -> Any:
+    """A parameter as plain data. Operators among it become mappings of their name and parameters; tensors are left out."""
+    from invdiff.plugins.registry import name_of
+
+    if isinstance(value, Operator):
+        return {"name": name_of("operators", type(value)), **_plain(value.parameters)}
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items() if not isinstance(v, Tensor)}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _tensors_in(name: str, value: Any) -> dict[str, Tensor]:
+    """The tensors that :func:`_plain` leaves out, each under the path to its place."""
+    if isinstance(value, Tensor):
+        return {name: value}
+    inner = (
+        value.parameters
+        if isinstance(value, Operator)
+        else dict(enumerate(value))
+        if isinstance(value, list | tuple)
+        else value
+    )
+    if not isinstance(inner, Mapping):
+        return {}
+    return {
+        k: v for key, item in inner.items() for k, v in _tensors_in(f"{name}.{key}", item).items()
+    }
+
+
+def _place(parameters: Any, place: Sequence[str], tensor: Tensor) -> None:
+    """Puts a tensor back into what :func:`_plain` made."""
+    *outer, last = place
+    for key in outer:
+        parameters = parameters[int(key)] if isinstance(parameters, list) else parameters[key]
+    parameters[last] = tensor

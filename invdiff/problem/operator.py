@@ -1,0 +1,298 @@
+"""Forward operators ``y = A(x)``: the contract that built-in and third-party operators fulfil.
+
+An operator is a frozen dataclass: its fields are its parameters. What depends on the image's shape (masks, kernels,
+matrices) is made by ``make_state(shape)`` when the operator is bound, as a pure function of parameters and shape; no call
+changes an operator. Subclasses write ``make_state`` and the underscored methods, which always see a bound operator whose
+state lies on the device and in the dtype of their argument.
+
+    @dataclass(frozen=True, eq=False)
+    class Scale(LinearOperator):
+        '''y = factor * x.'''
+        factor: float = 2.0
+
+        def _forward(self, x): return self.factor * x
+        def _adjoint(self, y): return self.factor * y
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from invdiff.noise import generator_of
+
+if TYPE_CHECKING:
+    from invdiff.problem.measurement import Measurement
+from invdiff.problem.solvers import conjugate_gradients
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Operator(ABC):
+    """Any deterministic forward operator, differentiable in x.
+
+    Attributes:
+        shape: shape of one image, (C, H, W) or (d,), once bound.
+        state: the tensors made for that shape.
+    """
+
+    shape: Shape | None = field(default=None, kw_only=True, repr=False)
+    state: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_memo", {})
+
+    # What subclasses write -------------------------------------------------------------------------------------------
+
+    def make_state(self, shape: Shape) -> dict[str, Tensor]:
+        """The tensors of this operator for images of ``shape``, float64 on the CPU; a pure function of its parameters."""
+        return {}
+
+    @abstractmethod
+    def _forward(self, x: Tensor) -> Tensor:
+        """A(x) for x (B, *shape)."""
+
+    def image_shape(self, measurement_shape: Shape) -> Shape:
+        """The image shape that gives measurements of ``measurement_shape`` (both without the batch)."""
+        return measurement_shape
+
+    def _observed(self, y: Tensor) -> Tensor:
+        """y (B, *measurement shape) with zeros where nothing is measured, such as at missing pixels."""
+        return y
+
+    def fit(self, shape: Shape) -> Shape:
+        """The largest image shape within ``shape`` that this operator takes."""
+        return shape
+
+    @property
+    def kind(self) -> str:
+        """What it is called in messages."""
+        return type(self).__name__
+
+    @classmethod
+    def wanted(cls) -> str:
+        """What messages call an operator of this class where a method requires one."""
+        return f"a {cls.__name__}"
+
+    # What users call -------------------------------------------------------------------------------------------------
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """A(x), for x (B, *shape)."""
+        return self._for_image(x)._forward(x)
+
+    def __matmul__(self, other: Operator) -> Operator:
+        """``A2 @ A1``: first A1, then A2; linear if both are."""
+        from invdiff.problem.composite import composed
+
+        return composed([other, self])
+
+    def measure(
+        self,
+        x: Tensor,
+        sigma: float | Sequence[float] | Tensor = 0.0,
+        seed: int = 0,
+        gain: float = 0.0,
+        image_ids: Sequence[int] | None = None,
+    ) -> Measurement:
+        """Simulates ``y = A(x) + sigma * n``, with Poisson noise of the given gain before it.
+
+        Args:
+            x: (B, C, H, W) images in [0, 1], or any (B, ...). Warns of what looks like images in another range.
+            sigma: standard deviation of the Gaussian noise, in the units of y; a number or one per image.
+            seed: of the noise; image k draws its own stream.
+            gain: y is ``gain * Poisson(A(x) / gain)`` before the Gaussian noise; 0 is none. The measurement's sigma is
+                then estimated per pixel, ``sqrt(sigma^2 + gain * y)``, as in the Gaussian approximation.
+            image_ids: the k of each image; by default 0..B-1.
+        """
+        from invdiff.problem.measurement import Measurement, per_image
+
+        if not x.is_floating_point():
+            raise TypeError(
+                f"x must be a float tensor, images in [0, 1]; got {x.dtype} (divide 8-bit values by 255)"
+            )
+        if gain < 0:
+            raise ValueError(f"gain must not be negative, got {gain}")
+        _check_range(x)
+        operator = self.bind(tuple(x.shape[1:]))
+        y = operator(x)
+        std = per_image(sigma, y)
+        generators = [generator_of("measurement", seed, k) for k in (image_ids or range(len(y)))]
+        if gain > 0:
+            counts = [
+                torch.poisson(row.clamp(min=0).cpu() / gain, generator=g)
+                for row, g in zip(y, generators, strict=True)
+            ]
+            y = gain * torch.stack(counts).to(y)
+        noise = torch.stack(
+            [
+                torch.randn(row.shape, dtype=row.dtype, generator=g)
+                for row, g in zip(y, generators, strict=True)
+            ]
+        )
+        y = y + std * noise.to(y.device)  # Measurement drops it where nothing is measured
+        if gain > 0:
+            std = torch.sqrt(torch.as_tensor(std) ** 2 + gain * y.clamp(min=gain))
+        return Measurement(y, operator, std)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The fields a subclass declares: what ``make_operator`` needs to make it again."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in ("shape", "state")
+        }
+
+    def bind(self, shape: Shape) -> Self:
+        """This operator for images of one shape, with its tensors made."""
+        shape = tuple(int(n) for n in shape)
+        if self.shape is None:
+            memo = self._memo  # type: ignore[attr-defined]
+            if shape not in memo:
+                memo[shape] = dataclasses.replace(self, shape=shape, state=self.make_state(shape))
+            return memo[shape]
+        if self.shape != shape:
+            raise ValueError(
+                f"this {type(self).__name__} is bound to images of shape {self.shape}, got {shape}"
+            )
+        return self
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
+        """A copy whose floating-point state lies on ``device`` in ``dtype``."""
+
+        def move(v: Tensor) -> Tensor:
+            return (
+                v.to(device, _complex_of(dtype) if v.is_complex() else dtype)
+                if v.is_floating_point() or v.is_complex()
+                else v.to(device)
+            )
+
+        return dataclasses.replace(self, state={k: move(v) for k, v in self.state.items()})
+
+    def select(self, images: Tensor) -> Self:
+        """The operator of some images of the batch. State with a batch dimension (named in ``per_image``) is indexed."""
+        batched = {k: v[images.to(v.device)] for k, v in self.state.items() if k in self.per_image}
+        return dataclasses.replace(self, state={**self.state, **batched}) if batched else self
+
+    @property
+    def per_image(self) -> frozenset[str]:
+        """Names of state tensors whose first dimension is the batch."""
+        return frozenset()
+
+    @property
+    def measurement_shape(self) -> Shape:
+        """Shape of one measurement, once bound."""
+        assert self.shape is not None
+        memo: dict[Any, Any] = self._memo  # type: ignore[attr-defined]
+        if "measurement_shape" in memo:
+            return memo["measurement_shape"]
+        state = {k: v[:1] if k in self.per_image else v for k, v in self.state.items()}
+        probe = dataclasses.replace(self, state=state).to("meta", torch.float32)
+        memo["measurement_shape"] = tuple(
+            probe._forward(torch.empty(1, *self.shape, device="meta")).shape[1:]
+        )
+        return memo["measurement_shape"]
+
+    def _for_image(self, x: Tensor) -> Self:
+        return self.bind(tuple(x.shape[1:]))._like(x)
+
+    def _for_measurement(self, y: Tensor) -> Self:
+        shape = self.image_shape(tuple(y.shape[1:])) if self.shape is None else self.shape
+        bound = self.bind(shape)
+        if tuple(y.shape[1:]) != bound.measurement_shape:
+            raise ValueError(
+                f"{type(self).__name__} gives measurements of shape {bound.measurement_shape} for images of shape {shape}, got {tuple(y.shape[1:])}"
+            )
+        return bound._like(y)
+
+    def _like(self, x: Tensor) -> Self:
+        real = x.real.dtype if x.is_complex() else x.dtype
+        first = next(
+            (v for v in self.state.values() if v.is_floating_point() or v.is_complex()), None
+        )
+        if first is None or (first.device == x.device and _real_of(first.dtype) == real):
+            return self
+        memo, key = self._memo, (x.device, real)  # type: ignore[attr-defined]
+        if key not in memo:
+            memo[key] = self.to(x.device, real)
+        return memo[key]
+
+
+def _complex_of(dtype: torch.dtype | None) -> torch.dtype | None:
+    return (
+        None if dtype is None else torch.complex128 if dtype == torch.float64 else torch.complex64
+    )
+
+
+def _real_of(dtype: torch.dtype) -> torch.dtype:
+    return {torch.complex128: torch.float64, torch.complex64: torch.float32}.get(dtype, dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearOperator(Operator):
+    """``y = A x``. ``pinv`` and ``prox`` are solved by conjugate gradients unless a subclass knows better."""
+
+    @abstractmethod
+    def _adjoint(self, y: Tensor) -> Tensor:
+        """A* y."""
+
+    def _pinv(self, y: Tensor, ridge: Tensor | float) -> Tensor:
+        return conjugate_gradients(
+            lambda x: self._adjoint(self._forward(x)) + ridge * x, self._adjoint(y)
+        )
+
+    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor | float) -> Tensor:
+        return conjugate_gradients(
+            lambda x: x + gamma * self._adjoint(self._forward(x)), z + gamma * self._adjoint(y)
+        )
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A* y, (B, *image shape)."""
+        return self._for_measurement(y)._adjoint(y)
+
+    def pinv(self, y: Tensor, ridge: float | Tensor = 0.0) -> Tensor:
+        """The Moore-Penrose pseudo-inverse A† y: the smallest of the images that fit y best.
+
+        With a ridge >= 0, a number or one per image, it is regularised: (A* A + ridge)^-1 A* y = A* (A A* + ridge)^-1 y. Both are
+        one map whose limit at 0 is A†, so methods with noise need no second formula for measurements without.
+        """
+        return self._for_measurement(y)._pinv(
+            y, broadcastable(ridge, y.ndim if self.shape is None else 1 + len(self.shape))
+        )
+
+    def prox(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
+        """argmin_x  gamma/2 ‖A x − y‖² + 1/2 ‖x − z‖², gamma a number or one per image."""
+        return self._for_image(z)._prox(z, y, broadcastable(gamma, z.ndim))
+
+
+def _check_range(x: Tensor) -> None:
+    """Warns where x looks like images, but not like images in [0, 1]: latents, vectors and toys of a few pixels are as they are."""
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < 16 or x.is_meta or len(x) == 0:
+        return
+    low, high = (float(v) for v in x.detach().aminmax())
+    if low < -0.5 or high > 1.5:
+        range_, how = ("[0, 255]", "x / 255") if high > 2 else ("[-1, 1]", "(x + 1) / 2")
+        warnings.warn(
+            f"x has values from {low:.3g} to {high:.3g}, but images are in [0, 1] here, whatever the network's own range; "
+            f"if these are in {range_}, give {how}",
+            stacklevel=3,
+        )
+
+
+def broadcastable(value: float | Tensor, ndim: int) -> float | Tensor:
+    """One number per image, ready to broadcast against images."""
+    return (
+        value.view(-1, *(1,) * (ndim - 1))
+        if isinstance(value, Tensor) and value.ndim == 1
+        else value
+    )

@@ -1,0 +1,32 @@
+"""The one sampling loop and the pieces that it runs.
+
+    for i, (t, s) in enumerate(pairwise(levels)):
+        x = transition(predict, x, Step(i, t, s, ...), measurement)
+
+Nothing in it knows a method's name.
+"""
+
+from invdiff.sampling.gradients import data_gradient, traced
+from invdiff.sampling.loop import Callback, NonFiniteError, Progress, sample
+from invdiff.sampling.method import Method, make_method
+from invdiff.sampling.pieces import Guidance, Itinerary, Piece, Setting, Transition, renoise
+from invdiff.sampling.step import Denoise, Step
+
+__all__ = [
+    "Callback",
+    "Denoise",
+    "Guidance",
+    "Itinerary",
+    "Method",
+    "NonFiniteError",
+    "Piece",
+    "Progress",
+    "Setting",
+    "Step",
+    "Transition",
+    "data_gradient",
+    "make_method",
+    "renoise",
+    "sample",
+    "traced",
+]

@@ -1,0 +1,162 @@
+"""The one sampling loop, and what a step knows.
+
+    for i, (t, s) in enumerate(pairwise(levels)):
+        x = transition(predict, x, Step(i, t, s, ...), measurement)
+
+Nothing in it knows a method's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invdiff.network import Denoiser, Prediction
+from invdiff.noise import NoiseSource
+from invdiff.problem import Measurement
+from invdiff.sampling.pieces import Guidance, Transition
+from invdiff.sampling.step import Denoise, Step, tiled_all
+from invdiff.schedules import Level, Schedule
+
+
+def guide(
+    denoise: Denoise,
+    guidance: Sequence[Guidance],
+    step: Step,
+    memory: list[dict[str, Any]],
+    measurement: Measurement | None,
+) -> Denoise:
+    """The network under a chain of guidances, the first nearest to the network: ordinary function wrapping."""
+    for g, own in zip(guidance, memory, strict=True):
+        denoise = _wrap(denoise, g, replace(step, memory=own), measurement)
+    return denoise
+
+
+def _wrap(
+    denoise: Denoise, guidance: Guidance, step: Step, measurement: Measurement | None
+) -> Denoise:
+    def guided(x_t: Tensor, level: Level, **cond: Any) -> Prediction:
+        def inner(x: Tensor, at: Level, **more: Any) -> Prediction:
+            return denoise(x, at, **{**tiled_all(cond, x), **more})
+
+        return guidance(
+            inner, x_t, step if level is step.t else replace(step, t=level), measurement
+        )
+
+    return guided
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback sees after each step.
+
+    Attributes:
+        index, count: this step and how many there are.
+        x: the state at ``level``, in the network's range.
+        x0: the (guided) estimate the step was made from; None in a climb.
+        level: the level of ``x``.
+        chains: (sample, image id) of each row of the batch, from :func:`invdiff.solve`.
+    """
+
+    index: int
+    count: int
+    x: Tensor
+    x0: Tensor | None
+    level: Level
+    chains: tuple[tuple[int, int], ...] = ()
+
+
+Callback = Callable[[Progress], None]
+
+
+class NonFiniteError(ValueError):
+    """Sampling turned non-finite."""
+
+
+class _Watch:
+    """Collects on the device what tells whether each state was finite, and reads it every so often: a GPU is not made to wait."""
+
+    def __init__(self, count: int, every: int = 16) -> None:
+        self.count, self.every = count, every
+        self.seen: list[
+            tuple[int, Level, Level, Tensor]
+        ] = []  # not the steps: their predictions would stay alive
+
+    def __call__(self, step: Step, x: Tensor) -> None:
+        if x.device.type == "meta":
+            return
+        self.seen.append((step.index, step.t, step.s, x.sum()))
+        if len(self.seen) >= self.every:
+            self.read()
+
+    def read(self) -> None:
+        if not self.seen:
+            return
+        finite = torch.stack([total for *_, total in self.seen]).isfinite().tolist()
+        for (index, t, s, _), good in zip(self.seen, finite, strict=True):
+            if not good:
+                raise NonFiniteError(
+                    f"sampling turned non-finite in step {index + 1} of {self.count}, from sigma/alpha = {float(t.ratio):.4g} to {float(s.ratio):.4g}. "
+                    "Likely causes: a guidance scale that is too large for this network and number of steps (make zeta smaller), "
+                    "a network in float16 that overflows (use bfloat16 or float32), or a wrong `predicts` or schedule"
+                )
+        self.seen.clear()
+
+
+def sample(
+    denoiser: Denoiser | Denoise,
+    x: Tensor,
+    levels: Sequence[Level],
+    *,
+    schedule: Schedule,
+    noise: NoiseSource,
+    transition: Transition,
+    guidance: Sequence[Guidance] = (),
+    measurement: Measurement | None = None,
+    callback: Callback | None = None,
+    cond: dict[str, Any] | None = None,
+    particles: int = 1,
+) -> Tensor:
+    """Runs the loop on a state x (B, ...) at ``levels[0]``, in the network's own range; returns the state at ``levels[-1]``.
+
+    This is the engine below :func:`invdiff.solve`, for experiments that bring their own state and noise. Guidance that knows labels or
+    images, and transitions, are bound first: ``guidance.bind(Setting(...))``.
+    """
+    memory: list[dict[str, Any]] = [{} for _ in guidance]
+    own: dict[str, Any] = {}
+    last: Prediction | None = None
+    count = len(levels) - 1
+    watch = _Watch(count)
+
+    def network(x_t: Tensor, level: Level, **more: Any) -> Prediction:
+        return denoiser(x_t, level, **{**tiled_all(cond or {}, x_t), **more})
+
+    with torch.no_grad():
+        for index, (t, s) in enumerate(pairwise(levels)):
+            step = Step(index, t, s, schedule, noise, count, last, own, particles)
+            guided = guide(network, guidance, step, memory, measurement)
+            made: list[Prediction] = []
+
+            def predict(
+                x_t: Tensor,
+                level: Level,
+                guided: Denoise = guided,
+                made: list[Prediction] = made,
+                **more: Any,
+            ) -> Prediction:
+                prediction = guided(x_t, level, **more)
+                made.append(prediction.detach())  # what outlives the step has no graph
+                return prediction
+
+            x = transition(predict, x, step, measurement)
+            last = made[0] if made else None  # a climb predicts nothing, so no history outlives it
+            watch(step, x)
+            if callback is not None:
+                callback(Progress(index, count, x, made[-1].x0 if made else None, s))
+        watch.read()
+    return x

@@ -1,0 +1,141 @@
+"""A restoration method = guidance x transition x itinerary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from invdiff.plugins.registry import call, load
+from invdiff.sampling.pieces import Guidance, Itinerary, Transition
+
+
+@dataclass(frozen=True)
+class Method:
+    """Bundles the three; what is None is left to the default: ancestral sampling, straight down.
+
+    Args:
+        guidance: none, one, or a chain of which the first stands nearest to the network.
+        transition: how the next state is drawn.
+        itinerary: which levels are visited.
+    """
+
+    guidance: Guidance | Sequence[Guidance] | None = None
+    transition: Transition | None = None
+    itinerary: Itinerary | None = None
+
+    @property
+    def chain(self) -> tuple[Guidance, ...]:
+        """The guidances as a tuple, first nearest to the network."""
+        if self.guidance is None:
+            return ()
+        return (self.guidance,) if isinstance(self.guidance, Guidance) else tuple(self.guidance)
+
+    def around(self, transition: Transition) -> Transition | None:
+        """What the method's own transition becomes under one that is chosen: itself around it; None where it makes room.
+
+        Raises:
+            ValueError: it is all that knows the measurement, and would be gone.
+        """
+        if self.transition is None:
+            return None
+        kept = self.transition.around(transition)
+        if kept is None and self.transition.requires is not None and not self.chain:
+            name = type(self.transition).__name__
+            raise ValueError(
+                f"{name} is itself the transition that knows the measurement, and {transition} would take its place; leave that out"
+            )
+        return kept
+
+
+def make_method(method: Any, **parameters: Any) -> Method:
+    """A Method from a registered name with its parameters, from a Method, Guidance, Transition or Itinerary object, or
+    from a list of these (the first stands nearest to the network).
+
+    Raises:
+        ValueError: an unknown name or parameter; two different transitions or itineraries in a list.
+    """
+    if isinstance(method, str):
+        made = call(load("guidance", method), f"method {method!r}", parameters)
+        return make_method(made)
+    if parameters:
+        raise TypeError(
+            f"parameters go with a method's name; got a {type(method).__name__} and {', '.join(parameters)}"
+        )
+    match method:
+        case Method():
+            return method
+        case Guidance():
+            return Method(guidance=method)
+        case Transition():
+            return Method(transition=method)
+        case Itinerary():
+            return Method(itinerary=method)
+        case list() | tuple():
+            return _chain([make_method(m) for m in method])
+    raise TypeError(
+        f"a method is a registered name, a Method, Guidance, Transition or Itinerary, or a list of these; got {type(method).__name__}"
+    )
+
+
+def _chain(methods: Sequence[Method]) -> Method:
+    transition: Transition | None = None
+    for given in (m.transition for m in methods if m.transition is not None):
+        if transition is None or _same(given, transition):
+            transition = given
+        elif type(given) is type(transition):
+            _refuse("transition", transition, given)
+        else:  # one of them may stand around the other
+            transition = (
+                given.around(transition)
+                or transition.around(given)
+                or _refuse("transition", transition, given)
+            )
+    itinerary: Itinerary | None = None
+    for way in (m.itinerary for m in methods if m.itinerary is not None):
+        itinerary = (
+            way
+            if itinerary is None or _same(way, itinerary)
+            else _refuse("itinerary", itinerary, way)
+        )
+    return Method(tuple(g for m in methods for g in m.chain), transition, itinerary)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equality of pieces whose fields may be tensors, which == does not compare as a whole."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or (a.shape == b.shape and a.device == b.device and torch.equal(a, b))
+    if dataclasses.is_dataclass(a) and type(a) is type(b):
+        return all(_same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    return type(a) is type(b) and bool(a == b)
+
+
+def _refuse(kind: str, *given: Any) -> NoReturn:
+    raise ValueError(
+        f"a chain has room for one {kind}, got {' and '.join(map(repr, given))}; give {kind}= to solve to choose"
+    )
+
+
+def describe(piece: Any) -> Any:
+    """A piece of a method as plain data, for records: ``{"name": "DPS", "zeta": 1.0}``."""
+    if isinstance(piece, Mapping):
+        return {name: describe(value) for name, value in piece.items()}
+    if isinstance(piece, tuple | list):
+        return [describe(p) for p in piece]
+    if dataclasses.is_dataclass(piece) and not isinstance(piece, type):
+        return {"name": type(piece).__name__} | {
+            f.name: describe(getattr(piece, f.name)) for f in dataclasses.fields(piece)
+        }
+    if isinstance(piece, Tensor):
+        return (
+            piece.tolist()
+            if piece.numel() <= 1000 and not piece.is_meta
+            else f"tensor of shape {tuple(piece.shape)}"
+        )
+    if callable(piece) and hasattr(piece, "__qualname__"):
+        return f"{piece.__module__}.{piece.__qualname__}"
+    return piece if isinstance(piece, str | int | float | bool | None) else repr(piece)

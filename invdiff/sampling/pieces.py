@@ -1,0 +1,185 @@
+"""The pieces of a method: guidance, transition and itinerary."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from invdiff.network import Denoiser, Prediction
+from invdiff.problem import Measurement, Operator
+from invdiff.sampling.step import Denoise, Step
+from invdiff.schedules import Level, Schedule
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run is made of, as its pieces see it once, before sampling starts.
+
+    Attributes:
+        denoiser: the network.
+        shape: (B, C, H, W) of the images, all of them.
+        measurement: of these images, in the network's range; None when generating.
+        cond: what the run gives to the network.
+        device, dtype: of the state.
+    """
+
+    denoiser: Denoiser
+    shape: tuple[int, ...]
+    measurement: Measurement | None
+    cond: Mapping[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+
+
+class Piece:
+    """Base of guidance and transitions.
+
+    Attributes:
+        requires: the kind of operator it needs, checked before sampling; None where it needs no measurement.
+        one_sigma: whether it needs one noise level per image and none per pixel, checked before sampling.
+        per_image: fields that hold, once bound, a tensor of one entry per image (or a mapping of such tensors).
+        particles: whether the samples of an image are one particle system, weighed against each other: they then share a batch.
+    """
+
+    requires: ClassVar[type[Operator] | None] = None
+    one_sigma: ClassVar[bool] = False
+    per_image: ClassVar[tuple[str, ...]] = ()
+    particles: ClassVar[bool] = False
+
+    def bind(self, setting: Setting) -> Self:
+        """This piece made ready for a run: its fields checked and on the run's device. Called once, before sampling.
+
+        Raises:
+            ValueError: what cannot work, with both sides named.
+        """
+        name = type(self).__name__
+        measurement = setting.measurement
+        if self.requires is not None and measurement is None:
+            raise ValueError(
+                f"{name} restores a measurement, but there is none: use it with solve, or generate "
+                "with another method"
+            )
+        if self.requires is not None and measurement is not None:
+            operator = measurement.operator
+            if not isinstance(operator, self.requires):
+                raise ValueError(
+                    f"{name} requires {self.requires.wanted()}, but {operator.kind} is not one; "
+                    "choose another method or operator"
+                )
+        if self.one_sigma and setting.measurement is not None:
+            setting.measurement.image_sigma(name)
+        return self._with(lambda piece: piece.bind(setting))
+
+    def select(self, images: Sequence[int]) -> Self:
+        """A bound piece for some of the images."""
+        return self._with(
+            lambda piece: piece.select(images),
+            {name: _pick(getattr(self, name), images) for name in self.per_image},
+        )
+
+    def _with(
+        self, change: Callable[[Piece], Piece], fields: Mapping[str, Any] = MappingProxyType({})
+    ) -> Self:
+        """This piece with other fields, the pieces that it wraps changed."""
+        if not is_dataclass(self):
+            return self
+        wrapped = {
+            name: change(value) for name, value in vars(self).items() if isinstance(value, Piece)
+        }
+        changed = {**wrapped, **fields}
+        return replace(self, **changed) if changed else self  # type: ignore[type-var, return-value]
+
+
+def _pick(value: Any, images: Sequence[int]) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _pick(v, images) for k, v in value.items()}
+    return value[list(images)] if isinstance(value, Tensor) else value
+
+
+class Guidance(Piece, ABC):
+    """Changes the prediction at t by what is known. Subclasses are frozen dataclasses of the paper's symbols.
+
+    Attributes:
+        requires: as in :class:`Piece`; any operator unless said otherwise.
+        stateful: whether it keeps memory between steps, so that a transition may predict only once a step.
+        sets: the conditions it gives to the network. It then stands nearer to the network than what works on the
+            prediction, and no other guidance of the chain sets the same.
+        scale: the fields that turn it off where all of them are 0; none where it cannot be turned off.
+    """
+
+    requires: ClassVar[type[Operator] | None] = Operator
+    stateful: ClassVar[bool] = False
+    scale: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        return ()
+
+    @abstractmethod
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Prediction: ...
+
+
+class Transition(Piece, ABC):
+    """Given a prediction at t, draws the state at s.
+
+    Contract: the network is read through ``p.x0`` and ``p.eps`` only, so that shifting x0 by dx shifts x_s by exactly
+    ``alpha_s * dx``.
+    """
+
+    @property
+    def predictions(self) -> int:
+        """How many predictions a step down makes."""
+        return 1
+
+    def __call__(
+        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Tensor:
+        if step.climbs:
+            return self.up(x_t, step)
+        return self.down(predict, x_t, step, measurement)
+
+    def around(self, inner: Transition) -> Transition | None:
+        """What becomes of this transition when ``inner`` is asked for: itself around it; None for one that wraps none."""
+        return None
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether no noise is drawn on the way down, so that a run can be inverted."""
+        return False
+
+    @abstractmethod
+    def down(
+        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    ) -> Tensor:
+        """x_s at a level with less noise."""
+
+    def up(self, x_t: Tensor, step: Step) -> Tensor:
+        """x_s at a noisier level: the forward process, q(x_s | x_t)."""
+        return renoise(x_t, step.t, step.s, step)
+
+
+def renoise(x_t: Tensor, t: Level, s: Level, step: Step, scale: float = 1.0) -> Tensor:
+    """q(x_s | x_t) for a noisier s: alpha_s/alpha_t x_t + sqrt(sigma_s² − (alpha_s/alpha_t)² sigma_t²) z, the noise times ``scale``."""
+    ratio = s.alpha / t.alpha
+    std = (s.sigma**2 - (ratio * t.sigma) ** 2).clamp(min=0).sqrt()
+    return ratio * x_t + scale * std * step.randn_like(x_t)
+
+
+class Itinerary(ABC):
+    """Which noise levels are visited, in which order; it may climb back up."""
+
+    @abstractmethod
+    def __call__(self, schedule: Schedule, steps: int) -> list[Level]:
+        """The levels, noisiest first and the clean one last."""
+
+    def start(self, measurement: Measurement | None) -> Tensor | None:
+        """The image that the first state is a noised version of; None where it starts from pure noise."""
+        return None

@@ -1,0 +1,38 @@
+"""Transitions: given a prediction at level t, how to draw the state at level s.
+
+Each writes ``x_s = alpha_s * x0 + (eps and noise)``, so a shift of x0 by dx shifts x_s by exactly alpha_s * dx.
+"""
+
+from invdiff.transitions.ddim import DDIM
+from invdiff.transitions.ddpm import DDPM
+from invdiff.transitions.dpm_solver import DPMSolver
+from invdiff.transitions.euler import Euler
+from invdiff.transitions.euler_maruyama import EulerMaruyama
+from invdiff.transitions.heun import Heun
+from invdiff.transitions.kernel import (
+    Ancestral,
+    check_density,
+    forward_variance,
+    posterior_variance,
+)
+from invdiff.transitions.langevin import Langevin
+from invdiff.transitions.predictor_corrector import PredictorCorrector
+from invdiff.transitions.renoise import Renoise
+from invdiff.transitions.replace import Replace
+
+__all__ = [
+    "Ancestral",
+    "DDIM",
+    "DDPM",
+    "DPMSolver",
+    "Euler",
+    "EulerMaruyama",
+    "Heun",
+    "Langevin",
+    "PredictorCorrector",
+    "Renoise",
+    "Replace",
+    "check_density",
+    "forward_variance",
+    "posterior_variance",
+]
