@@ -1,15 +1,18 @@
-"""What methods are compared with, on the same measurements: classical restorations, and the samplers of other packages.
+"""What methods are compared with, on the same measurements: classical restorations, and the
+samplers of other packages.
 
-    pinv            (A* A + sigma²)^-1 A* y, that is A† y without noise               linear operators
-    bicubic         y enlarged, antialiased cubic                                     where y is a smaller image
-    biharmonic      missing pixels by the biharmonic equation (scikit-image)          where pixels are missing
-    tv              total variation, by deepinv's primal-dual algorithm               linear operators
-    wiener          posterior mean of a Gaussian prior with the spectrum of photographs   linear operators
+    pinv        (A* A + sigma²)^-1 A* y, that is A† y without noise     linear operators
+    bicubic     y enlarged, antialiased cubic                           where y is a smaller image
+    biharmonic  missing pixels by the biharmonic equation               where pixels are missing
+    tv          total variation, by deepinv's primal-dual algorithm     linear operators
+    wiener      posterior mean of a Gaussian prior whose spectrum is    linear operators
+                that of photographs
     deepinv_dps, deepinv_ddrm, deepinv_diffpir    see :mod:`invdiff.benchmarks.peers`
 
-Images do not depend on each other: an image alone is restored as it is in a batch, to rounding. Where sigma differs between the pixels of an
-image, its root mean square counts. The weight of ``tv`` was chosen once, on PSNR over the centre 64x64 of eight Kodak24 photographs (01, 04, 07,
-13, ...), for all operators together; the spectrum of ``wiener`` was measured on other photographs.
+Images do not depend on each other: an image alone is restored as it is in a batch, to rounding.
+Where sigma differs between the pixels of an image, its root mean square counts. The weight of
+``tv`` was chosen once, on PSNR over the centre 64x64 of eight Kodak24 photographs (01, 04, 07, 13,
+...), for all operators together; the spectrum of ``wiener`` was measured on other photographs.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ BASELINES = {
 
 
 class Unfit(ValueError):
-    """A measurement that a method or baseline cannot restore, by its own account: told in its row, where other errors are failures."""
+    """A measurement that a method or baseline cannot restore, by its own account: told in its row,
+    where other errors are failures."""
 
 
 def make_baseline(name: str, **parameters: object) -> Baseline:
@@ -56,7 +60,8 @@ def make_baseline(name: str, **parameters: object) -> Baseline:
     """
     if name not in BASELINES:
         raise UnknownNameError(
-            f"unknown baseline {name!r}.{did_you_mean(name, BASELINES)} Known: {', '.join(BASELINES)}."
+            f"unknown baseline {name!r}.{did_you_mean(name, BASELINES)} Known: "
+            f"{', '.join(BASELINES)}."
         )
     return call(resolve_name(BASELINES[name]), f"baseline {name!r}", parameters)
 
@@ -85,7 +90,8 @@ class Baseline(ABC):
 
         Args:
             measurement: of B images (C, H, W) in [0, 1].
-            denoiser: the prior, where ``network`` says that one is needed; otherwise it is not looked at.
+            denoiser: the prior, where ``network`` says that one is needed; otherwise it is not
+                looked at.
             seed: of the sampling noise, where there is any; image k draws a stream of its own.
             image_ids: the k of each image; by default 0..B-1.
 
@@ -128,7 +134,8 @@ class Baseline(ABC):
 
 @dataclass(frozen=True)
 class PseudoInverse(Baseline):
-    """:meth:`~invdiff.problem.Measurement.linear_estimate`: A† itself would amplify noise without bound where A measures little."""
+    """:meth:`~invdiff.problem.Measurement.linear_estimate`: A† itself would amplify noise without
+    bound where A measures little."""
 
     def restore(
         self, measurement: Measurement, denoiser: Denoiser | None, seed: int, ids: list[int]
@@ -154,7 +161,8 @@ class Bicubic(Baseline):
             or y.shape[1] not in (1, channels)
         ):
             raise Unfit(
-                f"Bicubic enlarges a smaller image by a whole factor; this measurement has shape {tuple(y.shape[1:])} for images of shape "
+                "Bicubic enlarges a smaller image by a whole factor; this measurement has "
+                f"shape {tuple(y.shape[1:])} for images of shape "
                 f"{measurement.image_shape}"
             )
         return RESAMPLING["bicubic"](y.expand(-1, channels, -1, -1), factor)
@@ -162,8 +170,8 @@ class Bicubic(Baseline):
 
 @dataclass(frozen=True)
 class Biharmonic(Baseline):
-    """``skimage.restoration.inpaint_biharmonic`` (Damelin and Hoang 2018): missing pixels where the square of the Laplacian vanishes. Known
-    pixels stay as they were measured, with their noise."""
+    """``skimage.restoration.inpaint_biharmonic`` (Damelin and Hoang 2018): missing pixels where the
+    square of the Laplacian vanishes. Known pixels stay as they were measured, with their noise."""
 
     requires: ClassVar[type[Operator] | None] = DiagonalOperator
 
@@ -193,12 +201,14 @@ class Biharmonic(Baseline):
 
 @dataclass(frozen=True)
 class TotalVariation(Baseline):
-    """argmin_x ½ ‖A x − y‖² + lambda Σ_i ‖(∇x)_i‖ (Rudin, Osher and Fatemi 1992), isotropic, each channel apart, by the primal-dual algorithm of
-    Chambolle and Pock (2011), ``deepinv.optim.PDCP``, with the proximal map of the data term.
+    """argmin_x ½ ‖A x − y‖² + lambda Σ_i ‖(∇x)_i‖ (Rudin, Osher and Fatemi 1992), isotropic, each
+    channel apart, by the primal-dual algorithm of Chambolle and Pock (2011),
+    ``deepinv.optim.PDCP``, with the proximal map of the data term.
 
-    lambda = weight · sigma^1.5; noise below ``FLOOR`` counts as that. Between sigma 0.005 and 0.1 the best lambda grew with a power of
-    1.4 to 1.6, where a known prior would have 2. Best weights, at sigma 0.005, 0.025 and 0.1: inpainting 2.8, 2.0, 2.0;
-    super-resolution 0.8, 1.0, 0.6; blur 0.8, 1.0, 1.1; denoising 2.3, 2.8, 2.5.
+    lambda = weight · sigma^1.5; noise below ``FLOOR`` counts as that. Between sigma 0.005 and 0.1
+    the best lambda grew with a power of 1.4 to 1.6, where a known prior would have 2. Best weights,
+    at sigma 0.005, 0.025 and 0.1: inpainting 2.8, 2.0, 2.0; super-resolution 0.8, 1.0, 0.6; blur
+    0.8, 1.0, 1.1; denoising 2.3, 2.8, 2.5.
 
     Args:
         weight: see above.
@@ -210,7 +220,8 @@ class TotalVariation(Baseline):
 
     FLOOR: ClassVar[float] = 1e-3
     STEP: ClassVar[float] = 0.03
-    """Of the primal variable, for data of weight 1/lambda; the fastest of 0.005 to 1 over the operators above."""
+    """Of the primal variable, for data of weight 1/lambda; the fastest of 0.005 to 1 over the
+    operators above."""
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < float("inf"):
@@ -256,20 +267,24 @@ class TotalVariation(Baseline):
 class Wiener(Baseline):
     """The posterior mean (Wiener 1949) of x ~ N(½, C) under y = A x + sigma n, for any linear A:
 
-        x = ½ + C A* (A C A* + sigma²)^-1 (y − A ½),    C = Dᵀ diag(power / f²) D for every channel apart
+        x = ½ + C A* (A C A* + sigma²)^-1 (y − A ½),  C = Dᵀ diag(power / f²) D for every channel
+                                                      apart
 
-    D is the orthonormal cosine transform, which knows no jump at the border, and f the frequency in cycles per pixel, so that the
-    spectrum is that of photographs at any size (Field 1987). The constant counts as half the lowest frequency, which gives the mean of an
-    image a standard deviation of 4 sqrt(power).
+    D is the orthonormal cosine transform, which knows no jump at the border, and f the frequency in
+    cycles per pixel, so that the spectrum is that of photographs at any size (Field 1987). The
+    constant counts as half the lowest frequency, which gives the mean of an image a standard
+    deviation of 4 sqrt(power).
 
-    Solved in float64 for z of x = ½ + C^½ z, where the prior is white, by conjugate gradients. A circular blur has no closed form here,
-    for it is diagonal in another basis.
+    Solved in float64 for z of x = ½ + C^½ z, where the prior is white, by conjugate gradients. A
+    circular blur has no closed form here, for it is diagonal in another basis.
 
     Args:
-        power: of photographs at one cycle per pixel, in units of [0, 1] squared. Measured over the centres of CBSD68, at 64² to 256² and
-            over f: 1.6e-3 below 0.01, 1.0e-3 at 0.05, 0.7e-3 at 0.2, 0.2e-3 at the corners.
-        iterations: of conjugate gradients. 100 are within 1e-6 of the solution for inpainting and super-resolution, with noise or
-            without. Deblurring without noise is ill-posed, and is still going on sharpening when they end.
+        power: of photographs at one cycle per pixel, in units of [0, 1] squared. Measured over the
+            centres of CBSD68, at 64² to 256² and over f: 1.6e-3 below 0.01, 1.0e-3 at 0.05, 0.7e-3
+            at 0.2, 0.2e-3 at the corners.
+        iterations: of conjugate gradients. 100 are within 1e-6 of the solution for inpainting and
+            super-resolution, with noise or without. Deblurring without noise is ill-posed, and is
+            still going on sharpening when they end.
     """
 
     power: float = 1e-3

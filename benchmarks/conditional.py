@@ -1,16 +1,22 @@
-"""Whether guided digits are what was asked for, and what guidance costs in variety: CFG and classifier guidance, by strength.
+"""Whether guided digits are what was asked for, and what guidance costs in variety: CFG and
+classifier guidance, by strength.
 
-    invdiff bench --suite conditional data=mnist.npz [classifier=FILE] [samples=500] [--dtype bfloat16]
+    invdiff bench --suite conditional data=mnist.npz [classifier=FILE] [samples=500] [--dtype
+    bfloat16]
 
-Protocol: equally many digits of each class, the same noise for every setting, DDPM. They are judged by a small network of this
-module, trained on clean digits (a minute or two) and kept in ``classifier``, by default beside the data: neither the sampler nor its guide
-knows it. Classifier guidance steers the network without a label; w = 0 and s = 0 are that network alone, w = 1 is plain conditional sampling.
+Protocol: equally many digits of each class, the same noise for every setting, DDPM. They are judged
+by a small network of this module, trained on clean digits (a minute or two) and kept in
+``classifier``, by default beside the data: neither the sampler nor its guide knows it. Classifier
+guidance steers the network without a label; w = 0 and s = 0 are that network alone, w = 1 is plain
+conditional sampling.
 
-as asked    share of digits that the judge calls by their label, with its 95 % interval (Wilson)
-variety     mean distance between two digits of one label, each of mean 0 and unit norm, over the same figure of as many real test
-            digits: below 1 they are more alike than real ones. Noise and spoilt digits raise it, so read it beside ``as asked``;
-            real digits under shuffled labels, which is what w = 0 can reach, have about 1.14
-NFE         network evaluations per digit; classifier guidance adds a gradient of the classifier in each step
+as asked  share of digits that the judge calls by their label, with its 95 % interval (Wilson)
+variety   mean distance between two digits of one label, each of mean 0 and unit norm, over the same
+          figure of as many real test digits: below 1 they are more alike than real ones. Noise and
+          spoilt digits raise it, so read it beside ``as asked``; real digits under shuffled labels,
+          which is what w = 0 can reach, have about 1.14
+NFE       network evaluations per digit; classifier guidance adds a gradient of the classifier in
+          each step
 """
 
 from __future__ import annotations
@@ -31,7 +37,7 @@ from tqdm import trange
 from invdiff.benchmarks.dataset import image_hash
 from invdiff.benchmarks.harness import Cell, Record, Result, Task, key
 from invdiff.benchmarks.tables import markdown
-from invdiff.commands.common import choose_device
+from invdiff.device import choose_device
 from invdiff.files import sha256, write_atomically
 from invdiff.images import write_image
 from invdiff.loading.model import load_model
@@ -104,7 +110,8 @@ def interval(share: float, n: int) -> tuple[float, float]:
 
 
 def variety(x: Tensor, labels: Tensor) -> float:
-    """Mean distance between two images of one label, each of mean 0 and unit norm: grey haze does not count."""
+    """Mean distance between two images of one label, each of mean 0 and unit norm: grey haze does
+    not count."""
     flat = x.flatten(1)
     unit = F.normalize(flat - flat.mean(1, keepdim=True), dim=1)
     return float(torch.stack([F.pdist(unit[labels == c]).mean() for c in range(CLASSES)]).mean())
@@ -116,7 +123,8 @@ def tasks(config: Mapping[str, Any]) -> list[Task]:
     The judge is trained here if it is not at hand.
 
     Raises:
-        ValueError: no data, a number of samples that is not the same for each class, a judge that is not good enough.
+        ValueError: no data, a number of samples that is not the same for each class, a judge that
+            is not good enough.
     """
     n, (data, file) = config["samples"], _files(config)
     if n % CLASSES or n < 2 * CLASSES:
@@ -125,7 +133,8 @@ def tasks(config: Mapping[str, Any]) -> list[Task]:
         )
     if not data.is_file():
         raise ValueError(
-            f"data must be an mnist.npz with x_train, y_train, x_test and y_test, and {data} is no file"
+            "data must be an mnist.npz with x_train, y_train, x_test and y_test, and "
+            f"{data} is no file"
         )
     run = {k: config[k] for k in ("samples", "steps", "batch_size", "seed")}
     cells = []
@@ -151,7 +160,8 @@ def _judged(file: Path, data: Path) -> dict[str, Any]:
     accuracy = float((calls(judge(file), clean) == truth).float().mean())
     if accuracy < LEAST_ACCURACY:
         raise ValueError(
-            f"the judge in {file} knows {100 * accuracy:.1f} % of the test digits, less than {100 * LEAST_ACCURACY:.0f} %; delete the file "
+            f"the judge in {file} knows {100 * accuracy:.1f} % of the test digits, less "
+            f"than {100 * LEAST_ACCURACY:.0f} %; delete the file "
             "to train it again"
         )
     return {"weights": sha256(file), "data": sha256(data), "accuracy": round(accuracy, 4)}
@@ -202,16 +212,19 @@ def context(config: Mapping[str, Any]) -> dict[str, Any]:
 def context_of(
     cell: Cell, source: str | None, network: str | None, allow_pickle: bool
 ) -> dict[str, Any]:
-    """The same for a recorded cell: ``source`` is the file of the digits, with the judge beside it."""
+    """The same for a recorded cell: ``source`` is the file of the digits, with the judge beside
+    it."""
     if source is None:
         raise ValueError(
-            "this record is judged with digits: --input mnist.npz, with mnist.judge.safetensors beside it"
+            "this record is judged with digits: --input mnist.npz, with "
+            "mnist.judge.safetensors beside it"
         )
     return context({"data": source, "classifier": None})
 
 
 def evaluate(task: Task, folder: Path, data: str, classifier: str) -> list[Result]:
-    """Generates the digits of one setting and has them judged; fifty of them are drawn into ``pictures/``."""
+    """Generates the digits of one setting and has them judged; fifty of them are drawn into
+    ``pictures/``."""
     (cell,) = task
     for file, wanted in ((data, cell["judge"]["data"]), (classifier, cell["judge"]["weights"])):
         if not Path(file).is_file() or sha256(Path(file)) != wanted:

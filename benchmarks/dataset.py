@@ -1,4 +1,5 @@
-"""The images of a benchmark: which files, how they are cropped and made smaller, and what identifies them."""
+"""The images of a benchmark: which files, how they are cropped and made smaller, and what
+identifies them."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class Dataset:
         channels: 1 turns colour into luma, 3 repeats grey.
 
     Raises:
-        ValueError: nothing is there, a name that is missing or that two files bear, an image that is smaller than asked for.
+        ValueError: nothing is there, a name that is missing or that two files bear, an image that
+            is smaller than asked for.
     """
 
     source: str
@@ -64,13 +66,15 @@ class Dataset:
         for path in find_images(source):
             if path.stem in found and (self.names is None or path.stem in self.names):
                 raise ValueError(
-                    f"two images are called {path.stem}: {found[path.stem].name} and {path.name}; rename one of them"
+                    f"two images are called {path.stem}: {found[path.stem].name} and "
+                    f"{path.name}; rename one of them"
                 )
             found[path.stem] = path
         names = tuple(found) if self.names is None else self.names
         if missing := [name for name in names if name not in found]:
             raise ValueError(
-                f"no image {missing[0]} in {self.source}; there are {', '.join(sorted(found)[:20])}{' ...' * (len(found) > 20)}"
+                f"no image {missing[0]} in {self.source}; there are "
+                f"{', '.join(sorted(found)[:20])}{' ...' * (len(found) > 20)}"
             )
         return [found[name] for name in names][: self.limit]
 
@@ -88,7 +92,8 @@ class Dataset:
         for what, side in (("crop", self.crop), ("size", self.size)):
             if side is not None and min(x.shape[-2:]) < side:
                 raise ValueError(
-                    f"{path.name} has {x.shape[-1]}x{x.shape[-2]} pixels, fewer than images.{what}={side}"
+                    f"{path.name} has {x.shape[-1]}x{x.shape[-2]} pixels, fewer than "
+                    f"images.{what}={side}"
                 )
             if what == "crop" and side is not None:
                 top, left = ((n - side) // 2 for n in x.shape[-2:])

@@ -1,4 +1,5 @@
-"""Versions of plug-ins: digests that change when what defines them does, and not with comments or docstrings."""
+"""Versions of plug-ins: digests that change when what defines them does, and not with comments or
+docstrings."""
 
 from __future__ import annotations
 
@@ -45,9 +46,10 @@ GROUND = {*sys.stdlib_module_names, "torch", "numpy"}
 def of_code(what: Any) -> str:
     """A digest of the code of a class or function, 12 hex digits.
 
-    It covers the modules that define it (of a class, those of its bases as well), and those of the functions and classes that stand
-    in their namespaces, as far as they belong to its own package or to invdiff, whose framework does not count. Of other installed
-    packages that any of these import, be it within a function, it covers the version, torch and numpy excepted.
+    It covers the modules that define it (of a class, those of its bases as well), and those of the
+    functions and classes that stand in their namespaces, as far as they belong to its own package
+    or to invdiff, whose framework does not count. Of other installed packages that any of these
+    import, be it within a function, it covers the version, torch and numpy excepted.
 
     Raises:
         ValueError: it was not read from a file, such as a class of a notebook.
@@ -79,7 +81,8 @@ def of_code(what: Any) -> str:
 
 
 def operator_version(operator: Operator) -> str:
-    """A digest of all that an operator does, 12 hex digits: its name, its code and its parameters, operators among them included.
+    """A digest of all that an operator does, 12 hex digits: its name, its code and its parameters,
+    operators among them included.
 
     Of files among the parameters, such as masks, the content counts.
     """
@@ -139,7 +142,8 @@ def _source(module: str) -> str:
         return inspect.getsource(sys.modules[module])
     except (OSError, TypeError) as error:
         raise ValueError(
-            f"the code of {module} cannot be read, so what it defines has no version; put it into a file"
+            f"the code of {module} cannot be read, so what it defines has no version; put "
+            "it into a file"
         ) from error
 
 
@@ -147,7 +151,8 @@ def _source(module: str) -> str:
 def _code(module: str) -> str:
     """A module's code without comments, docstrings and empty lines.
 
-    It is cut out of the text: what :func:`ast.unparse` writes differs between versions of Python, and with it the digest would.
+    It is cut out of the text: what :func:`ast.unparse` writes differs between versions of Python,
+    and with it the digest would.
     """
     source = _source(module)
     lines = source.split("\n")

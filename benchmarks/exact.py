@@ -1,16 +1,21 @@
-"""How right methods are: samples against posteriors that are known exactly (``invdiff bench --suite exact``).
+"""How right methods are: samples against posteriors that are known exactly (``invdiff bench --suite
+exact``).
 
-Every prior is a mixture of Gaussians that share one covariance, so the posterior mean at each noise level (which is what the network
-says), the posterior under ``y = A x + n`` and draws of it are exact.
+Every prior is a mixture of Gaussians that share one covariance, so the posterior mean at each noise
+level (which is what the network says), the posterior under ``y = A x + n`` and draws of it are
+exact.
 
-gaussian   one Gaussian of correlated small images, under every linear operator: error of the posterior's mean, in posterior standard
-           deviations (root mean square), and of its covariance, relative (Frobenius).
-mixture    the 25 components of Cardoso et al. (ICLR 2024, arXiv:2308.07983, section 5.1): means (−8i, −8j) repeated d/2 times, i and j in
-           −2..2, identity covariance, weights prop. to N(0, 1)²; A = U diag(s) Vᵀ from the SVD of randn(d_y, d) with s sorted U(0, 1),
-           sigma = U(0, 1) max s, y from a draw of the prior; betas falling from 0.02 to 1e-4. First-order sliced Wasserstein distance to exact
-           draws, over 1000 directions.
+gaussian  one Gaussian of correlated small images, under every linear operator: error of the
+          posterior's mean, in posterior standard deviations (root mean square), and of its
+          covariance, relative (Frobenius).
+mixture   the 25 components of Cardoso et al. (ICLR 2024, arXiv:2308.07983, section 5.1): means
+          (−8i, −8j) repeated d/2 times, i and j in −2..2, identity covariance, weights prop. to
+          N(0, 1)²; A = U diag(s) Vᵀ from the SVD of randn(d_y, d) with s sorted U(0, 1), sigma =
+          U(0, 1) max s, y from a draw of the prior; betas falling from 0.02 to 1e-4. First-order
+          sliced Wasserstein distance to exact draws, over 1000 directions.
 
-Beside every method stand the floor (as many exact draws against others) and the prior (the method ``none``).
+Beside every method stand the floor (as many exact draws against others) and the prior (the method
+``none``).
 """
 
 from __future__ import annotations
@@ -40,7 +45,8 @@ from invdiff.solving.solve import check_solve
 
 D = torch.float64
 DIVERGED = 100.0
-"""Scores beyond this are told as such: the prior's are about 10, and a mean with them in it would say nothing."""
+"""Scores beyond this are told as such: the prior's are about 10, and a mean with them in it would
+say nothing."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,8 @@ class Problem:
 
 @cache
 def gaussian_prior(shape: tuple[int, ...]) -> Mixture:
-    """Small colour images in [-1, 1]: smooth over 2 pixels, correlated channels, standard deviation 0.5 around grey."""
+    """Small colour images in [-1, 1]: smooth over 2 pixels, correlated channels, standard deviation
+    0.5 around grey."""
     channels, *size = shape
     grid = torch.cartesian_prod(*(torch.arange(n, dtype=D) for n in size))
     space = torch.exp(-(torch.cdist(grid, grid) ** 2) / (2 * 2.0**2)) + 0.02 * torch.eye(
@@ -158,7 +165,8 @@ def gaussian_problem(
 
 
 def falling_betas() -> Discrete:
-    """alpha_bar = cumprod(1 − linspace(0.02, 1e-4, 999)) and the clean level before it (Cardoso et al.)."""
+    """alpha_bar = cumprod(1 − linspace(0.02, 1e-4, 999)) and the clean level before it (Cardoso et
+    al.)."""
     return from_betas(torch.linspace(0.02, 1e-4, 999, dtype=D))
 
 
@@ -185,7 +193,8 @@ def mixture_problem(d: int, d_y: int, seed: int) -> Problem:
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 1000) -> float:
-    """First-order Wasserstein distance between two samples (n, d), averaged over fixed directions."""
+    """First-order Wasserstein distance between two samples (n, d), averaged over fixed
+    directions."""
     along = torch.randn(a.shape[1], directions, dtype=a.dtype, generator=generator_of("directions"))
     along = along / along.norm(dim=0)
     return float(((a @ along).sort(0).values - (b @ along).sort(0).values).abs().mean())
@@ -331,7 +340,8 @@ def report(config: dict[str, Any], records: Sequence[Record]) -> str:
                 )
             rows.append(row | _cost(own))
         parts.append(
-            f"Sliced Wasserstein distance to the exact posterior, mean ± 1.96 sd/√n over the seeds:\n\n{markdown(rows)}"
+            "Sliced Wasserstein distance to the exact posterior, mean ± 1.96 sd/√n over "
+            f"the seeds:\n\n{markdown(rows)}"
         )
     if gaussian:
         operators = dict.fromkeys(r["cell"]["operator"]["name"] for r in gaussian)

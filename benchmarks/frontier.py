@@ -1,10 +1,12 @@
 """Quality against cost of every method: a figure and a table for each operator.
 
-    python -m invdiff.benchmarks.frontier --input KODAK24 --output FOLDER [--workers 2] [key=value ...]
+    python -m invdiff.benchmarks.frontier --input KODAK24 --output FOLDER [--workers 2] [key=value
+    ...]
 
-Runs the suite ``frontier`` (``configs/suite/frontier.yaml``): twelve fixed Kodak crops, ``photo64``, the presets' values, several numbers of
-steps. LPIPS of one sample and PSNR are drawn against evaluations, forward and backward added up, and against seconds; what nothing
-beats in both quality and cost is joined by a line. Records are kept: the same command goes on, or draws again.
+Runs the suite ``frontier`` (``configs/suite/frontier.yaml``): twelve fixed Kodak crops,
+``photo64``, the presets' values, several numbers of steps. LPIPS of one sample and PSNR are drawn
+against evaluations, forward and backward added up, and against seconds; what nothing beats in both
+quality and cost is joined by a line. Records are kept: the same command goes on, or draws again.
 """
 
 from __future__ import annotations
@@ -102,7 +104,8 @@ def complete(table: Table) -> list[Row]:
 
 
 def lines(table: Table) -> str:
-    """The rows as a table, best LPIPS first, those on the front marked; and why others are not there."""
+    """The rows as a table, best LPIPS first, those on the front marked; and why others are not
+    there."""
     rows = sorted(complete(table), key=lambda row: _loss(row, "lpips"))
     front = {row["id"] for row in pareto(rows, next(iter(COSTS.values())), "lpips")}
     found = []

@@ -1,17 +1,20 @@
 """Operators × methods × models × images × seeds: restorations that are scored against the truth.
 
-Every method sees the same measurements: each is simulated once, kept in ``measurements/`` and identified by its hash. Images of one
-shape are restored in batches, always the same ones; image k has its own noise, whatever batch it is in. A cell is one image restored
-by one row of the table; its record is described by ``record.schema.json``.
+Every method sees the same measurements: each is simulated once, kept in ``measurements/`` and
+identified by its hash. Images of one shape are restored in batches, always the same ones; image k
+has its own noise, whatever batch it is in. A cell is one image restored by one row of the table;
+its record is described by ``record.schema.json``.
 
-What a suite of the kind ``grid`` says (``configs/suite/base/grid.yaml`` has the values where it is silent):
+What a suite of the kind ``grid`` says (``configs/suite/base/grid.yaml`` has the values where it is
+silent):
 
-images      of :class:`~invdiff.benchmarks.dataset.Dataset`
-operators   label: parameters, with ``name`` where the label is neither an operator nor a protocol
-methods     label: values, a list is a sweep over every combination; ``name`` where it is not the label (a list is a chain); ``preset``;
-            ``operators``: only under these labels. Values that are not given are those of ``invdiff solve`` for this model and operator.
-baselines   likewise, of :mod:`invdiff.benchmarks.baselines`
-models      label: options of ``load_model``, with ``name`` where it is not the label
+images     of :class:`~invdiff.benchmarks.dataset.Dataset`
+operators  label: parameters, with ``name`` where the label is neither an operator nor a protocol
+methods    label: values, a list is a sweep over every combination; ``name`` where it is not the
+           label (a list is a chain); ``preset``; ``operators``: only under these labels. Values
+           that are not given are those of ``invdiff solve`` for this model and operator.
+baselines  likewise, of :mod:`invdiff.benchmarks.baselines`
+models     label: options of ``load_model``, with ``name`` where it is not the label
 """
 
 from __future__ import annotations
@@ -36,12 +39,11 @@ from invdiff.benchmarks.digest import of_code, operator_version
 from invdiff.benchmarks.harness import Cell, Record, Result, Task, digest, key
 from invdiff.benchmarks.leaderboard import markdown, tables
 from invdiff.benchmarks.scoring import identity, score
-from invdiff.commands.common import choose_device
 from invdiff.config.compose import build_method, build_operator, compose, override_value
+from invdiff.device import choose_device, peak_memory_mb, reset_peak_memory
 from invdiff.images import std_map, write_image
 from invdiff.itineraries import Straight
 from invdiff.loading.model import is_registered, load_model
-from invdiff.memory import peak_memory_mb, reset_peak_memory
 from invdiff.network import Denoiser, count_evaluations
 from invdiff.network.denoiser import weights_hash
 from invdiff.problem import Measurement
@@ -54,7 +56,8 @@ from invdiff.solving.solve import check_solve
 TOP = ("steps", "num_samples", "transition", "itinerary")
 """What stands beside a method's own parameters and is not one of them."""
 OF_RUN = ("guidance", "transition", "itinerary", "steps", "num_samples", "preset")
-"""What a row takes of the configuration that ``invdiff solve`` would run; operator and noise are the benchmark's."""
+"""What a row takes of the configuration that ``invdiff solve`` would run; operator and noise are
+the benchmark's."""
 
 
 def tasks(config: Mapping[str, Any]) -> list[Task]:
@@ -89,7 +92,8 @@ def tasks(config: Mapping[str, Any]) -> list[Task]:
 
 
 def context(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Where images and networks are, and whether pickled checkpoints may be opened; cells depend on none of it."""
+    """Where images and networks are, and whether pickled checkpoints may be opened; cells depend on
+    none of it."""
     images = dict(config["images"])
     if images["source"] != SCIKIT_IMAGE:
         images["source"] = str(Path(images["source"]).expanduser().absolute())
@@ -105,8 +109,8 @@ def context(config: Mapping[str, Any]) -> dict[str, Any]:
 def context_of(
     cell: Cell, source: str | None, network: str | None, allow_pickle: bool
 ) -> dict[str, Any]:
-    """The same for a recorded cell: its images are in ``source``, a file, folder or glob, unless they are scikit-image's, its network is
-    ``network``, unless its name says it."""
+    """The same for a recorded cell: its images are in ``source``, a file, folder or glob, unless
+    they are scikit-image's, its network is ``network``, unless its name says it."""
     images = {
         k: v
         for k, v in cell["benchmark"]["images"].items()
@@ -115,7 +119,8 @@ def context_of(
     if images["source"] != SCIKIT_IMAGE:
         if source is None:
             raise ValueError(
-                f"the images of this record are files; say where: --input FOLDER with {cell['image']['name']}"
+                "the images of this record are files; say where: --input FOLDER with "
+                f"{cell['image']['name']}"
             )
         images["source"] = source
     models = {} if network is None or cell["model"] is None else {cell["model"]["name"]: network}
@@ -240,7 +245,8 @@ def _chosen(
 
 
 def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Values with ``transition: {name: heun}`` written as ``transition.name: heun``, so that it can be swept."""
+    """Values with ``transition: {name: heun}`` written as ``transition.name: heun``, so that it can
+    be swept."""
     for name, value in values.items():
         if name in ("transition", "itinerary") and isinstance(value, Mapping):
             yield from ((f"{name}.{k}", v) for k, v in value.items())
@@ -249,7 +255,8 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _model(label: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What identifies a network and what it computes in. Where its file is stays out of it: others have it elsewhere."""
+    """What identifies a network and what it computes in. Where its file is stays out of it: others
+    have it elsewhere."""
     name, options, dtype = _named(label, config)
     loaded = model(
         name, dtype, "cpu", json.dumps(options), config["allow_pickle"]
@@ -278,7 +285,8 @@ def _device(wanted: str) -> str:
     """The kind of device that cells run on; which one of several is the launcher's business."""
     if ":" in wanted:
         raise ValueError(
-            f"--device {wanted} names one of several devices; give --device {wanted.partition(':')[0]}, and CUDA_VISIBLE_DEVICES"
+            f"--device {wanted} names one of several devices; give --device "
+            f"{wanted.partition(':')[0]}, and CUDA_VISIBLE_DEVICES"
         )
     return choose_device(wanted).type if wanted == "auto" else wanted
 
@@ -357,7 +365,8 @@ def _results(
 
 
 def _network(wanted: Mapping[str, Any], models: Mapping[str, str], allow_pickle: bool) -> Denoiser:
-    """The network of a cell, where the cell is to run; ``models`` says where those that are not registered are."""
+    """The network of a cell, where the cell is to run; ``models`` says where those that are not
+    registered are."""
     name = models.get(wanted["name"], wanted["name"])
     denoiser = model(
         name,
@@ -368,13 +377,15 @@ def _network(wanted: Mapping[str, Any], models: Mapping[str, str], allow_pickle:
     )
     if (found := _identity(denoiser)) != {k: wanted[k] for k in found}:
         raise ValueError(
-            f"{name} is not the network of this cell: {found}, not { {k: wanted[k] for k in found} }"
+            f"{name} is not the network of this cell: {found}, not "
+            f"{ {k: wanted[k] for k in found} }"
         )
     return denoiser
 
 
 def _identity(denoiser: Denoiser) -> dict[str, Any]:
-    """Digests of a network's weights and of how they are read: prediction, levels of the schedule, range, autoencoder."""
+    """Digests of a network's weights and of how they are read: prediction, levels of the schedule,
+    range, autoencoder."""
     levels = [
         [f"{float(value):.6g}" for value in (level.t, level.alpha, level.sigma)]
         for level in Straight()(denoiser.schedule, 8)
@@ -391,7 +402,8 @@ def _identity(denoiser: Denoiser) -> dict[str, Any]:
 
 
 def measured(cell: Cell, truth: Tensor, ids: Sequence[int], folder: Path) -> Measurement:
-    """The measurement of a batch: read if some row has asked for it before, else simulated and kept."""
+    """The measurement of a batch: read if some row has asked for it before, else simulated and
+    kept."""
     benchmark = cell["benchmark"]
     same = {k: benchmark[k] for k in ("operator", "operator_version", "sigma", "gain")} | {
         "seed": cell["seed"],
@@ -419,7 +431,8 @@ def _image(dataset: Dataset, wanted: Mapping[str, Any]) -> Tensor:
     x = dataset[wanted["name"]]
     if image_hash(x) != wanted["hash"]:
         raise ValueError(
-            f"the image {wanted['name']} in {dataset.source} is not the one of this cell (SHA-256 {image_hash(x)[:12]}, not "
+            f"the image {wanted['name']} in {dataset.source} is not the one of this cell "
+            f"(SHA-256 {image_hash(x)[:12]}, not "
             f"{wanted['hash'][:12]}): another file, crop or size"
         )
     return x
@@ -448,7 +461,8 @@ def _by_method(
 
 
 def _warm_up(denoiser: Denoiser, measurement: Measurement, method: Method) -> None:
-    """Two steps before a process's first run with a network and shape: it pays for what later ones have, and is not to be timed."""
+    """Two steps before a process's first run with a network and shape: it pays for what later ones
+    have, and is not to be timed."""
     if (known := (id(denoiser), measurement.image_shape, len(measurement))) not in _warm:
         _warm.add(known)
         with contextlib.suppress(ValueError):  # a method that refuses so few steps goes without
@@ -481,7 +495,8 @@ def _by_baseline(
 def _pictures(
     folder: Path, name: str, image: str, truth: Tensor, measurement: Measurement, samples: Tensor
 ) -> dict[str, str]:
-    """Writes what people look at; returns the files' names. Truth and measurement are shared between rows."""
+    """Writes what people look at; returns the files' names. Truth and measurement are shared
+    between rows."""
     pictures = {"truth": (image[:16], truth), "restoration": (name, samples[0])}
     y = measurement.y
     if y.shape[1] in (1, 3) and y.ndim == 4 and not y.is_complex():

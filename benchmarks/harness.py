@@ -1,16 +1,22 @@
-"""Runs the cells of a suite: each one's record is written when it is finished, and what is there already is not run again.
+"""Runs the cells of a suite: each one's record is written when it is finished, and what is there
+already is not run again.
 
-A cell is plain data that says all that its result depends on. A task is a list of cells that are evaluated together, such as the images
-of one batch. A suite is a module with five functions:
+A cell is plain data that says all that its result depends on. A task is a list of cells that are
+evaluated together, such as the images of one batch. A suite is a module with five functions:
 
-    tasks(config) -> list[Task]                          the grid
-    context(config) -> dict                              what evaluating takes besides, such as where files are; plain data as well
-    context_of(cell, source, network, allow_pickle) -> dict   the same for one cell of a record: its images are in source, its network is network
-    evaluate(task, folder, **context) -> list[Result]    what was found, for each cell; pictures and the like go into the folder
-    report(config, records) -> str                       the records as Markdown
+    tasks(config) -> list[Task]                              the grid
+    context(config) -> dict                                  what evaluating takes besides, such as
+                                                             where files are; plain data as well
+    context_of(cell, source, network, allow_pickle) -> dict  the same for one cell of a record: its
+                                                             images are in source, its network is
+                                                             network
+    evaluate(task, folder, **context) -> list[Result]        what was found, for each cell; pictures
+                                                             and the like go into the folder
+    report(config, records) -> str                           the records as Markdown
 
-A cell that fails is recorded with its failure and runs again the next time; it does not stop the others. Where tasks run is up to a
-launcher (:mod:`invdiff.benchmarks.launchers`); this process alone writes records.
+A cell that fails is recorded with its failure and runs again the next time; it does not stop the
+others. Where tasks run is up to a launcher (:mod:`invdiff.benchmarks.launchers`); this process
+alone writes records.
 """
 
 from __future__ import annotations
@@ -40,7 +46,8 @@ Record = dict[str, Any]
 Launcher = Callable[
     [str, Sequence[Task], Path, Mapping[str, Any]], Generator[tuple[Task, list[Record]], None, None]
 ]
-"""Evaluates tasks of a suite (its module's name) somewhere, with :func:`evaluate`, and yields each as it is done, in any order."""
+"""Evaluates tasks of a suite (its module's name) somewhere, with :func:`evaluate`, and yields each
+as it is done, in any order."""
 
 FORMAT = 2
 """Of the records; it is part of what makes a record that of a cell."""
@@ -57,7 +64,8 @@ def digest(plain: Any) -> str:
 
 
 def task_of(cell: Cell) -> Task:
-    """The cells that are evaluated together with this one: those of its batch of images, if it says one."""
+    """The cells that are evaluated together with this one: those of its batch of images, if it says
+    one."""
     return [cell | {"image": image} for image in cell["batch"]] if "batch" in cell else [cell]
 
 
@@ -89,10 +97,12 @@ def run(
     }
     if old := sum(r.get("environment", {}).get("code") != code() for r in records.values()):
         warnings.warn(
-            f"{old} of the records in {folder} were made by another version of the code; remove them to measure again",
+            f"{old} of the records in {folder} were made by another version of the code; "
+            "remove them to measure again",
             stacklevel=2,
         )
-    # A task runs as a whole, so that what is missing of a batch is computed in the same batch again.
+    # A task runs as a whole, so that what is missing of a batch is computed in the same batch
+    # again.
     pending = [
         task
         for task in {key(t[0]): t for t in tasks}.values()
@@ -124,7 +134,8 @@ def run(
 
 
 def _shown(task: Task) -> str:
-    """What tells people which cells these are: the names, texts and numbers of the first, and how many more there are."""
+    """What tells people which cells these are: the names, texts and numbers of the first, and how
+    many more there are."""
     parts = [v.get("name") if isinstance(v, dict) else v for v in task[0].values()]
     return " ".join(str(v) for v in parts if isinstance(v, str | int)) + (
         f" +{len(task) - 1}" if len(task) > 1 else ""
@@ -135,7 +146,8 @@ def check(records: Sequence[Record], folder: Path) -> None:
     """Raises a ValueError if cells failed, which says how many and the first reason."""
     if failed := [r["failure"]["error"] for r in records if "failure" in r]:
         raise ValueError(
-            f"{len(failed)} of {len(records)} cells failed, the first with {failed[0]}; their records in {folder} say why, and the same "
+            f"{len(failed)} of {len(records)} cells failed, the first with {failed[0]}; "
+            f"their records in {folder} say why, and the same "
             "command tries again"
         )
 
@@ -175,7 +187,8 @@ def record(suite: str, cell: Cell) -> Record:
 
 
 def environment() -> dict[str, Any]:
-    """What the figures of a record were made with; seconds compare only under one processor and number of threads."""
+    """What the figures of a record were made with; seconds compare only under one processor and
+    number of threads."""
     versions = {p: version(p) for p in ("invdiff", "torch", "deepinv")} | {
         "python": platform.python_version()
     }
@@ -203,7 +216,8 @@ def processor() -> str:
 
 @cache
 def git() -> str | None:
-    """The commit of the checkout that this code runs from, with ``+dirty`` if it was edited since; None where it was installed."""
+    """The commit of the checkout that this code runs from, with ``+dirty`` if it was edited since;
+    None where it was installed."""
     here = Path(__file__).resolve().parent
 
     def ask(*command: str) -> str:
@@ -238,6 +252,7 @@ def code() -> str:
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half of its 95 % interval by the normal approximation, 1.96 sd/sqrt(n); zero for one value."""
+    """Mean, and half of its 95 % interval by the normal approximation, 1.96 sd/sqrt(n); zero for
+    one value."""
     x = torch.tensor(values, dtype=torch.float64)
     return float(x.mean()), float(1.96 * x.std() / len(x) ** 0.5) if len(x) > 1 else 0.0

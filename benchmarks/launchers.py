@@ -1,8 +1,9 @@
 """Where the tasks of a benchmark run: on this machine, in a Ray cluster, as jobs of SLURM.
 
-Workers get plain data (the suite's name, tasks, folder and context) and import the suite themselves. A task whose worker dies, as when
-memory runs out or a node is lost, is evaluated once more; the second time it is recorded as failed, and the others go on. When a run ends
-or is interrupted, so do its workers.
+Workers get plain data (the suite's name, tasks, folder and context) and import the suite
+themselves. A task whose worker dies, as when memory runs out or a node is lost, is evaluated once
+more; the second time it is recorded as failed, and the others go on. When a run ends or is
+interrupted, so do its workers.
 """
 
 from __future__ import annotations
@@ -52,12 +53,15 @@ def make_launcher(name: str = "local", workers: int | None = None, **options: An
     """A launcher by name.
 
     Args:
-        name: ``"local"`` (:func:`local`), ``"ray"`` (:func:`on_ray`) or ``"submitit"`` (:func:`by_submitit`).
-        workers: how many tasks are evaluated at the same time, at most; None leaves it to the launcher.
+        name: ``"local"`` (:func:`local`), ``"ray"`` (:func:`on_ray`) or ``"submitit"``
+            (:func:`by_submitit`).
+        workers: how many tasks are evaluated at the same time, at most; None leaves it to the
+            launcher.
         options: what the launcher takes besides.
 
     Raises:
-        ValueError: no such launcher or option, fewer than one worker, or a package that is not installed.
+        ValueError: no such launcher or option, fewer than one worker, or a package that is not
+            installed.
     """
     if name not in LAUNCHERS:
         raise ValueError(f"unknown launcher {name!r}; known: {', '.join(LAUNCHERS)}")
@@ -81,18 +85,21 @@ def _package(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise ValueError(
-            f"--launcher {name} needs a package that is not here: pip install 'invdiff[{name}]' ({error})"
+            f"--launcher {name} needs a package that is not here: pip install "
+            f"'invdiff[{name}]' ({error})"
         ) from error
 
 
-# This machine --------------------------------------------------------------------------------------------------------------
+# This machine -------------------------------------------------------------------------------------
 
 
 def local(workers: int | None = None) -> Launcher:
-    """Processes of this machine, one thread each; where tasks use CUDA each process sees one device, in turn.
+    """Processes of this machine, one thread each; where tasks use CUDA each process sees one
+    device, in turn.
 
     Args:
-        workers: how many; None is one for each CUDA device that the tasks can use, else one. A single one is this process itself.
+        workers: how many; None is one for each CUDA device that the tasks can use, else one. A
+            single one is this process itself.
     """
 
     def launch(suite: str, tasks: Sequence[Task], folder: Path, context: Mapping[str, Any]) -> Done:
@@ -155,7 +162,8 @@ def cuda_devices() -> list[str]:
 
 
 class _Worker:
-    """A process that evaluates one task at a time, so that one that dies tells which task it was."""
+    """A process that evaluates one task at a time, so that one that dies tells which task it
+    was."""
 
     def __init__(
         self, place: Mapping[str, str], suite: str, folder: Path, context: Mapping[str, Any]
@@ -206,7 +214,8 @@ def _serve(connection: Connection, suite: str, folder: Path, context: Mapping[st
 
 
 def _end_with_parent() -> None:
-    """Ends this process when the one that started it is gone, in whatever way, so that it holds no device in vain."""
+    """Ends this process when the one that started it is gone, in whatever way, so that it holds no
+    device in vain."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -228,7 +237,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[k] = old
 
 
-# Ray -----------------------------------------------------------------------------------------------------------------------
+# Ray ----------------------------------------------------------------------------------------------
 
 
 def on_ray(workers: int | None = None, address: str | None = None) -> Launcher:
@@ -236,8 +245,9 @@ def on_ray(workers: int | None = None, address: str | None = None) -> Launcher:
 
     Args:
         workers: tasks at the same time, at most; None is as many as the cluster has room for.
-        address: of an existing cluster, ``"auto"`` for the one of this machine; None starts one here, with ``workers`` CPUs, for as long as
-            the run takes. Where this process is connected to a cluster already, that one is used.
+        address: of an existing cluster, ``"auto"`` for the one of this machine; None starts one
+            here, with ``workers`` CPUs, for as long as the run takes. Where this process is
+            connected to a cluster already, that one is used.
     """
     ray: Any = _package("ray")
 
@@ -286,22 +296,26 @@ def on_ray(workers: int | None = None, address: str | None = None) -> Launcher:
     return launch
 
 
-# SLURM ---------------------------------------------------------------------------------------------------------------------
+# SLURM --------------------------------------------------------------------------------------------
 
 
 def by_submitit(
     workers: int | None = None, cluster: str | None = None, **parameters: Any
 ) -> Launcher:
-    """Jobs of SLURM by way of submitit, in one array; each evaluates its share of the tasks, one after another.
+    """Jobs of SLURM by way of submitit, in one array; each evaluates its share of the tasks, one
+    after another.
 
-    A job that is preempted or reaches its time limit is queued again, up to three times, and goes on where it was. What jobs find comes
-    through ``FOLDER/jobs``, so the folder must be on a disk that all machines share.
+    A job that is preempted or reaches its time limit is queued again, up to three times, and goes
+    on where it was. What jobs find comes through ``FOLDER/jobs``, so the folder must be on a disk
+    that all machines share.
 
     Args:
         workers: how many jobs; None is one.
-        cluster: ``"slurm"``, or ``"local"`` for processes of this machine; None is SLURM where there is one.
-        parameters: of submitit's ``AutoExecutor.update_parameters``, such as ``slurm_partition``, ``timeout_min`` or ``mem_gb``. A job has
-            four hours, one CPU, and one GPU if tasks use CUDA, unless they say otherwise.
+        cluster: ``"slurm"``, or ``"local"`` for processes of this machine; None is SLURM where
+            there is one.
+        parameters: of submitit's ``AutoExecutor.update_parameters``, such as ``slurm_partition``,
+            ``timeout_min`` or ``mem_gb``. A job has four hours, one CPU, and one GPU if tasks use
+            CUDA, unless they say otherwise.
     """
     submitit: Any = _package("submitit")
 
@@ -342,7 +356,8 @@ def by_submitit(
             while running:
                 time.sleep(POLL)
                 for job, share in list(running.items()):
-                    # Asking for the exception also waits until a shared disk shows what the job wrote.
+                    # Asking for the exception also waits until a shared disk shows what the job
+                    # wrote.
                     said = str(job.exception()) if (over := job.done()) else ""
                     left = {i: task for i, task in share.tasks.items() if i not in told}
                     for i, found in share.found(left):
@@ -383,7 +398,8 @@ def by_submitit(
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Parameters that do not exist, a cluster that is not here, a scheduler that takes no such job: for the user to mend."""
+    """Parameters that do not exist, a cluster that is not here, a scheduler that takes no such job:
+    for the user to mend."""
     try:
         yield
     except (AssertionError, NameError, RuntimeError, ValueError) as error:
@@ -392,8 +408,8 @@ def _refusals() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Share:
-    """What one job evaluates. The records of every task are a file, so that they are told as they come and a job that is queued again goes
-    on where it was.
+    """What one job evaluates. The records of every task are a file, so that they are told as they
+    come and a job that is queued again goes on where it was.
 
     Args:
         suite, folder, context: of the run.

@@ -1,16 +1,19 @@
-"""Tables from records of grids: one for each benchmark, a row for each method, means over images with their intervals.
+"""Tables from records of grids: one for each benchmark, a row for each method, means over images
+with their intervals.
 
 A table is plain data (what ``invdiff leaderboard --format json`` writes and the HTML page shows):
 
-benchmark    the cells' benchmark, and its ``hash``
-baseline     label of the row that others are compared with, or None
-metrics      ``{"name", "better"}``, better ``"higher"``, ``"lower"`` or None: such as consistency, which is not ranked
-rows         the complete ones first, by the first metric that is ranked
+benchmark  the cells' benchmark, and its ``hash``
+baseline   label of the row that others are compared with, or None
+metrics    ``{"name", "better"}``, better ``"higher"``, ``"lower"`` or None: such as consistency,
+           which is not ranked
+rows       the complete ones first, by the first metric that is ranked
 
 and a row: ``id``, ``label``, ``method`` (its label in the suite), ``kind``, ``values``, ``model``;
 ``complete``, ``images`` of them finished, ``of``, ``problems``; ``scores``, ``mean``
-(of the posterior mean) and ``spread`` (of the samples), for each figure ``{"mean", "half", "n", "rank"}``; ``paired``, the differences of
-ranked metrics to the baseline, ``{"mean", "half", "n"}``; ``cost``; ``environment``, with a list where cells differ; ``cells``, those with a result.
+(of the posterior mean) and ``spread`` (of the samples), for each figure ``{"mean", "half", "n",
+"rank"}``; ``paired``, the differences of ranked metrics to the baseline, ``{"mean", "half", "n"}``;
+``cost``; ``environment``, with a list where cells differ; ``cells``, those with a result.
 """
 
 from __future__ import annotations
@@ -47,14 +50,15 @@ def tables(
     """A table for each benchmark.
 
     Args:
-        records: of grids, as the harness returns or :func:`~invdiff.benchmarks.records.read_records` reads them.
+        records: of grids, as the harness returns or
+            :func:`~invdiff.benchmarks.records.read_records` reads them.
         baseline: label of the row that the others are compared with, image by image.
         benchmark: only the one whose hash begins so.
         metrics: only these, in this order.
 
     Raises:
-        ValueError: two benchmarks of one name; a baseline, benchmark or metric that does not exist; records that
-            :func:`~invdiff.benchmarks.records.merged` finds at odds.
+        ValueError: two benchmarks of one name; a baseline, benchmark or metric that does not exist;
+            records that :func:`~invdiff.benchmarks.records.merged` finds at odds.
     """
     groups: dict[str, list[Record]] = {}
     for record in records:
@@ -66,7 +70,8 @@ def tables(
                 for name, group in groups.items()
             )
             raise ValueError(
-                f"{len(chosen)} benchmarks have a hash that begins with {benchmark!r}; there are {there}"
+                f"{len(chosen)} benchmarks have a hash that begins with {benchmark!r}; "
+                f"there are {there}"
             )
         groups = {chosen[0]: groups[chosen[0]]}
     _refuse_mixing({name: group[0]["cell"]["benchmark"] for name, group in groups.items()})
@@ -80,7 +85,8 @@ def tables(
 
 
 def add_set_scores(table: Table, which: Sequence[str], weights: Path | None) -> None:
-    """Adds scores of whole sets (:func:`~invdiff.benchmarks.scoring.set_scores`), of the restorations against the truths, to the complete rows.
+    """Adds scores of whole sets (:func:`~invdiff.benchmarks.scoring.set_scores`), of the
+    restorations against the truths, to the complete rows.
 
     They are computed from the pictures, of 8 bits, one sample of each cell.
 
@@ -157,8 +163,10 @@ def _refuse_mixing(benchmarks: Mapping[str, Mapping[str, Any]]) -> None:
                 for k in fields[:5]
             )
             raise ValueError(
-                f"two benchmarks are called {benchmark['name']!r}, and rows of one do not compare with rows of the other: {told}"
-                f"{f'; and {len(fields) - 5} more' if len(fields) > 5 else ''}. Choose one with --benchmark {other} or --benchmark {hashed}"
+                f"two benchmarks are called {benchmark['name']!r}, and rows of one do not "
+                f"compare with rows of the other: {told}"
+                f"{f'; and {len(fields) - 5} more' if len(fields) > 5 else ''}. Choose one "
+                f"with --benchmark {other} or --benchmark {hashed}"
             )
 
 
@@ -190,7 +198,8 @@ def _table(
     if chosen is not None:
         if unknown := [name for name in chosen if name not in better]:
             raise ValueError(
-                f"{benchmark['name']} has no figures of {unknown[0]!r} (--metric); there are {', '.join(better)}"
+                f"{benchmark['name']} has no figures of {unknown[0]!r} (--metric); there "
+                f"are {', '.join(better)}"
             )
         better = {name: better[name] for name in chosen}
     by_row: dict[str, dict[tuple[int, int], Record]] = {}
@@ -233,9 +242,11 @@ def _table(
 
 
 def _labels(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """A text for each row that no other has: label, the values that tell it from rows of this label, and its model where there are several.
+    """A text for each row that no other has: label, the values that tell it from rows of this
+    label, and its model where there are several.
 
-    Where that is not enough, what was run tells them apart, such as the number of samples, else their id.
+    Where that is not enough, what was run tells them apart, such as the number of samples, else
+    their id.
     """
     models = [cell["model"] for cell in cells.values() if cell["model"] is not None]
     several = len({digest(model) for model in models}) > 1
@@ -347,7 +358,8 @@ def _row(
 
 
 def _folder(record: Record) -> str | None:
-    """What the names of its pictures are relative to; None of a record that was not read from a file."""
+    """What the names of its pictures are relative to; None of a record that was not read from a
+    file."""
     return str(Path(record["file"]).parent) if "file" in record else None
 
 
@@ -389,7 +401,8 @@ def _reasons(record: Record | None, better: Mapping[str, str | None]) -> list[tu
 
 
 def _without_paths(text: str) -> str:
-    """One line, with the folders of absolute paths left out: they are of the machine that ran, and tables get published."""
+    """One line, with the folders of absolute paths left out: they are of the machine that ran, and
+    tables get published."""
     return re.sub(r"(?<![\w.:/])(?:/[^\s/'\"]+)+/(?=[^\s/'\"])", ".../", " ".join(text.split()))
 
 
@@ -412,7 +425,8 @@ def _environment(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _rank(rows: Sequence[Row], better: Mapping[str, str | None]) -> None:
-    """Marks the best and the second best, to the printed digits: what looks equal shares its rank."""
+    """Marks the best and the second best, to the printed digits: what looks equal shares its
+    rank."""
     for section, (name, direction) in product(("scores", "mean"), better.items()):
         column = [row[section][name] for row in rows if name in row[section]]
         digits, sign = (
@@ -448,13 +462,15 @@ def _order(row: Row, ranked: str | None, better: Mapping[str, str | None]) -> tu
 
 
 def _baseline(rows: Sequence[Row], plain: Mapping[str, str], wanted: str | None) -> str | None:
-    """The label of the row that is meant, by its label in the table or, where that is one row's alone, in the suite."""
+    """The label of the row that is meant, by its label in the table or, where that is one row's
+    alone, in the suite."""
     if wanted is None or wanted in plain:
         return wanted
     meant = [label for label in (row["label"] for row in rows) if plain[label] == wanted]
     if len(meant) > 1:
         raise ValueError(
-            f"--baseline {wanted!r} could be any of {len(meant)} rows; give one of {', '.join(map(repr, meant))}"
+            f"--baseline {wanted!r} could be any of {len(meant)} rows; give one of "
+            f"{', '.join(map(repr, meant))}"
         )
     return meant[0] if meant else None
 
@@ -474,9 +490,15 @@ def _markdown(table: Table) -> str:
         f"{count} image{'s' * (count > 1)}, {seeds} seed{'s' * (seeds > 1)}",
     ]
     shown = table_of([{_escaped(k): v for k, v in line.items()} for line in _lines(table)])
-    legend = "Means over images ± 95 % intervals (Student t); **best** and *second best* of the complete rows."
+    legend = (
+        "Means over images ± 95 % intervals (Student t); **best** and *second best* of the "
+        "complete rows."
+    )
     if table["baseline"] is not None:
-        legend += f" Δ: difference to {_escaped(table['baseline'])} on the same images and noise; better or worse where its interval excludes 0."
+        legend += (
+            f" Δ: difference to {_escaped(table['baseline'])} on the same images and noise; "
+            "better or worse where its interval excludes 0."
+        )
     notes = [
         f"{row['label']}: {problem}" for row in rows for problem in row["problems"]
     ] + cautions(table)

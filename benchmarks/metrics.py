@@ -1,4 +1,5 @@
-"""Image quality: (B, C, H, W) images in [0, 1] in, one value per image out, a (B,) float tensor on the CPU.
+"""Image quality: (B, C, H, W) images in [0, 1] in, one value per image out, a (B,) float tensor on
+the CPU.
 
 A metric is a function with up to four attributes, all optional, that tables and records read:
 
@@ -37,7 +38,8 @@ def rated(**attributes: str | int) -> Callable[[_Metric], _Metric]:
 
 @rated(better="higher")
 def psnr(x: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, ``-10 log10(mean (x - reference)^2)``; identical images give inf.
+    """Peak signal-to-noise ratio in dB, ``-10 log10(mean (x - reference)^2)``; identical images
+    give inf.
 
     Args:
         x, reference: (B, C, H, W) in [0, 1].
@@ -53,8 +55,8 @@ def psnr(x: Tensor, reference: Tensor) -> Tensor:
 def ssim(x: Tensor, reference: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004), computed by scikit-image in float64.
 
-    Gaussian window of sigma 1.5 (11 x 11), population covariance, averaged over channels; pixels less than 5 from the
-    border are left out.
+    Gaussian window of sigma 1.5 (11 x 11), population covariance, averaged over channels; pixels
+    less than 5 from the border are left out.
 
     Args:
         x, reference: (B, C, H, W) in [0, 1], at least 11 x 11.
@@ -80,10 +82,11 @@ def ssim(x: Tensor, reference: Tensor) -> Tensor:
 
 @rated(better="lower", backend="lpips", network="alex")
 def lpips(x: Tensor, reference: Tensor) -> Tensor:
-    """Learned perceptual distance (Zhang et al. 2018) by the ``lpips`` package: AlexNet, version 0.1. Needs no network.
+    """Learned perceptual distance (Zhang et al. 2018) by the ``lpips`` package: AlexNet, version
+    0.1. Needs no network.
 
-    AlexNet's weights are torchvision's own file where torch.hub has cached it, else the half-precision copy shipped
-    in ``invdiff/zoo/alexnet``; values differ by some 1e-5.
+    AlexNet's weights are torchvision's own file where torch.hub has cached it, else the
+    half-precision copy shipped in ``invdiff/zoo/alexnet``; values differ by some 1e-5.
 
     Args:
         x, reference: (B, C, H, W) in [0, 1], C 1 (repeated) or 3, at least 31 x 31.
@@ -101,14 +104,16 @@ def lpips(x: Tensor, reference: Tensor) -> Tensor:
 
 @cache
 def _lpips_network(device: torch.device) -> torch.nn.Module:
-    # torchvision warns of the arguments lpips passes, and its AlexNet draws weights that are then replaced.
+    # torchvision warns of the arguments lpips passes, and its AlexNet draws weights that are then
+    # replaced.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from lpips import LPIPS
 
         network = LPIPS(net="alex", pnet_rand=True, verbose=False)
     features = _alexnet_features()
-    # lpips cuts `features` into slices whose layers keep their numbers: features.3.bias is slice2.3.bias.
+    # lpips cuts `features` into slices whose layers keep their numbers: features.3.bias is
+    # slice2.3.bias.
     names = {
         ".".join(["features", *name.split(".")[1:]]): name for name in network.net.state_dict()
     }
@@ -129,22 +134,26 @@ def _checked(x: Tensor, reference: Tensor, smallest: int = 1) -> tuple[Tensor, T
     """Both without gradients, the reference on x's device, clamped to [0, 1]."""
     if x.shape != reference.shape or x.ndim != 4:
         raise ValueError(
-            f"x and reference must both be (B, C, H, W), got {tuple(x.shape)} and {tuple(reference.shape)}"
+            f"x and reference must both be (B, C, H, W), got {tuple(x.shape)} and "
+            f"{tuple(reference.shape)}"
         )
     if min(x.shape[2:]) < smallest:
         size = f"{x.shape[2]} x {x.shape[3]}"
         raise ValueError(
-            f"this metric needs images of at least {smallest} x {smallest} pixels, got {size}; enlarge both alike"
+            f"this metric needs images of at least {smallest} x {smallest} pixels, got "
+            f"{size}; enlarge both alike"
         )
     for name, v in (("x", x), ("reference", reference)):
         if not v.is_floating_point():
             raise TypeError(
-                f"{name} must be floating point in [0, 1], got {v.dtype}; divide 8-bit images by 255"
+                f"{name} must be floating point in [0, 1], got {v.dtype}; divide 8-bit "
+                "images by 255"
             )
         if (
             v.numel() and not ((v >= -_TOLERANCE) & (v <= 1 + _TOLERANCE)).all()
         ):  # nan compares false
             raise ValueError(
-                f"{name} must lie in [0, 1], got values from {v.min():.4g} to {v.max():.4g}; clamp or rescale it first"
+                f"{name} must lie in [0, 1], got values from {v.min():.4g} to "
+                f"{v.max():.4g}; clamp or rescale it first"
             )
     return x.detach().clamp(0, 1), reference.detach().to(x.device).clamp(0, 1)

@@ -1,7 +1,9 @@
-"""The leaderboard as one HTML page that holds everything: tables, plots and pictures; opened from disk, it asks nothing of a network.
+"""The leaderboard as one HTML page that holds everything: tables, plots and pictures; opened from
+disk, it asks nothing of a network.
 
-The page is ``page.html`` beside this file, with the data filled in. Names and messages of records are data to it: they are never
-read as markup, and its content security policy allows no script but its own and no picture from elsewhere.
+The page is ``page.html`` beside this file, with the data filled in. Names and messages of records
+are data to it: they are never read as markup, and its content security policy allows no script but
+its own and no picture from elsewhere.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from invdiff.benchmarks.leaderboard import cautions
 from invdiff.files import write_atomically
 
 Picture = Callable[[Mapping[str, Any], str], bytes | None]
-"""From a cell and a kind (``truth``, ``measurement``, ``restoration``, ``mean``, ``std``) to a PNG file's content, if there is one."""
+"""From a cell and a kind (``truth``, ``measurement``, ``restoration``, ``mean``, ``std``) to a PNG
+file's content, if there is one."""
 
 PICTURES = 12
 """Images of a benchmark that are shown where nobody says how many."""
@@ -30,9 +33,11 @@ def write(data: Mapping[str, Any], path: str | Path, pictures: int = PICTURES) -
     """Writes the page of a leaderboard, with the pictures that its cells' files name.
 
     Args:
-        data: tables, as ``invdiff leaderboard --format json`` gives them, with a folder and files for each cell.
+        data: tables, as ``invdiff leaderboard --format json`` gives them, with a folder and files
+            for each cell.
         path: of the page.
-        pictures: images of a benchmark whose pictures are embedded, the first ones; of the others the page has the figures.
+        pictures: images of a benchmark whose pictures are embedded, the first ones; of the others
+            the page has the figures.
 
     Raises:
         ValueError: a record that names a file outside its folder, or one that is no PNG file.
@@ -41,7 +46,8 @@ def write(data: Mapping[str, Any], path: str | Path, pictures: int = PICTURES) -
 
 
 def render(data: Mapping[str, Any], picture: Picture, pictures: int = PICTURES) -> str:
-    """The page of a leaderboard; its pictures come from ``picture`` and each is embedded once, however many rows share it.
+    """The page of a leaderboard; its pictures come from ``picture`` and each is embedded once,
+    however many rows share it.
 
     Raises:
         ValueError: fewer than 0 pictures; figures that are not finite, which have no place in JSON.
@@ -83,10 +89,12 @@ def render(data: Mapping[str, Any], picture: Picture, pictures: int = PICTURES) 
 
 
 def read_picture(cell: Mapping[str, Any], kind: str) -> bytes | None:
-    """The PNG file that a cell names for this kind of picture; None if it names none, or it is gone.
+    """The PNG file that a cell names for this kind of picture; None if it names none, or it is
+    gone.
 
     Raises:
-        ValueError: the file lies outside the cell's folder, or is no PNG file: records come from others, too.
+        ValueError: the file lies outside the cell's folder, or is no PNG file: records come from
+            others, too.
     """
     name = cell["files"].get(kind)
     if name is None or cell["folder"] is None:
@@ -94,20 +102,23 @@ def read_picture(cell: Mapping[str, Any], kind: str) -> bytes | None:
     folder = Path(cell["folder"]).resolve()
     if not (path := (folder / name).resolve()).is_relative_to(folder):
         raise ValueError(
-            f"a record in {folder} names the {kind} picture {name!r}, which lies outside this folder; correct or remove it"
+            f"a record in {folder} names the {kind} picture {name!r}, which lies outside "
+            "this folder; correct or remove it"
         )
     if not path.is_file():
         return None
     content = path.read_bytes()
     if not content.startswith(_PNG):
         raise ValueError(
-            f"a record in {folder} names the {kind} picture {name!r}, which is no PNG file; correct or remove it"
+            f"a record in {folder} names the {kind} picture {name!r}, which is no PNG file; "
+            "correct or remove it"
         )
     return content
 
 
 def _policy(template: str) -> str:
-    """Nothing from anywhere, but pictures in the page and the template's own style and script, which are known by their hashes."""
+    """Nothing from anywhere, but pictures in the page and the template's own style and script,
+    which are known by their hashes."""
 
     def known(tag: str) -> str:
         blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)

@@ -1,21 +1,29 @@
-"""deepinv's samplers (https://deepinv.github.io, 0.5) on our measurements and with our networks, through their own classes.
+"""deepinv's samplers (https://deepinv.github.io, 0.5) on our measurements and with our networks,
+through their own classes.
 
     deepinv_dps       ``deepinv.sampling.DPS``        any operator
     deepinv_ddrm      ``deepinv.sampling.DDRM``       operators with a singular value decomposition
     deepinv_diffpir   ``deepinv.sampling.DiffPIR``    linear operators, with noise
 
-Formulas, noise schedules, starting states and random draws are deepinv's. Ours are y, A, the network, and the number of network evaluations,
-which is theirs too. Images are sampled one at a time, since deepinv holds one noise level and one mask for all of a batch, draws noise
-for all of it at once, and knows no noise per pixel; photo64 takes as long for eight images apart as together on a CPU.
+Formulas, noise schedules, starting states and random draws are deepinv's. Ours are y, A, the
+network, and the number of network evaluations, which is theirs too. Images are sampled one at a
+time, since deepinv holds one noise level and one mask for all of a batch, draws noise for all of it
+at once, and knows no noise per pixel; photo64 takes as long for eight images apart as together on a
+CPU.
 
-What was tried for the defaults, with photo64 in bfloat16 and 100 evaluations on the centre 64x64 of kodim01 and kodim07, sigma 0.025;
-PSNR / LPIPS for a random 70 % missing, bicubic x4, gaussian blur of 1.5 px:
+What was tried for the defaults, with photo64 in bfloat16 and 100 evaluations on the centre 64x64 of
+kodim01 and kodim07, sigma 0.025; PSNR / LPIPS for a random 70 % missing, bicubic x4, gaussian blur
+of 1.5 px:
 
-    DPS      annealed, weight 1   22.0 / 0.23   14.6 / 0.80   22.5 / 0.31      norm, weight 100    21.8 / 0.29                 21.7 / 0.22
-             3                    24.1 / 0.07   19.2 / 0.53   23.7 / 0.21      300 (default)       23.8 / 0.14   20.8 / 0.19   22.2 / 0.14
-             4.5, 6 for blur      24.3 / 0.06                 23.8 / 0.16      1000                              19.2 / 0.16
-             10                   15.9 / 0.41   21.9 / 0.35                    (deepinv's default: norm, weight 1)
+    DPS      annealed, weight 1   22.0 / 0.23   14.6 / 0.80   22.5 / 0.31
+             3                    24.1 / 0.07   19.2 / 0.53   23.7 / 0.21
+             4.5, 6 for blur      24.3 / 0.06                 23.8 / 0.16
+             10                   15.9 / 0.41   21.9 / 0.35
              20                                 21.9 / 0.29
+             norm, weight 1       (deepinv's default)
+             100                  21.8 / 0.29                 21.7 / 0.22
+             300 (default)        23.8 / 0.14   20.8 / 0.19   22.2 / 0.14
+             1000                               19.2 / 0.16
     DDRM     eta 0.85 (default)   24.9 / 0.13   22.3 / 0.47   25.1 / 0.16
              eta 0.5              23.7 / 0.12   22.5 / 0.44   23.3 / 0.09
     DiffPIR  lambda 7, zeta 0.1   19.4 / 0.41   20.2 / 0.27   22.0 / 0.12      (deepinv's default)
@@ -27,13 +35,16 @@ PSNR / LPIPS for a random 70 % missing, bicubic x4, gaussian blur of 1.5 px:
              0.7, 0.6             22.9 / 0.11   21.4 / 0.27   20.8 / 0.18
              0.7, 1               24.9 / 0.09   22.4 / 0.35   25.2 / 0.13
 
-Ours with their presets, on the same: DPS 23.4 / 0.07, 21.1 / 0.31, 23.3 / 0.24; DDRM 23.6 / 0.12, 21.4 / 0.22, 24.5 / 0.15; DiffPIR
-25.0 / 0.09, 21.2 / 0.22, 24.8 / 0.13. Those presets are chosen for each operator, so a comparison should choose for these as well.
+Ours with their presets, on the same: DPS 23.4 / 0.07, 21.1 / 0.31, 23.3 / 0.24; DDRM 23.6 / 0.12,
+21.4 / 0.22, 24.5 / 0.15; DiffPIR 25.0 / 0.09, 21.2 / 0.22, 24.8 / 0.13. Those presets are chosen
+for each operator, so a comparison should choose for these as well.
 
-Known of deepinv 0.5: DDRM divides its noise by sqrt(2), which is right for the complex spectrum of ``BlurFFT`` and too little for every
-real one (with noise sqrt(2) times as large, DDRM at eta 0.5 has 21.2 / 0.22 for super-resolution, as ours); levels spaced quadratically
-or cubically instead of linearly change little. DiffPIR divides by sigma, so that measurements without noise are refused, takes sigma~
-in units of [-1, 1] and sigma in those of [0, 1], so that a lambda is not ours, and returns a state with the last level's noise in it.
+Known of deepinv 0.5: DDRM divides its noise by sqrt(2), which is right for the complex spectrum of
+``BlurFFT`` and too little for every real one (with noise sqrt(2) times as large, DDRM at eta 0.5
+has 21.2 / 0.22 for super-resolution, as ours); levels spaced quadratically or cubically instead of
+linearly change little. DiffPIR divides by sigma, so that measurements without noise are refused,
+takes sigma~ in units of [-1, 1] and sigma in those of [0, 1], so that a lambda is not ours, and
+returns a state with the last level's noise in it.
 """
 
 from __future__ import annotations
@@ -57,7 +68,8 @@ from invdiff.solving.solve import check_solve
 
 
 class AsDenoiser(deepinv.models.Denoiser):
-    """Our network as deepinv's: ``(x, sigma) -> E[x0 | x]`` for x = x0 + sigma n with images in [0, 1].
+    """Our network as deepinv's: ``(x, sigma) -> E[x0 | x]`` for x = x0 + sigma n with images in [0,
+    1].
 
     Noise below the network's least is denoised as that.
     """
@@ -78,8 +90,9 @@ class AsDenoiser(deepinv.models.Denoiser):
 class Spectral(deepinv.physics.DecomposablePhysics):
     """Our operator with its singular value decomposition as deepinv's.
 
-    A, its adjoint and its proximal map are the operator's own, which are those of the decomposition to rounding and up to 60 times as fast.
-    A Fourier transform is laid out as in deepinv's ``BlurFFT``, half of the columns as pairs (real, imaginary): DDRM's noise depends on it.
+    A, its adjoint and its proximal map are the operator's own, which are those of the decomposition
+    to rounding and up to 60 times as fast. A Fourier transform is laid out as in deepinv's
+    ``BlurFFT``, half of the columns as pairs (real, imaginary): DDRM's noise depends on it.
 
     Raises:
         ValueError: a complex decomposition that is no Fourier transform.
@@ -108,7 +121,8 @@ class Spectral(deepinv.physics.DecomposablePhysics):
         self.operator = operator
         if is_complex and not torch.allclose(self.V(self.V_adjoint(x)), x, atol=1e-4):
             raise Unfit(
-                f"deepinv has no layout for the complex singular vectors of {operator.kind}, which are no Fourier transform"
+                "deepinv has no layout for the complex singular vectors of "
+                f"{operator.kind}, which are no Fourier transform"
             )
 
     def A(self, x: Tensor, **_: Any) -> Tensor:
@@ -143,7 +157,8 @@ def _from_pairs(inverse: Callable[[Tensor], Tensor], width: int) -> Callable[[Te
 
 
 def linear_physics(operator: LinearOperator, sigma: float = 0.0) -> deepinv.physics.LinearPhysics:
-    """A bound operator as deepinv's physics. One without a decomposition is solved by deepinv's conjugate gradients."""
+    """A bound operator as deepinv's physics. One without a decomposition is solved by deepinv's
+    conjugate gradients."""
     if isinstance(operator, SpectralOperator):
         return Spectral(operator, sigma)
     return deepinv.physics.LinearPhysics(
@@ -156,8 +171,8 @@ def linear_physics(operator: LinearOperator, sigma: float = 0.0) -> deepinv.phys
 
 @dataclass(frozen=True)
 class Peer(Baseline):
-    """A sampler of deepinv's. Each image is sampled alone, with deepinv's own draws from torch's generator, seeded for that image;
-    deepinv knows one noise level and one operator for all images.
+    """A sampler of deepinv's. Each image is sampled alone, with deepinv's own draws from torch's
+    generator, seeded for that image; deepinv knows one noise level and one operator for all images.
 
     Args:
         steps: network evaluations.
@@ -211,8 +226,10 @@ class DPS(Peer):
 
     Args:
         steps: network evaluations, each forward and backward.
-        weight: deepinv's lambda of the likelihood's score; of the norm hundreds, annealed a few, see the module's docstring.
-        guidance: ``"norm"``, the gradient of ‖y − A(x0)‖, or ``"annealed"``, that of ‖y − A(x0)‖² / (2 (sigma² + sigma_t²)).
+        weight: deepinv's lambda of the likelihood's score; of the norm hundreds, annealed a few,
+            see the module's docstring.
+        guidance: ``"norm"``, the gradient of ‖y − A(x0)‖, or ``"annealed"``, that of ‖y − A(x0)‖² /
+            (2 (sigma² + sigma_t²)).
     """
 
     requires: ClassVar[type[Operator] | None] = None

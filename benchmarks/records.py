@@ -1,4 +1,5 @@
-"""Records of grids on disk: read, checked against ``record.schema.json``, merged into one folder."""
+"""Records of grids on disk: read, checked against ``record.schema.json``, merged into one
+folder."""
 
 from __future__ import annotations
 
@@ -22,12 +23,15 @@ FIGURES = ("metrics", "mean", "spread")
 
 
 def read_records(folders: Sequence[str | Path]) -> list[Record]:
-    """The records of grids in these folders and those below, each with where it was read, ``"file"``.
+    """The records of grids in these folders and those below, each with where it was read,
+    ``"file"``.
 
-    JSON files that are no records are passed over; so are, with a warning, records of suites with tables of their own.
+    JSON files that are no records are passed over; so are, with a warning, records of suites with
+    tables of their own.
 
     Raises:
-        ValueError: a folder that does not exist or has no records; records that are damaged, all of them by name.
+        ValueError: a folder that does not exist or has no records; records that are damaged, all of
+            them by name.
     """
     records, damaged, others = [], [], 0
     for file, content in _candidates(folders):
@@ -42,11 +46,13 @@ def read_records(folders: Sequence[str | Path]) -> list[Record]:
     where = ", ".join(map(str, folders))
     if damaged:
         raise ValueError(
-            f"{len(damaged)} damaged: {'; '.join(damaged)}. Remove them and run the same `invdiff bench` again, which replaces them"
+            f"{len(damaged)} damaged: {'; '.join(damaged)}. Remove them and run the same "
+            "`invdiff bench` again, which replaces them"
         )
     if others:
         warnings.warn(
-            f"{others} of the records in {where} are of suites with tables of their own and left out",
+            f"{others} of the records in {where} are of suites with tables of their own and "
+            "left out",
             stacklevel=2,
         )
     if not records:
@@ -57,9 +63,11 @@ def read_records(folders: Sequence[str | Path]) -> list[Record]:
 
 
 def problems(folders: Sequence[str | Path]) -> tuple[list[str], list[Record]]:
-    """What is wrong with the records in these folders, a line each, ``file: JSON path: what``; and those with which nothing is.
+    """What is wrong with the records in these folders, a line each, ``file: JSON path: what``; and
+    those with which nothing is.
 
-    Every record is held against the schema, its file's name against its cell, its pictures against the disk, and all against each other.
+    Every record is held against the schema, its file's name against its cell, its pictures against
+    the disk, and all against each other.
     """
     wrong, sound = [], []
     for file, content in _candidates(folders):
@@ -77,20 +85,23 @@ def problems(folders: Sequence[str | Path]) -> tuple[list[str], list[Record]]:
         wrong.append(str(error))
     if not wrong and not sound:
         raise ValueError(
-            f"no records in {', '.join(map(str, folders))}; `invdiff bench --output FOLDER` writes them"
+            f"no records in {', '.join(map(str, folders))}; `invdiff bench --output FOLDER` "
+            "writes them"
         )
     return wrong, sound
 
 
 def flaws(record: Mapping[str, Any]) -> list[str]:
-    """Where a record breaks the schema or contradicts itself, each as ``JSON path: what``; its file and pictures aside."""
+    """Where a record breaks the schema or contradicts itself, each as ``JSON path: what``; its file
+    and pictures aside."""
     if errors := sorted(_validator().iter_errors(record), key=lambda e: e.json_path):
         return [f"{error.json_path}: {_brief(error.message)}" for error in errors]
     cell, found = record["cell"], []
     benchmark, image = cell["benchmark"], cell["image"]
     if image["index"] >= (count := benchmark["images"]["count"]):
         found.append(
-            f"$.cell.image.index: {image['index']}, but the benchmark has {count} images, counted from 0"
+            f"$.cell.image.index: {image['index']}, but the benchmark has {count} images, "
+            "counted from 0"
         )
     if cell["seed"] not in benchmark["seeds"]:
         found.append(
@@ -102,7 +113,8 @@ def flaws(record: Mapping[str, Any]) -> list[str]:
         absent := benchmark["metrics"].keys() - result["metrics"].keys()
     ):
         found.append(
-            f"$.result.metrics: lacks {', '.join(sorted(absent))}, which the benchmark asks for (null where it is undefined)"
+            f"$.result.metrics: lacks {', '.join(sorted(absent))}, which the benchmark asks "
+            "for (null where it is undefined)"
         )
     return found
 
@@ -118,11 +130,12 @@ def name_of(record: Mapping[str, Any]) -> str:
 
 
 def merged(records: Iterable[Record]) -> list[Record]:
-    """One record for each cell, in order. Of several the first is kept, a result rather than a failure.
+    """One record for each cell, in order. Of several the first is kept, a result rather than a
+    failure.
 
     Raises:
-        ValueError: results of one cell whose figures differ in a printed digit; one image, or one measurement of it, that is not the same
-            everywhere.
+        ValueError: results of one cell whose figures differ in a printed digit; one image, or one
+            measurement of it, that is not the same everywhere.
     """
     kept: dict[str, Record] = {}
     seen: dict[tuple[Any, ...], tuple[str, Record]] = {}
@@ -137,8 +150,10 @@ def merged(records: Iterable[Record]) -> list[Record]:
             )
             if known != value:
                 raise ValueError(
-                    f"{name_of(other)} and {name_of(record)} are of one benchmark, but not of the same {what[0]} ({known[:12]} and "
-                    f"{value[:12]}): they cannot be compared. Machines may differ in the last bit; run all rows on one machine, or copy the "
+                    f"{name_of(other)} and {name_of(record)} are of one benchmark, but not "
+                    f"of the same {what[0]} ({known[:12]} and "
+                    f"{value[:12]}): they cannot be compared. Machines may differ in the "
+                    "last bit; run all rows on one machine, or copy the "
                     "measurements/ of the first folder to the others before they run"
                 )
         name = key(cell)
@@ -147,12 +162,14 @@ def merged(records: Iterable[Record]) -> list[Record]:
 
 
 def merge(folders: Sequence[str | Path], output: Path) -> list[Record]:
-    """Copies the records and their pictures into one folder; what is there already counts as the first of the folders.
+    """Copies the records and their pictures into one folder; what is there already counts as the
+    first of the folders.
 
     Nothing is written before all is checked. Each file appears whole, a record after its pictures.
 
     Raises:
-        ValueError: what :func:`read_records` and :func:`merged` refuse; pictures that are not there.
+        ValueError: what :func:`read_records` and :func:`merged` refuse; pictures that are not
+            there.
     """
     records = merged(read_records([output, *folders] if output.is_dir() else folders))
     if absent := [f"{name_of(r)}: {flaw}" for r in records for flaw in _bad_pictures(r)]:
@@ -166,7 +183,8 @@ def merge(folders: Sequence[str | Path], output: Path) -> list[Record]:
                 write_atomically(output / picture, content)
             elif (output / picture).read_bytes() != content:
                 raise ValueError(
-                    f"{source.parent / picture} is not the picture of that name in {output}; remove one of them"
+                    f"{source.parent / picture} is not the picture of that name in "
+                    f"{output}; remove one of them"
                 )
         target = output / f"{key(record['cell'])}.json"
         if not (target.exists() and target.samefile(source)):
@@ -187,7 +205,8 @@ def _json_files(folders: Sequence[str | Path]) -> Iterator[Path]:
 
 
 def _candidates(folders: Sequence[str | Path]) -> Iterator[tuple[Path, Any]]:
-    """Every file below these folders that looks like a record, with its content, or why it has none."""
+    """Every file below these folders that looks like a record, with its content, or why it has
+    none."""
     for file in _json_files(folders):
         try:
             content = _parsed(file)
@@ -199,7 +218,8 @@ def _candidates(folders: Sequence[str | Path]) -> Iterator[tuple[Path, Any]]:
 
 
 def _parsed(file: Path) -> Any:
-    """The content of a JSON file; Python would read numbers that are not finite, which JSON has not.
+    """The content of a JSON file; Python would read numbers that are not finite, which JSON has
+    not.
 
     Raises:
         ValueError: it is none.
@@ -270,7 +290,8 @@ def _one(first: Record, second: Record) -> Record:
         return second if "failure" in first else first
     if difference := _difference(first["result"], second["result"]):
         raise ValueError(
-            f"{name_of(first)} and {name_of(second)} are of one cell, but their results differ: {difference}. Remove one of them"
+            f"{name_of(first)} and {name_of(second)} are of one cell, but their results "
+            f"differ: {difference}. Remove one of them"
         )
     return first
 

@@ -1,13 +1,18 @@
-"""What a restoration is worth: metrics of its samples, consistency with the measurement, spread, and scores of whole sets.
+"""What a restoration is worth: metrics of its samples, consistency with the measurement, spread,
+and scores of whole sets.
 
-consistency            ‖A x − y‖ / (sigma sqrt(m)), see :meth:`~invdiff.problem.Measurement.consistency`. Of the truth it is 1, with a
-                       standard deviation of 1/sqrt(2m). None where sigma is zero: there is no noise to compare with.
-std                    standard deviation of the samples, averaged over the pixels
-coverage               share of the pixels whose truth lies between the least and the greatest sample
-coverage_calibrated    what coverage is, in expectation, for samples from the true posterior: (S − 1)/(S + 1)
-diversity              mean LPIPS between two samples
+consistency          ‖A x − y‖ / (sigma sqrt(m)), see
+                     :meth:`~invdiff.problem.Measurement.consistency`. Of the truth it is 1, with a
+                     standard deviation of 1/sqrt(2m). None where sigma is zero: there is no noise
+                     to compare with.
+std                  standard deviation of the samples, averaged over the pixels
+coverage             share of the pixels whose truth lies between the least and the greatest sample
+coverage_calibrated  what coverage is, in expectation, for samples from the true posterior: (S −
+                     1)/(S + 1)
+diversity            mean LPIPS between two samples
 
-Values that are infinite or undefined, or cannot be computed, are None in records: JSON has no such numbers.
+Values that are infinite or undefined, or cannot be computed, are None in records: JSON has no such
+numbers.
 """
 
 from __future__ import annotations
@@ -32,7 +37,8 @@ SETS = ("fid", "kid", "is")
 
 
 def identity(name: str) -> dict[str, Any]:
-    """What the values of a registered metric depend on: rows are comparable where all of it is equal."""
+    """What the values of a registered metric depend on: rows are comparable where all of it is
+    equal."""
     metric = load("metrics", name)
     found: dict[str, Any] = {
         "implementation": f"{metric.__module__}:{metric.__qualname__}",
@@ -53,10 +59,11 @@ def identity(name: str) -> dict[str, Any]:
 def spread(samples: Tensor, truth: Tensor) -> dict[str, Tensor]:
     """How the samples differ, and whether the truth is among them; see the module.
 
-    Under exchangeability, the truth being one more draw of what the samples are drawn from, it is the least or the greatest of the S + 1
-    with probability 2/(S + 1), whatever the distribution: coverage is then (S − 1)/(S + 1) in expectation, and less if the samples are
-    too much alike. Where the truth equals samples, as where pixels are known or clipped, ties are broken by chance: the probability counts,
-    which keeps the expectation exact.
+    Under exchangeability, the truth being one more draw of what the samples are drawn from, it is
+    the least or the greatest of the S + 1 with probability 2/(S + 1), whatever the distribution:
+    coverage is then (S − 1)/(S + 1) in expectation, and less if the samples are too much alike.
+    Where the truth equals samples, as where pixels are known or clipped, ties are broken by chance:
+    the probability counts, which keeps the expectation exact.
 
     Args:
         samples: (S, B, ...), S at least 2.
@@ -68,7 +75,8 @@ def spread(samples: Tensor, truth: Tensor) -> dict[str, Tensor]:
     n = len(samples)
     if n < 2 or samples.shape[1:] != truth.shape:
         raise ValueError(
-            f"the spread is that of at least 2 samples (S, B, ...) about a truth (B, ...), got {tuple(samples.shape)} and {tuple(truth.shape)}"
+            "the spread is that of at least 2 samples (S, B, ...) about a truth (B, ...), "
+            f"got {tuple(samples.shape)} and {tuple(truth.shape)}"
         )
     truth = truth.to(samples)
     below, equal, above = (
@@ -93,7 +101,8 @@ def score(
 ) -> list[dict[str, dict[str, float | None]]]:
     """All that a record says of the quality of each image.
 
-    A value is the mean over the samples, never the best of them. An image is scored apart from the others of its batch.
+    A value is the mean over the samples, never the best of them. An image is scored apart from the
+    others of its batch.
 
     Args:
         measurement: of the B images.
@@ -102,8 +111,9 @@ def score(
         metrics: registered names.
 
     Returns:
-        For each image ``{"metrics": {name: value}}``, the consistency among them; with several samples also ``"mean"``, the metrics of the
-        samples' mean, and ``"spread"``. A metric that cannot be computed, such as of images that are too small for it, is None and warned of.
+        For each image ``{"metrics": {name: value}}``, the consistency among them; with several
+        samples also ``"mean"``, the metrics of the samples' mean, and ``"spread"``. A metric that
+        cannot be computed, such as of images that are too small for it, is None and warned of.
     """
     functions = {name: load("metrics", name) for name in metrics}
     truth = truth.to(samples)
@@ -157,24 +167,31 @@ def set_scores(
 ) -> dict[str, float | None]:
     """Scores of a set of images against another, by torchmetrics (extra ``[fid]``).
 
-    ``fid``    Fréchet distance of two Gaussians (Heusel et al. 2017). It is biased by the number of images: compare at equal numbers; below
-               the 2,048 features of the network the covariances are singular.
-    ``kid``    kernel distance (Bińkowski et al. 2018), unbiased: mean over 100 subsets, each of half of the smaller set, from 2 to 1,000 images;
-               ``kid_std`` is their standard deviation.
-    ``is``     inception score of the restored ones alone (Salimans et al. 2016), mean over 10 parts, fewer where a part would have less than
-               100 images; ``is_std`` is their standard deviation, None for one part.
+    ``fid``  Fréchet distance of two Gaussians (Heusel et al. 2017). It is biased by the number of
+             images: compare at equal numbers; below the 2,048 features of the network the
+             covariances are singular.
+    ``kid``  kernel distance (Bińkowski et al. 2018), unbiased: mean over 100 subsets, each of half
+             of the smaller set, from 2 to 1,000 images; ``kid_std`` is their standard deviation.
+    ``is``   inception score of the restored ones alone (Salimans et al. 2016), mean over 10 parts,
+             fewer where a part would have less than 100 images; ``is_std`` is their standard
+             deviation, None for one part.
 
-    The network is torch-fidelity's InceptionV3 with TensorFlow's weights, which the published figures are from; it resizes to 299 x 299 by
-    itself. This code was run and tested with other weights only: the published ones were never at hand.
+    The network is torch-fidelity's InceptionV3 with TensorFlow's weights, which the published
+    figures are from; it resizes to 299 x 299 by itself. This code was run and tested with other
+    weights only: the published ones were never at hand.
 
     Args:
-        restored, truth: images in [0, 1], (C, H, W) or (B, C, H, W), C 1 (repeated) or 3; at least 2 of each.
+        restored, truth: images in [0, 1], (C, H, W) or (B, C, H, W), C 1 (repeated) or 3; at least
+            2 of each.
         which: some of ``fid``, ``kid`` and ``is``.
-        weights: file of the network's weights; by default where torch-fidelity keeps them. Nothing is downloaded.
-        network: takes the place of InceptionV3: uint8 images (B, 3, H, W) to features (B, d) and logits (B, k).
+        weights: file of the network's weights; by default where torch-fidelity keeps them. Nothing
+            is downloaded.
+        network: takes the place of InceptionV3: uint8 images (B, 3, H, W) to features (B, d) and
+            logits (B, k).
 
     Raises:
-        ValueError: a score that does not exist, fewer than 2 images, the extra or the weights are missing.
+        ValueError: a score that does not exist, fewer than 2 images, the extra or the weights are
+            missing.
     """
     if unknown := [name for name in which if name not in SETS]:
         raise ValueError(f"unknown set score {unknown[0]!r}; known: {', '.join(SETS)}")
@@ -191,7 +208,8 @@ def set_scores(
     fewest = min(len(features), len(real))
     if fewest < 2:
         raise ValueError(
-            f"scores of sets need at least 2 restored and 2 true images, got {len(features)} and {len(real)}"
+            "scores of sets need at least 2 restored and 2 true images, got "
+            f"{len(features)} and {len(real)}"
         )
     found = dict[str, float]()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -242,13 +260,15 @@ def _features(network: nn.Module, images: Iterable[Tensor]) -> tuple[Tensor, Ten
 def _eight_bit(images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
-            f"images must be (C, H, W) or (B, C, H, W) with 1 or 3 channels, got {tuple(images.shape)}"
+            "images must be (C, H, W) or (B, C, H, W) with 1 or 3 channels, got "
+            f"{tuple(images.shape)}"
         )
     return (255 * images.clamp(0, 1)).round().byte().expand(-1, 3, -1, -1)
 
 
 def inception(weights: Path | None = None) -> nn.Module:
-    """torch-fidelity's InceptionV3: uint8 images (B, 3, H, W) to features (B, 2048) and logits without bias (B, 1008).
+    """torch-fidelity's InceptionV3: uint8 images (B, 3, H, W) to features (B, 2048) and logits
+    without bias (B, 1008).
 
     Args:
         weights: its file; by default where torch-fidelity keeps it. Nothing is downloaded.
@@ -267,7 +287,8 @@ def inception(weights: Path | None = None) -> nn.Module:
     )
     if not file.is_file():
         raise ValueError(
-            f"the weights of InceptionV3 are not in {file}, and are not downloaded by invdiff; get them from {URL_INCEPTION_V3}"
+            f"the weights of InceptionV3 are not in {file}, and are not downloaded by "
+            f"invdiff; get them from {URL_INCEPTION_V3}"
         )
     try:
         torch.load(

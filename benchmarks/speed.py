@@ -1,15 +1,23 @@
-"""What the framework costs: every figure is a ratio of things measured side by side, in turn, in this one run.
+"""What the framework costs: every figure is a ratio of things measured side by side, in turn, in
+this one run.
 
-    python -m invdiff.benchmarks.speed [--output FOLDER] [--only overhead conditional free peers operators tiled]
+    python -m invdiff.benchmarks.speed [--output FOLDER] [--only overhead conditional free peers
+    operators tiled]
 
-overhead     DPS and DDIM loops beside the bare network evaluations they need (64x64, B = 8; and B = 1 beside 8).
-conditional  likewise CFG, its branches in two calls or in one, and classifier guidance (digits, 32x32, B = 16), and SR3 (64x64, B = 8).
-free         DPS and CFG steps with a network that costs nothing, beside the same updates written by hand in a few lines of torch.
-tiled        what a step on a large image in windows allocates, beside one on an image of a single window; windows against whole.
-peers        whole DPS runs beside deepinv's and azula's, same network, steps, images and threads; time and peak memory.
-operators    pseudo-inverses of 4x3x256x256.
+overhead     DPS and DDIM loops beside the bare network evaluations they need (64x64, B = 8; and B =
+             1 beside 8).
+conditional  likewise CFG, its branches in two calls or in one, and classifier guidance (digits,
+32x32, B = 16), and SR3 (64x64, B = 8).
+free       DPS and CFG steps with a network that costs nothing, beside the same updates written by
+           hand in a few lines of torch.
+tiled      what a step on a large image in windows allocates, beside one on an image of a single
+           window; windows against whole.
+peers      whole DPS runs beside deepinv's and azula's, same network, steps, images and threads;
+           time and peak memory.
+operators  pseudo-inverses of 4x3x256x256.
 
-Close other programs first: two busy cores make the ratios noisy. Medians over the rounds, contenders taking turns.
+Close other programs first: two busy cores make the ratios noisy. Medians over the rounds,
+contenders taking turns.
 """
 
 from __future__ import annotations
@@ -46,7 +54,8 @@ ZETA, W = 1.0, 2.0
 
 
 def in_turn(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each contender; one unmeasured round first, then ``rounds`` in which all take turns."""
+    """Median seconds of each contender; one unmeasured round first, then ``rounds`` in which all
+    take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for round_ in range(rounds + 1):
         for name, run in contenders.items():
@@ -58,8 +67,8 @@ def in_turn(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, 
 
 
 def peak_memory_mb(run: Callable[[], Any], warm_up: Callable[[], Any] | None = None) -> float:
-    """What a call allocates at its peak, from the process's resident size (Linux). What is allocated once and kept is left out by a
-    call before it, by default the same."""
+    """What a call allocates at its peak, from the process's resident size (Linux). What is
+    allocated once and kept is left out by a call before it, by default the same."""
 
     def status(key: str) -> float:
         line = next(
@@ -300,7 +309,8 @@ def peers(rounds: int) -> dict[str, Any]:
     mask = measurement.operator.state["mask"].float()
 
     def x0_of(x_ve: Tensor, noise: Tensor) -> Tensor:
-        """The same network as a denoiser of x + noise n, by the nearest of its own times, as both peers' users write it."""
+        """The same network as a denoiser of x + noise n, by the nearest of its own times, as both
+        peers' users write it."""
         alpha = (1 + noise**2).rsqrt()
         t = torch.searchsorted(ratio, noise.double().reshape(1)).clamp(max=999)
         eps = net(

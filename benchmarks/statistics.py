@@ -1,4 +1,5 @@
-"""Means over images with 95 % intervals. Images are the units: seeds of one image are averaged first, for they are not independent."""
+"""Means over images with 95 % intervals. Images are the units: seeds of one image are averaged
+first, for they are not independent."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ CONFIDENCE = 0.95
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Mean of independent values and half the width of its Student t interval, ``t_{0.975, n-1} sd / sqrt(n)``.
+    """Mean of independent values and half the width of its Student t interval, ``t_{0.975, n-1} sd
+    / sqrt(n)``.
 
     Returns:
         ``{"mean", "half", "n"}``; ``mean`` is None without values, ``half`` with fewer than two.
@@ -34,7 +36,8 @@ def per_image(values: Mapping[tuple[int, int], float]) -> list[float]:
 def paired(
     a: Mapping[tuple[int, int], float], b: Mapping[tuple[int, int], float]
 ) -> dict[str, Any]:
-    """:func:`interval` of the differences a - b per image, over the images and seeds that both have.
+    """:func:`interval` of the differences a - b per image, over the images and seeds that both
+    have.
 
     The interval is that of the paired t-test: it excludes 0 where the test rejects at 5 %.
     """
@@ -42,5 +45,6 @@ def paired(
 
 
 def decimals(values: Iterable[float | None]) -> int:
-    """How many of the figures of a column are printed: two behind the point if any reaches 10, else three."""
+    """How many of the figures of a column are printed: two behind the point if any reaches 10, else
+    three."""
     return 2 if any(v is not None and abs(v) >= 10 for v in values) else 3

@@ -7,7 +7,8 @@ from typing import Any
 
 
 def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A table of one line per row; its columns are the rows' keys in the order they turn up, what a row lacks stays empty."""
+    """A table of one line per row; its columns are the rows' keys in the order they turn up, what a
+    row lacks stays empty."""
     rows = list(rows)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [

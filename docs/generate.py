@@ -1,7 +1,8 @@
-"""Writes the pages of the site that follow from the code: one per plug-in, the protocols, the command line, the public names.
+"""Writes the pages of the site that follow from the code: one per plug-in, the protocols, the
+command line, the public names.
 
-Run by mkdocs-gen-files at every build. Hand-written pages link to files of the repository, which works on GitHub; here such a
-link becomes one to the page that was made from the file.
+Run by mkdocs-gen-files at every build. Hand-written pages link to files of the repository, which
+works on GitHub; here such a link becomes one to the page that was made from the file.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ API = {
 MODULES = ("schedules", "transitions", "itineraries", "benchmarks.metrics", "images", "testing")
 
 
-# Pages of plug-ins ---------------------------------------------------------------------------------------------------
+# Pages of plug-ins --------------------------------------------------------------------------------
 
 
 def method_page(name: str) -> str:
@@ -114,7 +115,10 @@ def operator_page(name: str) -> str:
     factory = load("operators", name)
     operator = make_operator(name)
     if isinstance(operator, SpectralOperator):
-        kind = "linear with an exact singular value decomposition: adjoint, pseudo-inverse and prox in closed form"
+        kind = (
+            "linear with an exact singular value decomposition: adjoint, pseudo-inverse and "
+            "prox in closed form"
+        )
     else:
         kind = (
             "linear: adjoint, pseudo-inverse and prox"
@@ -152,7 +156,10 @@ def _page(
     text = sections(own)[0] if own else inspect.cleandoc(inspect.getmodule(factory).__doc__ or "")
     rows = "".join(f"| **{what}** | {value} |\n" for what, value in facts)
     table = f"| | |\n| --- | --- |\n{rows}\n" if rows else ""
-    return f"{WIDE}# {name}\n\n{markdown(text)}\n\n{_example(kind, name)}{table}\n## Parameters\n\n{_parameters(kind, name, factory)}\n"
+    return (
+        f"{WIDE}# {name}\n\n{markdown(text)}\n\n{_example(kind, name)}{table}\n## "
+        f"Parameters\n\n{_parameters(kind, name, factory)}\n"
+    )
 
 
 def _example(kind: str, name: str) -> str:
@@ -185,23 +192,29 @@ def _parameters(kind: str, name: str, factory: Any) -> str:
         differs = parameter in set_to and there is not None and not _same(there, p.default)
         note = f" (command line: `{there}`)" if differs else ""
         rows.append(
-            f"| `{parameter}` | `{_type(p.annotation)}` | `{default}`{note} | {cell(meanings.get(parameter, ''))} |"
+            f"| `{parameter}` | `{_type(p.annotation)}` | `{default}`{note} | "
+            f"{cell(meanings.get(parameter, ''))} |"
         )
     made = {
         "methods": f'make_method("{name}", KEY=VALUE)',
         "operators": f'make_operator("{name}", KEY=VALUE)',
     }
-    use = f"`{GROUPS[kind]}.KEY=VALUE` on the command line, `invdiff.{made.get(kind, f'{kind}.{factory.__name__}(KEY=VALUE)')}` in Python."
+    use = (
+        f"`{GROUPS[kind]}.KEY=VALUE` on the command line, "
+        f"`invdiff.{made.get(kind, f'{kind}.{factory.__name__}(KEY=VALUE)')}` in Python."
+    )
     head = "| name | type | default | |\n| --- | --- | --- | --- |\n"
     return f"{use}\n\n{head}" + "\n".join(rows) + "\n"
 
 
 def documented(kind: str, name: str, factory: Any) -> tuple[dict[str, str], dict[str, Any]]:
-    """What is said of each parameter, by the factory, the classes it is made of or the configuration; and the configuration's values."""
+    """What is said of each parameter, by the factory, the classes it is made of or the
+    configuration; and the configuration's values."""
     file = ROOT / "configs" / GROUPS[kind] / f"{name}.yaml"
     text = file.read_text() if file.exists() else ""
     module = inspect.getmodule(factory)
-    # The nearest last, which then counts: configuration, pieces, other classes of the module, the factory itself.
+    # The nearest last, which then counts: configuration, pieces, other classes of the module, the
+    # factory itself.
     sources: list[Any] = [type(p) for p in _pieces(name)] if kind == "methods" else []
     sources += [
         c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__
@@ -304,7 +317,7 @@ def _first_sentence(docstring: str | None) -> str:
     )
 
 
-# Protocols, command line, API ----------------------------------------------------------------------------------------
+# Protocols, command line, API ---------------------------------------------------------------------
 
 
 def protocol_list() -> str:
@@ -316,7 +329,10 @@ def protocol_list() -> str:
         what, _, differ = comment.partition("Where repositories differ")
         differ = markdown(differ.lstrip(".: ").strip())
         values = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
-        block = f"### {name}\n\n{markdown(what.strip())}\n\n```sh\ninvdiff solve --operator {name} --method dps\n```\n\n"
+        block = (
+            f"### {name}\n\n{markdown(what.strip())}\n\n```sh\ninvdiff solve --operator {name} "
+            "--method dps\n```\n\n"
+        )
         block += '??? note "Its values"\n\n' + _indented(f"```yaml\n{values}\n```\n")
         parts.append(
             block
@@ -340,7 +356,8 @@ def cli_page() -> str:
         for c in commands._choices_actions
     )
     for name, command in commands.choices.items():
-        text += f"\n## invdiff {name}\n\n{command.description}\n\n```text\n{command.format_usage().removeprefix('usage: ')}```\n"
+        usage = command.format_usage().removeprefix("usage: ")
+        text += f"\n## invdiff {name}\n\n{command.description}\n\n```text\n{usage}```\n"
         for group in command._action_groups:
             actions = [a for a in group._group_actions if not isinstance(a, argparse._HelpAction)]
             if actions:
@@ -355,7 +372,8 @@ def cli_page() -> str:
 def _action(action: argparse.Action) -> str:
     flag = ", ".join(action.option_strings) or str(action.metavar or action.dest)
     if action.option_strings and action.nargs != 0:
-        flag += f" {action.metavar or ('{' + ','.join(map(str, action.choices)) + '}' if action.choices else action.dest.upper())}"
+        choices = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else ""
+        flag += f" {action.metavar or choices or action.dest.upper()}"
     return f"| `{flag}` | {cell(action.help or '')} |\n"
 
 
@@ -373,23 +391,26 @@ def api_pages() -> dict[str, str]:
     pages = {
         f"api/{page}.md": f"# {titles[page]}\n\n"
         + "\n\n".join(
-            f"::: invdiff.{_HOME[n]}.{n}\n    options:\n      heading_level: 2\n      show_root_full_path: false"
+            f"::: invdiff.{_HOME[n]}.{n}\n    options:\n      heading_level: 2\n      "
+            "show_root_full_path: false"
             for n in names
         )
         for page, names in API.items()
     }
     for module in MODULES:
         pages[f"api/{module}.md"] = (
-            f"# invdiff.{module}\n\n::: invdiff.{module}\n    options:\n      show_root_heading: false\n"
+            f"# invdiff.{module}\n\n::: invdiff.{module}\n    options:\n      "
+            "show_root_heading: false\n"
         )
     return pages
 
 
-# The site ------------------------------------------------------------------------------------------------------------
+# The site -----------------------------------------------------------------------------------------
 
 
 def pages() -> dict[str, str]:
-    """Path below the site -> Markdown, of every generated page and every hand-written one whose links change."""
+    """Path below the site -> Markdown, of every generated page and every hand-written one whose
+    links change."""
     made = {f"methods/{name}.md": method_page(name) for name in list_plugins("guidance")}
     made |= {f"operators/{name}.md": operator_page(name) for name in list_plugins("operators")}
     groups: dict[str, Mapping[str, Callable[..., Any]]] = {
@@ -448,9 +469,12 @@ def pages() -> dict[str, str]:
 
 
 _INTRODUCTIONS = {
-    "transitions": "\nGiven a prediction at level t, how to draw the state at level s. The one rule: x_s = alpha_s x0 + (eps and noise), so that a "
-    "shift of x0 by a guidance arrives in full, whatever the transition.\n",
-    "itineraries": "\nWhich noise levels a run visits, in which order. A level that lies above the last one is a climb: fresh noise is added.\n",
+    "transitions": "\nGiven a prediction at level t, how to draw the state at level s. The one "
+    "rule: x_s = alpha_s x0 + (eps and noise), so that a shift of x0 by a guidance arrives "
+    "in full, "
+    "whatever the transition.\n",
+    "itineraries": "\nWhich noise levels a run visits, in which order. Where a level is noisier "
+    "than the one before, fresh noise is added.\n",
 }
 
 
@@ -468,7 +492,8 @@ def _card(name: str, text: str) -> str:
 
 
 def relinked(text: str, source: str, page: str) -> str:
-    """The text of a file of the repository as a page: links to other files become links to their pages."""
+    """The text of a file of the repository as a page: links to other files become links to their
+    pages."""
 
     def change(found: re.Match[str]) -> str:
         label, link = found.groups()

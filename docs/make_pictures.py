@@ -1,4 +1,5 @@
-"""Makes docs/pictures/KIND-NAME.png by running the commands of docs/examples.yaml, each on a photograph of 64x64 pixels.
+"""Makes docs/pictures/KIND-NAME.png by running the commands of docs/examples.yaml, each on a
+photograph of 64x64 pixels.
 
     python docs/make_pictures.py                 # those that are not there yet
     python docs/make_pictures.py methods-dps     # these again
@@ -46,7 +47,8 @@ def main(names: list[str]) -> None:
 
 
 def _run(command: str) -> Tensor:
-    """Runs a command, or one after another, in a folder of its own; returns the picture of the last."""
+    """Runs a command, or one after another, in a folder of its own; returns the picture of the
+    last."""
     back = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -102,7 +104,8 @@ class Watched(DPS):
 
 
 def concept(steps: int = 100) -> Tensor:
-    """Five moments of a run: the state, the network's estimate, what guidance adds to it, and the state at the next level."""
+    """Five moments of a run: the state, the network's estimate, what guidance adds to it, and the
+    state at the next level."""
     denoiser = invdiff.load_model("photo64")
     measurement = invdiff.make_operator("inpaint").measure(images.sample_photo(64)[0], sigma=0.025)
     method, states = Watched(zeta=6.0), list[Tensor]()

@@ -13,7 +13,8 @@ CODE = re.compile(r"(``.+?``|`[^`]+`)", flags=re.DOTALL)
 
 
 def markdown(text: str) -> str:
-    """A docstring's prose and indented blocks, with Sphinx roles as code, papers as links and the stars of mathematics kept."""
+    """A docstring's prose and indented blocks, with Sphinx roles as code, papers as links and the
+    stars of mathematics kept."""
     blocks = re.split(r"(\n{2,})", text)
     return "".join(
         _shown(block) if block.startswith(("    ", "\n")) else _paragraph(block) for block in blocks
@@ -67,7 +68,8 @@ def _escaped(text: str) -> str:
 
 
 def sections(docstring: str | None) -> tuple[str, dict[str, str]]:
-    """A docstring's text before its first section, and what ``Args:`` says of each parameter, ``a, b: text`` of both."""
+    """A docstring's text before its first section, and what ``Args:`` says of each parameter, ``a,
+    b: text`` of both."""
     text = inspect.cleandoc(docstring or "")
     parts = SECTION.split(text)
     parameters = dict[str, str]()
@@ -83,7 +85,8 @@ def sections(docstring: str | None) -> tuple[str, dict[str, str]]:
 
 
 def yaml_comments(text: str) -> tuple[str, dict[str, str]]:
-    """The comment a file starts with, and those behind its keys, which may go on in lines of their own."""
+    """The comment a file starts with, and those behind its keys, which may go on in lines of their
+    own."""
     head = [
         line[2:]
         for line in re.findall(r"\A(?:#[^\n]*\n)+", text)

@@ -1,12 +1,13 @@
 # %% [markdown]
 # # Tutorial
 #
-# From a photograph to a method of your own, with what ships in the package. This page was made by running
-# `docs/tutorial.py`, cell by cell; it takes about a minute on one core.
+# From a photograph to a method of your own, with what ships in the package. This page was made by
+# running `docs/tutorial.py`, cell by cell; it takes about a minute on one core.
 #
 # ## A problem
 #
-# A photograph, `(B, C, H, W)` in [0, 1], and an operator: super-resolution by 2, with a little noise.
+# A photograph, `(B, C, H, W)` in [0, 1], and an operator: super-resolution by 2, with a little
+# noise.
 
 # %%
 import torch
@@ -32,7 +33,8 @@ show(truth=x, measurement=measurement.y, pinv=operator.pinv(measurement.y).clamp
 #
 # ## The prior
 #
-# `photo64` is a small network that ships in the package. A [network of your own](loading-your-checkpoint.md) is loaded by the same call.
+# `photo64` is a small network that ships in the package. A [network of your
+# own](loading-your-checkpoint.md) is loaded by the same call.
 
 # %%
 denoiser = invdiff.load_model("photo64")
@@ -53,8 +55,9 @@ show(x_t=(noisy.float() + 1) / 2, x0=(prediction.x0 + 1) / 2)
 # %% [markdown]
 # ## Two methods
 #
-# [DPS](../guidance/dps.py) follows the gradient of the residual through the network; [DiffPIR](../guidance/diffpir.py) solves with the operator
-# instead and needs no backward pass. On the command line their values come from presets; here we say them.
+# [DPS](../guidance/dps.py) follows the gradient of the residual through the network;
+# [DiffPIR](../guidance/diffpir.py) solves with the operator instead and needs no backward pass. On
+# the command line their values come from presets; here we say them.
 
 # %%
 dps = invdiff.make_method("dps", zeta=8)
@@ -80,8 +83,8 @@ score(results)
 # %% [markdown]
 # ## Several answers
 #
-# The measurement does not tell everything. Samples of the posterior differ where it is silent, and their mean is closer to the truth
-# than any of them.
+# The measurement does not tell everything. Samples of the posterior differ where it is silent, and
+# their mean is closer to the truth than any of them.
 
 # %%
 several = invdiff.solve(measurement, denoiser, diffpir, steps=50, seed=0, num_samples=6)
@@ -92,15 +95,17 @@ show(one=several.x, mean=several.mean, std=std_map(several.std), error=error_map
 
 # %%
 print(
-    f"one sample {psnr(several.x, x).item():.2f} dB, mean of six {psnr(several.mean, x).item():.2f} dB"
+    f"one sample {psnr(several.x, x).item():.2f} dB, mean of six "
+    f"{psnr(several.mean, x).item():.2f} dB"
 )
 
 # %% [markdown]
 # ## A method of your own
 #
-# A guidance is a frozen dataclass of hyperparameters. It may call the network, and returns the prediction it wants. This one moves the
-# estimate by what the pseudo-inverse makes of the residual, and trusts the measurement the more, the noisier the state still is: r is
-# the state's noise sigma/alpha, the measurement's noise counts lmbda times. No gradient passes the network.
+# A guidance is a frozen dataclass of hyperparameters. It may call the network, and returns the
+# prediction it wants. This one moves the estimate by what the pseudo-inverse makes of the residual,
+# and trusts the measurement the more, the noisier the state still is: r is the state's noise
+# sigma/alpha, the measurement's noise counts lmbda times. No gradient passes the network.
 
 # %%
 from dataclasses import dataclass
@@ -127,9 +132,10 @@ results["pull"] = invdiff.solve(measurement, denoiser, Pull(), steps=50, seed=0)
 score(results)
 
 # %% [markdown]
-# `p.move` derives eps again from the moved estimate; `p.move_x0` would keep it. Which noise levels are visited, and how the next state is
-# drawn, is not the guidance's business, so it runs under every schedule, transition and itinerary. With fresh noise on the
-# estimate in each step (`Renoise`), errors of earlier steps are forgotten:
+# `p.move` derives eps again from the moved estimate; `p.move_x0` would keep it. Which noise levels
+# are visited, and how the next state is drawn, is not the guidance's business, so it runs under
+# every schedule, transition and itinerary. With fresh noise on the estimate in each step
+# (`Renoise`), errors of earlier steps are forgotten:
 
 # %%
 from invdiff.transitions import DDIM, Renoise
@@ -146,8 +152,8 @@ score(results)
 show(truth=x, **{label: result.x for label, result in results.items()})
 
 # %% [markdown]
-# Does it keep the promises that a method makes (noise of its own, images independent of their batch, every schedule, ...)? The plug-in
-# kit asks:
+# Does it keep the promises that a method makes (noise of its own, images independent of their
+# batch, every schedule, ...)? The plug-in kit asks:
 
 # %%
 from invdiff.testing import check_guidance
@@ -159,5 +165,6 @@ print(
 )
 
 # %% [markdown]
-# To give it a name of its own, `invdiff new-plugin pull --kind guidance` starts a package: [Writing a plug-in](writing-a-plugin.md). To
-# compare it with the others on many images, see [Running a leaderboard](leaderboard.md).
+# To give it a name of its own, `invdiff new-plugin pull --kind guidance` starts a package: [Writing
+# a plug-in](writing-a-plugin.md). To compare it with the others on many images, see [Running a
+# leaderboard](leaderboard.md).

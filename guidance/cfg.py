@@ -1,14 +1,18 @@
-"""Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598, eq. 6), with the field's later refinements.
+"""Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598, eq. 6), with the field's later
+refinements.
 
     eps_hat = eps(x_t, ∅) + w (eps(x_t, c) − eps(x_t, ∅))
 
-w = 1 is plain conditional sampling, w = 0 ignores the condition (the paper's own scale is w − 1). x0 moves with eps; the network's
-clipping acts on the combination.
+w = 1 is plain conditional sampling, w = 0 ignores the condition (the paper's own scale is w − 1).
+x0 moves with eps; the network's clipping acts on the combination.
 
-    negative    another condition in the place of ∅
-    interval    guidance for sigma_t/alpha_t in (low, high] only, plain conditional elsewhere (Kynkäänniemi et al. 2024, eq. 5)
-    rescale     phi: v_hat is brought towards the standard deviation of v(x_t, c), per image (Lin et al. 2024, eq. 15 and 16)
-    plus        CFG++ (Chung et al. 2024, algorithm 2): x0 from eps_hat, but noise added back along eps(x_t, ∅); w in [0, 1]
+    negative  another condition in the place of ∅
+    interval  guidance for sigma_t/alpha_t in (low, high] only, plain conditional elsewhere
+              (Kynkäänniemi et al. 2024, eq. 5)
+    rescale   phi: v_hat is brought towards the standard deviation of v(x_t, c), per image (Lin et
+              al. 2024, eq. 15 and 16)
+    plus      CFG++ (Chung et al. 2024, algorithm 2): x0 from eps_hat, but noise added back along
+              eps(x_t, ∅); w in [0, 1]
 
 Symbols: c, the condition; ∅, none; w, the scale.
 """
@@ -24,7 +28,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from invdiff.memory import out_of_memory
+from invdiff.device import out_of_memory
 from invdiff.network import Prediction
 from invdiff.problem import Measurement, Operator
 from invdiff.sampling import Denoise, Guidance, Setting, Step
@@ -36,10 +40,11 @@ class CFG(Guidance):
     """See the module's docstring.
 
     Args:
-        label: the class c for all images, or one for each; by default what the run itself gives the network.
+        label: the class c for all images, or one for each; by default what the run itself gives the
+            network.
         w: the scale, or a map of it, (H, W) or (B, 1, H, W), or one per image, (B, 1, 1, 1).
-        negative: the class in the place of the null class, for all images or one for each; or a mapping of conditions, whose
-            counterparts the run gives.
+        negative: the class in the place of the null class, for all images or one for each; or a
+            mapping of conditions, whose counterparts the run gives.
         interval: (low, high] of sigma_t/alpha_t in which to guide, in the network's range.
         rescale: phi in [0, 1]; the paper's 0.7 keeps strong scales from over-exposing.
         plus: CFG++.
@@ -67,7 +72,8 @@ class CFG(Guidance):
             and isinstance(self.batched, bool)
         ):
             raise ValueError(
-                f"rescale is a number, plus and batched are true or false; got {self.rescale!r}, {self.plus!r}, {self.batched!r}"
+                "rescale is a number, plus and batched are true or false; got "
+                f"{self.rescale!r}, {self.plus!r}, {self.batched!r}"
             )
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale must be in [0, 1], got {self.rescale}")
@@ -83,7 +89,8 @@ class CFG(Guidance):
             and 0 <= way[0] < way[1]
         ):
             raise ValueError(
-                f"interval must be (low, high) of sigma/alpha with 0 <= low < high, got {self.interval}"
+                "interval must be (low, high) of sigma/alpha with 0 <= low < high, got "
+                f"{self.interval}"
             )
 
     @property
@@ -96,7 +103,8 @@ class CFG(Guidance):
             absent = [name for name in self.negative if name not in setting.cond]
             if absent or self.label is not None:
                 raise ValueError(
-                    f"negative={{...}} names conditions that the run itself gives as keyword arguments; "
+                    f"negative={{...}} names conditions that the run itself gives as "
+                    "keyword arguments; "
                     f"{'not given: ' + ', '.join(absent) if absent else 'leave out label='}"
                 )
             label = {name: setting.cond[name] for name in self.negative}
@@ -110,7 +118,8 @@ class CFG(Guidance):
             chosen: Any = given if self.label is None else self.label
             if denoiser.num_classes is None:
                 raise ValueError(
-                    f"{denoiser.name} is not class-conditional, so classifier-free guidance has nothing to guide towards"
+                    f"{denoiser.name} is not class-conditional, so classifier-free guidance "
+                    "has nothing to guide towards"
                 )
             if chosen is None:
                 raise ValueError(
@@ -119,7 +128,8 @@ class CFG(Guidance):
             compares = isinstance(self.w, Tensor) or self.w != 1 or self.plus
             if compares and self.negative is None and denoiser.null_label is None:
                 raise ValueError(
-                    f"{denoiser.name} has no null class, which classifier-free guidance compares with: use a network trained with label "
+                    f"{denoiser.name} has no null class, which classifier-free guidance "
+                    "compares with: use a network trained with label "
                     "dropout (null_label= says which label it is), or negative=LABEL"
                 )
             label = {"label": denoiser.labels(chosen, images).to(setting.device)}
@@ -194,13 +204,15 @@ def _like(name: str, negative: Tensor, given: Any) -> Tensor:
     """A negative condition in the shape of what the run gives."""
     if not isinstance(negative, Tensor) or not isinstance(given, Tensor):
         raise TypeError(
-            f"negative={{{name!r}: ...}} and the run's {name} must be tensors, got {type(negative).__name__} and {type(given).__name__}"
+            f"negative={{{name!r}: ...}} and the run's {name} must be tensors, got "
+            f"{type(negative).__name__} and {type(given).__name__}"
         )
     try:
         return negative.to(given).expand_as(given)
     except RuntimeError as error:
         raise ValueError(
-            f"negative {name} has shape {tuple(negative.shape)}, but the run gives {name} of shape {tuple(given.shape)}"
+            f"negative {name} has shape {tuple(negative.shape)}, but the run gives {name} "
+            f"of shape {tuple(given.shape)}"
         ) from error
 
 
@@ -218,7 +230,8 @@ def _map(w: float | Tensor, setting: Setting, plus: bool) -> float | Tensor:
     ]
     if tuple(w.shape) not in allowed:
         raise ValueError(
-            f"w must be a number, a map {tuple(size)} or {(images, 1, *size)}, or one number per image {allowed[-1]}, got shape {tuple(w.shape)}"
+            f"w must be a number, a map {tuple(size)} or {(images, 1, *size)}, or one "
+            f"number per image {allowed[-1]}, got shape {tuple(w.shape)}"
         )
     if not w.is_meta and not bool((((w >= 0) & (w <= 1)) if plus else w.isfinite()).all()):
         raise ValueError(

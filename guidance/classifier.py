@@ -1,15 +1,18 @@
 """Classifier guidance (Dhariwal & Nichol, NeurIPS 2021, arXiv:2105.05233, algorithms 1 and 2).
 
-    eps_hat = eps − s sigma_t grad_{x_t} log p(y | x_t, t)                          (algorithm 2, any transition)
-    mu_hat  = mu  + s Sigma   grad_{x_t} log p(y | x_t, t),   x_s ~ N(mu_hat, Sigma)   (algorithm 1, :class:`MeanShift`)
+    eps_hat = eps − s sigma_t grad_{x_t} log p(y | x_t, t)
+    mu_hat  = mu  + s Sigma   grad_{x_t} log p(y | x_t, t),   x_s ~ N(mu_hat, Sigma)
 
-with a classifier that was trained on noisy images. sigma_t and the gradient belong to the frame in which x_t is sampled; their
-product is the same in the classifier's own. With the exact p(y | x_t) and s = 1 the first is the exact conditional.
+(algorithm 2, for any transition; algorithm 1, :class:`MeanShift`)
+with a classifier that was trained on noisy images. sigma_t and the gradient belong to the frame in
+which x_t is sampled; their product is the same in the classifier's own. With the exact p(y | x_t)
+and s = 1 the first is the exact conditional.
 
-Any differentiable log-probability takes the classifier's place: of x_t, or of the estimate x0(x_t), whose gradient passes through
-the network (universal guidance, Bansal et al. 2023, eq. 6).
+Any differentiable log-probability takes the classifier's place: of x_t, or of the estimate x0(x_t),
+whose gradient passes through the network (universal guidance, Bansal et al. 2023, eq. 6).
 
-Symbols: s, the gradient scale; y, the label; Sigma, the variance of the ancestral step, learned where the network has it.
+Symbols: s, the gradient scale; y, the label; Sigma, the variance of the ancestral step, learned
+where the network has it.
 """
 
 from __future__ import annotations
@@ -36,12 +39,15 @@ class ClassifierGuidance(Guidance):
     """Algorithm 2: shifts eps, and x0 with it.
 
     Args:
-        label: the class y for all images, or one for each; by default what the run itself gives the network.
+        label: the class y for all images, or one for each; by default what the run itself gives the
+            network.
         s: the gradient scale.
-        classifier: a :class:`~invdiff.network.NoisyClassifier`, a callable ``classifier(x_t, t) -> logits`` on the network's
-            schedule, or the folder of one; by default the classifier that comes with the model.
-        log_prob: in its place, ``log_prob(x_t, level)`` or ``log_prob(x0)``: differentiable, one value per image. x_t is the
-            network's state, in its range; x0 is what the user gets, images in [0, 1] for image networks, decoded for latent ones.
+        classifier: a :class:`~invdiff.network.NoisyClassifier`, a callable ``classifier(x_t, t) ->
+            logits`` on the network's schedule, or the folder of one; by default the classifier that
+            comes with the model.
+        log_prob: in its place, ``log_prob(x_t, level)`` or ``log_prob(x0)``: differentiable, one
+            value per image. x_t is the network's state, in its range; x0 is what the user gets,
+            images in [0, 1] for image networks, decoded for latent ones.
         of: what ``log_prob`` is a function of, ``"x_t"`` or ``"x0"``.
     """
 
@@ -62,7 +68,8 @@ class ClassifierGuidance(Guidance):
             raise ValueError(f"of must be 'x_t' or 'x0', got {self.of!r}")
         if self.of == "x0" and self.log_prob is None:
             raise ValueError(
-                "of='x0' needs log_prob=, a differentiable function of the estimate; a noise-aware classifier is of x_t"
+                "of='x0' needs log_prob=, a differentiable function of the estimate; a "
+                "noise-aware classifier is of x_t"
             )
         if self.log_prob is not None and (self.label is not None or self.classifier is not None):
             raise ValueError(
@@ -85,7 +92,8 @@ class ClassifierGuidance(Guidance):
         classifier = self.classifier or setting.denoiser.classifier
         if classifier is None:
             raise ValueError(
-                f"{setting.denoiser.name} comes without a noise-aware classifier; give classifier=, or log_prob= for any differentiable function"
+                f"{setting.denoiser.name} comes without a noise-aware classifier; give "
+                "classifier=, or log_prob= for any differentiable function"
             )
         if isinstance(classifier, str | Path):
             from invdiff.loading import load_classifier
@@ -102,7 +110,8 @@ class ClassifierGuidance(Guidance):
         label = setting.cond.get("label") if self.label is None else self.label
         if label is None:
             raise ValueError(
-                f"classifier guidance needs to know which class: give label=, one of 0..{classes - 1}"
+                "classifier guidance needs to know which class: give label=, one of "
+                f"0..{classes - 1}"
             )
         label = check_labels(label, setting.shape[0], classes, classifier.name).to(setting.device)
         return replace(self, label=label, classifier=classifier)
@@ -131,11 +140,13 @@ class ClassifierGuidance(Guidance):
                 log_p = self._of_x_t(x, step)
             if log_p.shape != x.shape[:1]:
                 raise ValueError(
-                    f"log_prob must return one value per image, ({len(x)},), got shape {tuple(log_p.shape)}"
+                    f"log_prob must return one value per image, ({len(x)},), got shape "
+                    f"{tuple(log_p.shape)}"
                 )
             if not log_p.requires_grad:
                 raise ValueError(
-                    "log_prob does not depend on its argument in a way that can be differentiated; is something detached in it?"
+                    "log_prob does not depend on its argument in a way that can be "
+                    "differentiated; is something detached in it?"
                 )
             (grad,) = torch.autograd.grad(
                 log_p.sum(), x, create_graph=outer
@@ -147,7 +158,8 @@ class ClassifierGuidance(Guidance):
             return self.log_prob(x, step.t)
         if not (isinstance(self.classifier, NoisyClassifier) and isinstance(self.label, Tensor)):
             raise TypeError(
-                "ClassifierGuidance is bound to a run before it is called: ClassifierGuidance(...).bind(setting)"
+                "ClassifierGuidance is bound to a run before it is called: "
+                "ClassifierGuidance(...).bind(setting)"
             )
         return self.classifier(x, step.t).gather(1, tiled(self.label, x)[:, None])[:, 0]
 
@@ -155,7 +167,8 @@ class ClassifierGuidance(Guidance):
         assert self.log_prob is not None
         if not p.x0.requires_grad:
             raise ValueError(
-                "log_prob of x0 needs the gradient through the network, but what this guidance wraps gives none; put it nearest to the "
+                "log_prob of x0 needs the gradient through the network, but what this "
+                "guidance wraps gives none; put it nearest to the "
                 "network (DPS may stand outside), or use one of x_t"
             )
         return self.log_prob(p.x0)
@@ -163,7 +176,8 @@ class ClassifierGuidance(Guidance):
 
 @dataclass(frozen=True)
 class MeanShift(Transition):
-    """Algorithm 1: the ancestral step of ``inner`` with its mean shifted by s Sigma grad log p(y | x_t, t).
+    """Algorithm 1: the ancestral step of ``inner`` with its mean shifted by s Sigma grad log p(y |
+    x_t, t).
 
     Args:
         inner: DDPM, whose variance may be learned, or DDIM(eta).
@@ -176,11 +190,13 @@ class MeanShift(Transition):
     def __post_init__(self) -> None:
         if not isinstance(self.inner, Ancestral):
             raise ValueError(
-                f"MeanShift needs a transition whose variance it knows, DDPM or DDIM(eta), got {self.inner}"
+                "MeanShift needs a transition whose variance it knows, DDPM or DDIM(eta), "
+                f"got {self.inner}"
             )
         if self.inner.deterministic:
             raise ValueError(
-                f"MeanShift shifts by the variance, but {self.inner} draws no noise; use ClassifierGuidance, or DDIM(eta) with eta > 0"
+                f"MeanShift shifts by the variance, but {self.inner} draws no noise; use "
+                "ClassifierGuidance, or DDIM(eta) with eta > 0"
             )
 
     def around(self, inner: Transition) -> Transition:

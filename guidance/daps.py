@@ -1,23 +1,29 @@
-"""DAPS: decoupled annealing posterior sampling (Zhang et al., CVPR 2025, arXiv:2407.01521, algorithm 1).
+"""DAPS: decoupled annealing posterior sampling (Zhang et al., CVPR 2025, arXiv:2407.01521,
+algorithm 1).
 
 At each level, with r_t = sigma_t / alpha_t:
 
-    x0^ = the end of the probability-flow ODE from x_t                                     ``ode_steps`` Euler steps
-    x0  ~ exp(−‖x − x0^‖² / (2 r_t²) − ‖y − A(x)‖² / (2 tau²))                             ``langevin_steps`` from x0^:
-          x <- x + eta_t grad log + sqrt(2 eta_t) z,     eta_t = lr (1 + i/N (lr_min_ratio − 1))  in step i of N
-    x_s = alpha_s x0 + sigma_s z                                                           the transition ``Renoise``
+    x0^ = the end of the probability-flow ODE from x_t       (``ode_steps`` Euler steps)
+    x0  ~ exp(−‖x − x0^‖² / (2 r_t²) − ‖y − A(x)‖² / (2 tau²))   (``langevin_steps`` from x0^)
+          x <- x + eta_t grad log + sqrt(2 eta_t) z,
+          eta_t = lr (1 + i/N (lr_min_ratio − 1)) in step i of N
+    x_s = alpha_s x0 + sigma_s z                             (the transition ``Renoise``)
 
-so that x_s depends on x_t through x0 alone and may lie far from it. For a linear operator the second line is a Gaussian; ``exact``
-draws from it (perturb and solve: x0^ + r_t z, y + tau z', then the minimiser of both squares) instead of by Langevin steps.
+so that x_s depends on x_t through x0 alone and may lie far from it. For a linear operator the
+second line is a Gaussian; ``exact`` draws from it (perturb and solve: x0^ + r_t z, y + tau z', then
+the minimiser of both squares) instead of by Langevin steps.
 
-Symbols: tau, what the data term has for sigma (the paper's beta_y), in the network's units; r_t, spread of x0 given x_t, which the paper
-approximates by sigma_t; lr, lr_min_ratio, the paper's eta_0 and delta. Published for FFHQ in [-1, 1] with noise of 0.05 and tau 0.01: 200
-steps from 100 to 0.1 on Karras' grid, 5 evaluations in each; 100 Langevin steps with lr 1e-4 (super-resolution, gaussian blur, random
-inpainting), 5e-5 (box inpainting, motion blur, phase retrieval), 2e-5 (HDR), or 200 with 1e-5 (nonlinear blur).
+Symbols: tau, what the data term has for sigma (the paper's beta_y), in the network's units; r_t,
+spread of x0 given x_t, which the paper approximates by sigma_t; lr, lr_min_ratio, the paper's eta_0
+and delta. Published for FFHQ in [-1, 1] with noise of 0.05 and tau 0.01: 200 steps from 100 to 0.1
+on Karras' grid, 5 evaluations in each; 100 Langevin steps with lr 1e-4 (super-resolution, gaussian
+blur, random inpainting), 5e-5 (box inpainting, motion blur, phase retrieval), 2e-5 (HDR), or 200
+with 1e-5 (nonlinear blur).
 
-What differs from the official code: its ODE stops at sigma 0.01 (in its first version the last evaluation makes a step of length zero);
-here the last evaluation, at 0.01, gives x0^. Its present version has ‖y − A(x)‖² / tau² in the exponent, twice the paper's, and turns a
-whole batch to zeros when one value is not a number. Hamiltonian Monte Carlo, for its latent networks, is left out.
+What differs from the official code: its ODE stops at sigma 0.01 (in its first version the last
+evaluation makes a step of length zero); here the last evaluation, at 0.01, gives x0^. Its present
+version has ‖y − A(x)‖² / tau² in the exponent, twice the paper's, and turns a whole batch to zeros
+when one value is not a number. Hamiltonian Monte Carlo, for its latent networks, is left out.
 """
 
 from __future__ import annotations
@@ -78,7 +84,8 @@ class DAPS(Guidance):
             target.image_sigma("DAPS with exact=True")
             if not isinstance(target.operator, LinearOperator) or target.y.is_complex():
                 raise ValueError(
-                    f"DAPS with exact=True needs a linear operator and real y, but got {target.operator.kind}; use exact=False"
+                    "DAPS with exact=True needs a linear operator and real y, but got "
+                    f"{target.operator.kind}; use exact=False"
                 )
         return bound
 
@@ -99,7 +106,8 @@ class DAPS(Guidance):
         high = float(step.t.ratio)
         if high == math.inf:
             raise ValueError(
-                "the ODE of DAPS needs signal in the state: start just below alpha = 0, as its own itinerary does"
+                "the ODE of DAPS needs signal in the state: start just below alpha = 0, as "
+                "its own itinerary does"
             )
         p = first = denoise(x_t, step.t)
         for ratio in karras(high, min(ODE_END, high), self.ode_steps)[1:]:
@@ -131,7 +139,8 @@ class DAPS(Guidance):
 
 @dataclass(frozen=True)
 class Annealing(Itinerary):
-    """Karras' grid from ``sigma_max``, or from where the schedule is noisiest, to ``sigma_min`` (sigma/alpha both), then clean."""
+    """Karras' grid from ``sigma_max``, or from where the schedule is noisiest, to ``sigma_min``
+    (sigma/alpha both), then clean."""
 
     sigma_max: float = 100.0
     sigma_min: float = 0.1
@@ -139,7 +148,8 @@ class Annealing(Itinerary):
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(
-                f"sigma_max must exceed sigma_min, both finite and positive; got {self.sigma_max} and {self.sigma_min}"
+                "sigma_max must exceed sigma_min, both finite and positive; got "
+                f"{self.sigma_max} and {self.sigma_min}"
             )
 
     def __call__(self, schedule: Schedule, steps: int) -> list[Level]:

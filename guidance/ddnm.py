@@ -1,25 +1,30 @@
-"""Denoising diffusion null-space models (Wang et al., ICLR 2023, arXiv:2212.00490): DDNM, DDNM+ for noise, and time travel.
+"""Denoising diffusion null-space models (Wang et al., ICLR 2023, arXiv:2212.00490): DDNM, DDNM+ for
+noise, and time travel.
 
-What y tells replaces the network's estimate in the range of A†, which keeps the null space (eq. 13). Noise on y weakens that and makes up
-part of the next state's noise (DDNM+, eq. 17 and 51, in the components of A = U diag(s) V*):
+What y tells replaces the network's estimate in the range of A†, which keeps the null space (eq.
+13). Noise on y weakens that and makes up part of the next state's noise (DDNM+, eq. 17 and 51, in
+the components of A = U diag(s) V*):
 
     x0 <- x0 + Sigma A†(y − A x0),    x_s = alpha_s x0 + Phi z + Psi eps
 
-with diagonal Sigma, Phi, Psi; where n_i = alpha_s sigma_y / s_i is the noise on y's component at the scale of x_s,
+with diagonal Sigma, Phi, Psi; where n_i = alpha_s sigma_y / s_i is the noise on y's component at
+the scale of x_s,
 
-                                     Sigma                            Phi                     Psi
-    no noise, or not measured        1                                eta sigma_s             sqrt(1 − eta²) sigma_s
-    n_i <= sigma_s                   1                                sqrt(sigma_s² − n_i²)   0
-    n_i > sigma_s                    sqrt(1 − eta²) sigma_s / n_i     eta sigma_s             0
+                        Sigma                       Phi                    Psi
+    none or unmeasured  1                           eta sigma_s            sqrt(1 − eta²) sigma_s
+    n_i <= sigma_s      1                           sqrt(sigma_s² − n_i²)  0
+    n_i > sigma_s       sqrt(1 − eta²) sigma_s/n_i  eta sigma_s            0
 
-Sigma is the guidance, Phi and Psi the transition. Time travel (section 3.3) climbs ``travel_length`` levels after as many steps,
-``travel_repeat`` − 1 times, to alpha_s x0 + sigma_s z with the last x0: not to a noised x_t, as RePaint does.
+Sigma is the guidance, Phi and Psi the transition. Time travel (section 3.3) climbs
+``travel_length`` levels after as many steps, ``travel_repeat`` − 1 times, to alpha_s x0 + sigma_s z
+with the last x0: not to a noised x_t, as RePaint does.
 
 Symbols: eta, the share of fresh noise. Published: eta 0.85, 100 steps, no time travel.
 
-This is the authors' SVD code, which has DDIM where the paper has DDPM; with noise in every component it is DDRM with eta_b = 1. Their
-code travels back from the network's x0, here it is the corrected one. Their simplified DDNM+, one Sigma and Phi for all components,
-presumes that A† does not amplify noise, and is left out.
+This is the authors' SVD code, which has DDIM where the paper has DDPM; with noise in every
+component it is DDRM with eta_b = 1. Their code travels back from the network's x0, here it is the
+corrected one. Their simplified DDNM+, one Sigma and Phi for all components, presumes that A† does
+not amplify noise, and is left out.
 """
 
 from __future__ import annotations
@@ -49,7 +54,8 @@ def _noisy(measurement: Measurement) -> bool:
 
 @dataclass(frozen=True)
 class DDNM(Guidance):
-    """x0 + Sigma A†(y − A x0). Without noise any transition may follow; with noise :class:`NullSpaceNoise` of the same eta.
+    """x0 + Sigma A†(y − A x0). Without noise any transition may follow; with noise
+    :class:`NullSpaceNoise` of the same eta.
 
     Args:
         eta: the share of fresh noise that the transition draws; it matters with noise only.
@@ -67,7 +73,8 @@ class DDNM(Guidance):
         assert measurement is not None
         if _noisy(measurement) and not isinstance(measurement.operator, SpectralOperator):
             raise ValueError(
-                f"DDNM requires {SpectralOperator.wanted()} where the measurement has noise, but {measurement.operator.kind} is not one; "
+                f"DDNM requires {SpectralOperator.wanted()} where the measurement has "
+                f"noise, but {measurement.operator.kind} is not one; "
                 "choose another method or operator, or say sigma=0"
             )
         return bound

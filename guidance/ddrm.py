@@ -1,19 +1,23 @@
 """Denoising diffusion restoration models (Kawar et al., NeurIPS 2022, arXiv:2201.11793, eq. 8).
 
-In the basis of A = U diag(s) V* y is a noisy view of single components: with x0_i = (V* x0)_i and y_i = (U* y)_i / s_i, whose noise has the
-standard deviation sigma_y / s_i, and in the frame of x0 + sigma eps (sigma is the schedule's sigma/alpha), the next state's are drawn as
+In the basis of A = U diag(s) V* y is a noisy view of single components: with x0_i = (V* x0)_i and
+y_i = (U* y)_i / s_i, whose noise has the standard deviation sigma_y / s_i, and in the frame of x0 +
+sigma eps (sigma is the schedule's sigma/alpha), the next state's are drawn as
 
-    s_i = 0                  x0_i + sqrt(1 − eta²) sigma eps_i                             + eta sigma z
-    sigma < sigma_y / s_i    x0_i + sqrt(1 − eta²) sigma (y_i − x0_i) / (sigma_y / s_i)    + eta sigma z
-    sigma >= sigma_y / s_i   (1 − eta_b) x0_i + eta_b y_i                                  + sqrt(sigma² − (eta_b sigma_y / s_i)²) z
+    x0_i + sqrt(1 − eta²) sigma eps_i + eta sigma z                           s_i = 0
+    x0_i + sqrt(1 − eta²) sigma (y_i − x0_i) / sigma_i + eta sigma z          sigma < sigma_i
+    (1 − eta_b) x0_i + eta_b y_i + sqrt(sigma² − (eta_b sigma_i)²) z          sigma >= sigma_i
 
-that is: not measured, measured with more noise than the state will have, and with less.
+with sigma_i = sigma_y / s_i: not measured, measured with more noise than the state will have, and
+with less.
 
-Symbols: eta, the share of fresh noise; eta_b, how far well measured components follow y. Published: eta 0.85, eta_b 1, 20 steps.
+Symbols: eta, the share of fresh noise; eta_b, how far well measured components follow y. Published:
+eta 0.85, eta_b 1, 20 steps.
 
-Differences: eq. 7, which draws the first state around y_i, is left out, for a run starts where noise drowns the image, and with eta_b = 1
-the next state does not depend on what the first holds there. The authors' code compares strictly, so that its last step returns x0
-even without noise; eq. 8 as printed returns y_i, an image that fits y.
+Differences: eq. 7, which draws the first state around y_i, is left out, for a run starts where
+noise drowns the image, and with eta_b = 1 the next state does not depend on what the first holds
+there. The authors' code compares strictly, so that its last step returns x0 even without noise; eq.
+8 as printed returns y_i, an image that fits y.
 """
 
 from __future__ import annotations
@@ -31,11 +35,12 @@ from invdiff.sampling import Denoise, Step, Transition
 
 @dataclass(frozen=True)
 class DDRM(Transition):
-    """See the module's docstring. A shift of x0 by dx shifts x_s by alpha_s dx in the components that are not measured; in the others y
-    has its say, and the transitions' contract does not hold.
+    """See the module's docstring. A shift of x0 by dx shifts x_s by alpha_s dx in the components
+    that are not measured; in the others y has its say, and the transitions' contract does not hold.
 
     Args:
-        eta: share of fresh noise in the components that are not measured, or are measured worse than x_s is noised.
+        eta: share of fresh noise in the components that are not measured, or are measured worse
+            than x_s is noised.
         eta_b: how far the others follow y.
     """
 
@@ -55,7 +60,8 @@ class DDRM(Transition):
         operator = measurement.operator
         assert isinstance(operator, SpectralOperator)
         p, (_, alpha, sigma) = predict(x_t, step.t), step.s
-        # All times alpha_s, the frame of x_s. The noise comes from a real image, so that the state stays real where V is complex.
+        # All times alpha_s, the frame of x_s. The noise comes from a real image, so that the state
+        # stays real where V is complex.
         x0, eps, z = (
             alpha * operator.Vt(p.x0),
             operator.Vt(p.eps),

@@ -1,21 +1,24 @@
-"""DiffPIR: denoising diffusion models for plug-and-play image restoration (Zhu et al., CVPRW 2023, arXiv:2305.08995, algorithm 1).
+"""DiffPIR: denoising diffusion models for plug-and-play image restoration (Zhu et al., CVPRW 2023,
+arXiv:2305.08995, algorithm 1).
 
-    x0^  = argmin_x ‖y − A x‖² + rho_t ‖x − x0(x_t)‖²                          (eq. 12b, half-quadratic splitting)
+    x0^  = argmin_x ‖y − A x‖² + rho_t ‖x − x0(x_t)‖²  (eq. 12b, half-quadratic splitting)
          = x0 + (A*A + rho_t)^-1 A*(y − A x0),    rho_t = lambda sigma_n² / sigma~_t²
     eps^ = (x_t − alpha_t x0^) / sigma_t
     x_s  = alpha_s x0^ + sigma_s (sqrt(1 − zeta) eps^ + sqrt(zeta) z)
 
-The last line is DDIM with an explicit standard deviation of sqrt(zeta) sigma_s. Without measurement noise rho is zero and x0^ the
-projection of x0 onto A x = y.
+The last line is DDIM with an explicit standard deviation of sqrt(zeta) sigma_s. Without measurement
+noise rho is zero and x0^ the projection of x0 onto A x = y.
 
-Symbols: lmbda, how far the prior outweighs the measurement; zeta, share of fresh noise in the variance; sigma_n, of the measurement;
-sigma~ = sigma/alpha.
+Symbols: lmbda, how far the prior outweighs the measurement; zeta, share of fresh noise in the
+variance; sigma_n, of the measurement; sigma~ = sigma/alpha.
 
-The official code keeps sigma_n in units of [0, 1] but sigma~ in those of its network's [-1, 1]; here both are in the network's, so a
-published lambda counts a quarter. Its scripts have, in ours, for noise of 0.05 on [0, 1]: deblurring lmbda 1.75, zeta 0.3;
-super-resolution lmbda 0.5 to 3, zeta 0.25; inpainting without noise lmbda 0.25, zeta 1; 100 evaluations. Besides, it starts from
-the noised measurement instead of from noise, has sigma_n = 0.001 for none, and returns the state at its least noisy level with that noise
-in it; here the last step returns x0^. Its options to start late and to leave out the last data terms are off in every script.
+The official code keeps sigma_n in units of [0, 1] but sigma~ in those of its network's [-1, 1];
+here both are in the network's, so a published lambda counts a quarter. Its scripts have, in ours,
+for noise of 0.05 on [0, 1]: deblurring lmbda 1.75, zeta 0.3; super-resolution lmbda 0.5 to 3, zeta
+0.25; inpainting without noise lmbda 0.25, zeta 1; 100 evaluations. Besides, it starts from the
+noised measurement instead of from noise, has sigma_n = 0.001 for none, and returns the state at its
+least noisy level with that noise in it; here the last step returns x0^. Its options to start late
+and to leave out the last data terms are off in every script.
 """
 
 from __future__ import annotations
@@ -73,8 +76,9 @@ class Share:
 
 @dataclass(frozen=True)
 class Root(Itinerary):
-    """The published levels, t = T − 1 − T sqrt(k / (n − 1)): few steps at the start and twice as many as uniform ones at the end (the official
-    code calls them quadratic). Schedules in continuous time, where nothing is published, keep their own spacing."""
+    """The published levels, t = T − 1 − T sqrt(k / (n − 1)): few steps at the start and twice as
+    many as uniform ones at the end (the official code calls them quadratic). Schedules in
+    continuous time, where nothing is published, keep their own spacing."""
 
     def __call__(self, schedule: Schedule, steps: int) -> list[Level]:
         if not isinstance(schedule, Discrete):

@@ -1,16 +1,19 @@
-"""FlowChef (Patel et al., ICCV 2025, arXiv:2412.00100): steering a rectified flow without differentiating it.
+"""FlowChef (Patel et al., ICCV 2025, arXiv:2412.00100): steering a rectified flow without
+differentiating it.
 
-The gradient of the loss at the estimate x0 is applied to the state itself, as if d x0 / d x_t were the identity, before an Euler step of
-the flow:
+The gradient of the loss at the estimate x0 is applied to the state itself, as if d x0 / d x_t were
+the identity, before an Euler step of the flow:
 
     x_s = x_t + (s − t) v − eta grad_{x0} L(x0),   L(x0) = mean of (y − A(x0))²
 
 A latent network's loss is differentiated through the decoder, never through the network.
 
-Symbols: eta, the size of a step (the official ``gradient_scale``). L is a mean over the m entries of y, missing ones included, so eta
-grows with the image and is stable below about m / ‖A‖²: published is 500 at 64x64 in [-1, 1], 100 or 200 steps. The paper's state is
-that of a flow, alpha + sigma = 1, in which moving x0 by −eta grad / alpha_s = −eta (1 + sigma_s/alpha_s) grad is the same update; the
-latter form is the same on every schedule. As in the official code the last step is not steered.
+Symbols: eta, the size of a step (the official ``gradient_scale``). L is a mean over the m entries
+of y, missing ones included, so eta grows with the image and is stable below about m / ‖A‖²:
+published is 500 at 64x64 in [-1, 1], 100 or 200 steps. The paper's state is that of a flow, alpha +
+sigma = 1, in which moving x0 by −eta grad / alpha_s = −eta (1 + sigma_s/alpha_s) grad is the same
+update; the latter form is the same on every schedule. As in the official code the last step is not
+steered.
 """
 
 from __future__ import annotations

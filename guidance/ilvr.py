@@ -1,4 +1,5 @@
-"""Iterative latent variable refinement (ILVR; Choi et al., ICCV 2021, arXiv:2108.02938, algorithm 1).
+"""Iterative latent variable refinement (ILVR; Choi et al., ICCV 2021, arXiv:2108.02938, algorithm
+1).
 
     x_s' = ancestral step from x_t
     y_s  = alpha_s y + sigma_s z
@@ -6,12 +7,15 @@
 
 so that the sample has the low frequencies of a reference image y and is free in the others.
 
-Symbols: N (``factor``), by which phi makes smaller and larger again; ``range_t``, the level down to which is conditioned. y is the image
-A†y of the measurement, regularised by its noise: for ``denoise`` the measurement itself, as in the paper; for ``sr``, with N its factor and
-no noise, phi_N(A†y) is the measurement made larger, since down_N is A. Beyond that the measurement is taken as free of noise.
+Symbols: N (``factor``), by which phi makes smaller and larger again; ``range_t``, the level down to
+which is conditioned. y is the image A†y of the measurement, regularised by its noise: for
+``denoise`` the measurement itself, as in the paper; for ``sr``, with N its factor and no noise,
+phi_N(A†y) is the measurement made larger, since down_N is A. Beyond that the measurement is taken
+as free of noise.
 
-As in the official code both resizings are cubic with a = −1/2, down antialiased; near the border torch renormalises the kernel where
-that code mirrors the image. It noises y to t instead of s, one level too much, and leaves the last step unconditioned.
+As in the official code both resizings are cubic with a = −1/2, down antialiased; near the border
+torch renormalises the kernel where that code mirrors the image. It noises y to t instead of s, one
+level too much, and leaves the last step unconditioned.
 """
 
 from __future__ import annotations
@@ -57,7 +61,8 @@ class ILVR(Transition):
         factor = self.factor or (operator.factor if isinstance(operator, SuperResolution) else 8)
         if len(setting.shape) != 4 or min(setting.shape[2:]) < factor:
             raise ValueError(
-                f"ILVR filters images of at least {factor}x{factor} pixels (its factor), got shape {setting.shape}"
+                f"ILVR filters images of at least {factor}x{factor} pixels (its factor), "
+                f"got shape {setting.shape}"
             )
         return replace(bound, factor=factor)
 

@@ -1,18 +1,21 @@
-"""Loss-guided diffusion with Monte Carlo (LGD-MC; Song et al., ICML 2023, PMLR 202:32483, "Loss-Guided Diffusion Models for Plug-and-Play
-Controllable Generation").
+"""Loss-guided diffusion with Monte Carlo (LGD-MC; Song et al., ICML 2023, PMLR 202:32483,
+"Loss-Guided Diffusion Models for Plug-and-Play Controllable Generation").
 
-    eps_hat = eps − zeta sigma_t grad_{x_t} log (1/n) Σ_i exp(−loss(x0(x_t) + r_t z_i)),    z_i ~ N(0, I)
+    eps_hat = eps − zeta sigma_t grad_{x_t} log (1/n) Σ_i exp(−loss(x0(x_t) + r_t z_i))
+    z_i     ~ N(0, I)
 
-p(y | x_t) averages p(y | x0) over p(x0 | x_t), which is taken as N(x0(x_t), r_t²), and the average is over n draws. With r_t = 0 one would
-have p(y | x0(x_t)), as DPS, which trusts its own estimate too much where x_t is noisy. One evaluation of the network and one
-gradient through it, whatever n.
+p(y | x_t) averages p(y | x0) over p(x0 | x_t), which is taken as N(x0(x_t), r_t²), and the average
+is over n draws. With r_t = 0 one would have p(y | x0(x_t)), as DPS, which trusts its own estimate
+too much where x_t is noisy. One evaluation of the network and one gradient through it, whatever n.
 
-Symbols: n, the draws; zeta, the weight of the guidance; the loss is −log p(y | x0), Gaussian. The paper's r_t = sigma~ / sqrt(1 + sigma~²),
-sigma~ = sigma_t/alpha_t, the standard deviation of x0 given x_t under a prior N(0, I), is sigma_t / sqrt(alpha_t² + sigma_t²) in every
-frame, and sigma_t itself in the paper's VP.
+Symbols: n, the draws; zeta, the weight of the guidance; the loss is −log p(y | x0), Gaussian. The
+paper's r_t = sigma~ / sqrt(1 + sigma~²), sigma~ = sigma_t/alpha_t, the standard deviation of x0
+given x_t under a prior N(0, I), is sigma_t / sqrt(alpha_t² + sigma_t²) in every frame, and sigma_t
+itself in the paper's VP.
 
-There is no official code. The draws estimate an average over as many dimensions as y has: where these are many and sigma is small, the nearest draw
-takes all of the weight, so smaller weights zeta are needed. InverseBench averages the gradients of the draws instead of their likelihoods and
+There is no official code. The draws estimate an average over as many dimensions as y has: where
+these are many and sigma is small, the nearest draw takes all of the weight, so smaller weights zeta
+are needed. InverseBench averages the gradients of the draws instead of their likelihoods and
 divides them by the root of the loss, which is DPS with a blurred loss, not this estimate.
 """
 

@@ -1,18 +1,21 @@
-"""Manifold constrained gradients (Chung et al., NeurIPS 2022, arXiv:2206.00941, equations 14 and 15, algorithm 1).
+"""Manifold constrained gradients (Chung et al., NeurIPS 2022, arXiv:2206.00941, equations 14 and
+15, algorithm 1).
 
     x_s' = ancestral step from x_t − alpha grad_{x_t} ‖W (y − A x0(x_t))‖
     x_s  = (I − A†A) x_s' + A†(alpha_s y + sigma_s A z)
 
-A gradient through the network moves the whole image, then the measured part of the state is replaced by the measurement noised
-to the same level, as in ``replace``.
+A gradient through the network moves the whole image, then the measured part of the state is
+replaced by the measurement noised to the same level, as in ``replace``.
 
-Symbols: alpha, the step size (the paper's alpha = alpha' / ‖W (y − A x0)‖ multiplies the gradient of the squared norm, which is this
-with 2 alpha'; the official code has the norm, and alpha 1 for inpainting, 0.1 for colourisation and tomography). W = A†, which is all of
-the paper's choices at once: the mask itself, the projection onto the grey axis, filtered back-projection. The gradient in x0 is then
-−A†(y − A x0) / ‖A†(y − A x0)‖, so nothing is differentiated but the network.
+Symbols: alpha, the step size (the paper's alpha = alpha' / ‖W (y − A x0)‖ multiplies the gradient
+of the squared norm, which is this with 2 alpha'; the official code has the norm, and alpha 1 for
+inpainting, 0.1 for colourisation and tomography). W = A†, which is all of the paper's choices at
+once: the mask itself, the projection onto the grey axis, filtered back-projection. The gradient in
+x0 is then −A†(y − A x0) / ‖A†(y − A x0)‖, so nothing is differentiated but the network.
 
-The official code takes the norm over the batch, noises the measurement to t instead of s, one level too much, and for tomography
-replaces the projection by a gradient step; here the norm is of each image. The measurement is taken as free of noise.
+The official code takes the norm over the batch, noises the measurement to t instead of s, one level
+too much, and for tomography replaces the projection by a gradient step; here the norm is of each
+image. The measurement is taken as free of noise.
 """
 
 from __future__ import annotations

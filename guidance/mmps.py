@@ -1,19 +1,23 @@
-"""Moment matching posterior sampling, MMPS (Rozet et al., NeurIPS 2024, arXiv:2405.13712, section 4.2).
+"""Moment matching posterior sampling, MMPS (Rozet et al., NeurIPS 2024, arXiv:2405.13712, section
+4.2).
 
-p(x0 | x_t) is taken as Gaussian with both of its moments, the covariance by Tweedie's second formula from the network's Jacobian:
+p(x0 | x_t) is taken as Gaussian with both of its moments, the covariance by Tweedie's second
+formula from the network's Jacobian:
 
     C = Cov[x0 | x_t] = sigma_t² / alpha_t J^T,    J = d x0 / d x_t
     (Sigma_y + A C A^T) v = y − A x0               by a few iterations of GMRES
     x0 <- x0 + C A^T v,                            that is score + J^T A^T v, eps re-derived
 
-C is never formed: each iteration multiplies by it, one vector-Jacobian product of the network. Where the prior is Gaussian the
-score is exact. A nonlinear A is replaced by its derivative at x0.
+C is never formed: each iteration multiplies by it, one vector-Jacobian product of the network.
+Where the prior is Gaussian the score is exact. A nonlinear A is replaced by its derivative at x0.
 
-Symbols: Sigma_y = sigma² I, sigma per image or per pixel; iterations of the solver. Published: 1 iteration and 256 steps (CIFAR-10), 3 and 64
-(MRI), ancestral sampling. Without noise the system is A C A^T v = y − A x0, which is consistent and solved as it is.
+Symbols: Sigma_y = sigma² I, sigma per image or per pixel; iterations of the solver. Published: 1
+iteration and 256 steps (CIFAR-10), 3 and 64 (MRI), ancestral sampling. Without noise the system is
+A C A^T v = y − A x0, which is consistent and solved as it is.
 
-The paper's conjugate gradients presume that J is symmetric and positive. A network's is not quite, and from the second iteration on
-they diverge; GMRES cannot, and is the same from the same subspace where J is what it should be.
+The paper's conjugate gradients presume that J is symmetric and positive. A network's is not quite,
+and from the second iteration on they diverge; GMRES cannot, and is the same from the same subspace
+where J is what it should be.
 """
 
 from __future__ import annotations
@@ -86,7 +90,8 @@ def linearised(operator: Operator, x0: Tensor) -> tuple[Map, Map]:
 
 
 def gmres(matrix: Map, b: Tensor, iterations: int) -> Tensor:
-    """The x of the Krylov space of b whose residual ‖matrix(x) − b‖ is smallest, per image; Eisenstat et al. 1983's form (GCR).
+    """The x of the Krylov space of b whose residual ‖matrix(x) − b‖ is smallest, per image;
+    Eisenstat et al. 1983's form (GCR).
 
     An image that is solved, or whose next direction is none, stays as it is.
     """

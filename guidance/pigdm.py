@@ -1,18 +1,23 @@
 """Pseudoinverse-guided diffusion models, PiGDM (Song et al., ICLR 2023, eq. 7 and algorithm 1).
 
-With p(x0 | x_t) taken as N(x0, r_t² I) the likelihood of y = A x + sigma_y n is Gaussian, and its gradient a vector-Jacobian product:
+With p(x0 | x_t) taken as N(x0, r_t² I) the likelihood of y = A x + sigma_y n is Gaussian, and its
+gradient a vector-Jacobian product:
 
-    g = grad_{x_t} log p(y | x_t) = J^T A^T (r_t² A A^T + sigma_y² I)^-1 (y − A x0),    J = d x0 / d x_t
-    r_t² = sigma² / (alpha² + sigma²),    what it is for data from N(0, I); the paper's sigma_t² / (sigma_t² + 1) in any frame
+    g    = grad_{x_t} log p(y | x_t) = J^T A^T (r_t² A A^T + sigma_y² I)^-1 (y − A x0)
+    J    = d x0 / d x_t
+    r_t² = sigma² / (alpha² + sigma²)
+
+    (that of data from N(0, I); the paper's sigma_t² / (sigma_t² + 1) in any frame)
 
     adaptive weights    x_s = DDIM(eta) step + alpha_s alpha_t r_t² g
     plain score         x0 + sigma_t² / alpha_t g in place of E[x0 | x_t], eps re-derived
 
-Without noise r_t² g = J^T A†(y − A x0), so A† stands for the inverse throughout. The adaptive weights are what the authors use; in the
-frame of x0 + sigma eps they add r_t² g itself. The plain score samples the exact posterior of N(0, I) data as steps grow.
+Without noise r_t² g = J^T A†(y − A x0), so A† stands for the inverse throughout. The adaptive
+weights are what the authors use; in the frame of x0 + sigma eps they add r_t² g itself. The plain
+score samples the exact posterior of N(0, I) data as steps grow.
 
-Symbols: eta, the noise of DDIM. Published: eta 1, 100 steps. The authors' code (NVlabs/RED-diff) is for measurements without
-noise, and starts from a noised A† y; here the start is pure noise.
+Symbols: eta, the noise of DDIM. Published: eta 1, 100 steps. The authors' code (NVlabs/RED-diff) is
+for measurements without noise, and starts from a noised A† y; here the start is pure noise.
 """
 
 from __future__ import annotations

@@ -1,17 +1,21 @@
-"""Posterior sampling with latent diffusion (Rout et al., NeurIPS 2023, arXiv:2307.00619, algorithm 2).
+"""Posterior sampling with latent diffusion (Rout et al., NeurIPS 2023, arXiv:2307.00619, algorithm
+2).
 
-DPS through the decoder D leaves latents free that no image encodes to; a second term glues the latent to the encoding E of its own
-decoded image, in which what was measured is replaced:
+DPS through the decoder D leaves latents free that no image encodes to; a second term glues the
+latent to the encoding E of its own decoded image, in which what was measured is replaced:
 
     z_s' = a step of the sampler from z_t
-    z_s  = z_s' − omega grad_{z_t} ‖y − A D(z0)‖ − gamma grad_{z_t} ‖z0 − E(A* y + (I − A* A) D(z0))‖
+    z_s  = z_s' − omega grad_{z_t} ‖y − A D(z0)‖ − gamma grad_{z_t} ‖z0 − E(A* y + (I − A* A)
+    D(z0))‖
 
-with the norms of each image, not squared, as in the official code. The gradient passes through network, decoder and encoder.
+with the norms of each image, not squared, as in the official code. The gradient passes through
+network, decoder and encoder.
 
-Symbols: omega and gamma weigh measurement and gluing. A* A is the projection of the paper where A A* = I, such as a mask; elsewhere
-the glued image has made a gradient step towards the measurement instead. (The official code upsamples in the place of A* for
-super-resolution, and takes A* = I for blur.) Published, with 1000 DDIM steps (eta = 0) of Stable Diffusion 1.5: omega 1, gamma 0.1;
-box inpainting, and the network of FFHQ: omega 0.1.
+Symbols: omega and gamma weigh measurement and gluing. A* A is the projection of the paper where A
+A* = I, such as a mask; elsewhere the glued image has made a gradient step towards the measurement
+instead. (The official code upsamples in the place of A* for super-resolution, and takes A* = I for
+blur.) Published, with 1000 DDIM steps (eta = 0) of Stable Diffusion 1.5: omega 1, gamma 0.1; box
+inpainting, and the network of FFHQ: omega 0.1.
 """
 
 from __future__ import annotations
@@ -50,7 +54,8 @@ class PSLD(Guidance):
         A = setting.measurement.operator.inner
         if not isinstance(A, LinearOperator):
             raise ValueError(
-                f"PSLD requires {LinearOperator.wanted()} of the decoded image, but {A.kind} is not one; use dps or resample"
+                f"PSLD requires {LinearOperator.wanted()} of the decoded image, but "
+                f"{A.kind} is not one; use dps or resample"
             )
         return bound
 

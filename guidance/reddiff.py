@@ -1,24 +1,28 @@
-"""RED-diff: a variational perspective on solving inverse problems with diffusion models (Mardani et al., ICLR 2024, arXiv:2305.04391,
-algorithm 1).
+"""RED-diff: a variational perspective on solving inverse problems with diffusion models (Mardani et
+al., ICLR 2024, arXiv:2305.04391, algorithm 1).
 
 The posterior is sought as one point mu, moved by one Adam step at each level from noisy to clean:
 
     x_t  = alpha_t mu + sigma_t z
-    loss = ‖y − A(mu)‖² / (2 m) + lambda_t <sg(eps(x_t) − z), mu> / n,    lambda_t = lambda sigma_t / alpha_t
+    loss = ‖y − A(mu)‖² / (2 m) + lambda_t <sg(eps(x_t) − z), mu> / n
+    lambda_t = lambda sigma_t / alpha_t
     mu  <- Adam(mu, grad loss)
 
-mu is the next estimate of x0, and x_t comes from the transition ``Renoise``. Since eps − z = alpha_t (mu − x0(x_t)) / sigma_t, the gradient
-of the second term is lambda (mu − x0(x_t)) / n: regularisation by denoising, which needs neither z nor a gradient through the
-network. How strong the measurement's noise is does not enter.
+mu is the next estimate of x0, and x_t comes from the transition ``Renoise``. Since eps − z =
+alpha_t (mu − x0(x_t)) / sigma_t, the gradient of the second term is lambda (mu − x0(x_t)) / n:
+regularisation by denoising, which needs neither z nor a gradient through the network. How strong
+the measurement's noise is does not enter.
 
-Symbols: lmbda, weight of the prior (official: 0.25); lr of Adam (official: 0.1, and 0.5 for nonlinear operators), betas 0.9 and 0.99; m and
-n, of how many values y and x consist (the paper writes sums, its code means, which these values belong to). Published: 1000
-steps, values in [-1, 1].
+Symbols: lmbda, weight of the prior (official: 0.25); lr of Adam (official: 0.1, and 0.5 for
+nonlinear operators), betas 0.9 and 0.99; m and n, of how many values y and x consist (the paper
+writes sums, its code means, which these values belong to). Published: 1000 steps, values in [-1,
+1].
 
-mu starts at A† y, which the first x_t, though noise alone, is taken to hold. Here A† is regularised by the noise, which it amplifies. Under a
-nonlinear operator, for which the official code has a rough inverse each, mu starts at the network's first estimate. That code takes its
-means over the batch too, which shrinks gradients towards Adam's epsilon, does not clip x0, and returns mu as it was before the last
-update.
+mu starts at A† y, which the first x_t, though noise alone, is taken to hold. Here A† is regularised
+by the noise, which it amplifies. Under a nonlinear operator, for which the official code has a
+rough inverse each, mu starts at the network's first estimate. That code takes its means over the
+batch too, which shrinks gradients towards Adam's epsilon, does not clip x0, and returns mu as it
+was before the last update.
 """
 
 from __future__ import annotations

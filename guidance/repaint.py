@@ -2,10 +2,12 @@
 
 Each step down replaces the known region by the noised measurement:
 
-    x_s = m (sqrt(alpha_bar_s) y + sqrt(1 − alpha_bar_s) z) + (1 − m) x_s^unknown,    x_s^unknown from ancestral sampling
+    x_s = m (sqrt(alpha_bar_s) y + sqrt(1 − alpha_bar_s) z) + (1 − m) x_s^unknown
 
-and the itinerary jumps back up ``jump_length`` levels by the forward process, ``resamplings`` times in all, so that known
-and unknown regions come to agree. Published: 250 steps, jump length 10, 10 resamplings, learned variance: 2410 evaluations.
+with x_s^unknown from ancestral sampling,
+and the itinerary jumps back up ``jump_length`` levels by the forward process, ``resamplings`` times
+in all, so that known and unknown regions come to agree. Published: 250 steps, jump length 10, 10
+resamplings, learned variance: 2410 evaluations.
 """
 
 from __future__ import annotations

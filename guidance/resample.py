@@ -1,21 +1,27 @@
-"""ReSample (Song et al., ICLR 2024, arXiv:2307.08123, algorithm 1): hard data consistency in latent diffusion.
+"""ReSample (Song et al., ICLR 2024, arXiv:2307.08123, algorithm 1): hard data consistency in latent
+diffusion.
 
-Every few steps the estimate is optimised until it fits the measurement, and the state is drawn again around it:
+Every few steps the estimate is optimised until it fits the measurement, and the state is drawn
+again around it:
 
     z'     = a step of the sampler from z_t to s
     z0(y)  = argmin_z ‖y − A D(z)‖², started at z0
-    z_s    ~ N((S alpha_s z0(y) + sigma_s² z') / (S + sigma_s²),  S sigma_s² / (S + sigma_s²)),   S = gamma beta~
+    z_s    ~ N((S alpha_s z0(y) + sigma_s² z') / (S + sigma_s²),  S sigma_s² / (S + sigma_s²))
 
-with beta~ = sigma_s²/sigma_t² (sigma_t² − (alpha_t/alpha_s)² sigma_s²), the variance of the ancestral step. The first third of the run
-goes without; in the second the decoded image is optimised and encoded again, in the last one the latent itself, as is the final one.
+with S = gamma beta~ and
+beta~ = sigma_s²/sigma_t² (sigma_t² − (alpha_t/alpha_s)² sigma_s²), the variance of the
+ancestral step. The first third of the run goes without; in the second the decoded image is
+optimised and encoded again, in the last one the latent itself, as is the final one.
 
-Symbols: gamma, how far the measurement outweighs z'; tau, the root mean square of the residual, in the network's range, at which an image
-is finished: it is frozen, while others go on. Published, with 500 DDIM steps (eta = 0) and noise of 0.01 on [-1, 1]: gamma 40, every
-10th step, Adam with 2000 iterations at 0.01 (image) and 500 at 0.005 (latent), tau 0.001.
+Symbols: gamma, how far the measurement outweighs z'; tau, the root mean square of the residual, in
+the network's range, at which an image is finished: it is frozen, while others go on. Published,
+with 500 DDIM steps (eta = 0) and noise of 0.01 on [-1, 1]: gamma 40, every 10th step, Adam with
+2000 iterations at 0.01 (image) and 500 at 0.005 (latent), tau 0.001.
 
-The official code does more: a DPS step everywhere with zeta = alpha_bar_t / 2 (here ``["dps", "resample"]``), and five steps ahead to
-find z0, as (z_t − sigma_t² eps)/alpha_t, which is not the posterior mean. Its AdamW decays what it optimises, makes one more iteration
-once the residual is small enough, and leaves latents that come out worse than 200 iterations before.
+The official code does more: a DPS step everywhere with zeta = alpha_bar_t / 2 (here ``["dps",
+"resample"]``), and five steps ahead to find z0, as (z_t − sigma_t² eps)/alpha_t, which is not the
+posterior mean. Its AdamW decays what it optimises, makes one more iteration once the residual is
+small enough, and leaves latents that come out worse than 200 iterations before.
 """
 
 from __future__ import annotations
@@ -45,7 +51,8 @@ class ReSample(Transition):
         every: steps between two optimisations.
         image_iterations, image_lr: of Adam on the decoded image, in the second third of the run.
         latent_iterations, latent_lr: of Adam on the latent, in the last third.
-        tau: root mean square of the residual, in the network's range, at which an image is finished.
+        tau: root mean square of the residual, in the network's range, at which an image is
+            finished.
         inner: the sampler whose steps it makes.
     """
 
@@ -116,7 +123,8 @@ class ReSample(Transition):
 def fitted(
     A: Callable[[Tensor], Tensor], y: Tensor, x: Tensor, iterations: int, lr: float, tau: float
 ) -> Tensor:
-    """argmin_x ‖y − A(x)‖² by Adam from x, each image until the root mean square of its residual is below tau."""
+    """argmin_x ‖y − A(x)‖² by Adam from x, each image until the root mean square of its residual is
+    below tau."""
     x = x.detach().clone().requires_grad_()
     adam = torch.optim.Adam([x], lr)
     going = torch.ones(len(x), *(1,) * (x.ndim - 1), dtype=torch.bool, device=x.device)

@@ -1,16 +1,20 @@
-"""SR3 and Palette (Saharia et al. 2021, arXiv:2104.07636; 2022, arXiv:2111.05826): a network that sees the measurement.
+"""SR3 and Palette (Saharia et al. 2021, arXiv:2104.07636; 2022, arXiv:2111.05826): a network that
+sees the measurement.
 
     eps = eps([cond, x_t], t)      cond before x_t, along the channels
 
-The network was trained on pairs, so the posterior is learnt and nothing is computed from the operator while sampling. cond is an
-image made from the measurement once:
+The network was trained on pairs, so the posterior is learnt and nothing is computed from the
+operator while sampling. cond is an image made from the measurement once:
 
-    upsampled   y resized to the image, bicubic with a = −1/2 (SR3), bilinear for guided-diffusion's upsamplers; y itself where it
-                has the image's size (Palette: colourisation from grey; inpainting from the masked image, whose missing pixels are
-                mid-grey here, while Palette's own networks see noise there: give them cond= a function)
+    upsampled   y resized to the image, bicubic with a = −1/2 (SR3), bilinear for
+                guided-diffusion's upsamplers; y itself where it has the image's size (Palette:
+                colourisation from grey; inpainting from the masked image, whose missing pixels are
+                mid-grey here, while Palette's own networks see noise there: give them cond= a
+                function)
     pinv        A†y, for any linear operator;  adjoint: A*y
 
-Networks take t, or the continuous noise level sqrt(alpha_bar) as in SR3: ``Denoiser(..., time=lambda t: schedule(t).alpha)``.
+Networks take t, or the continuous noise level sqrt(alpha_bar) as in SR3: ``Denoiser(...,
+time=lambda t: schedule(t).alpha)``.
 """
 
 from __future__ import annotations
@@ -35,8 +39,9 @@ class SR3(Guidance):
     """See the module's docstring.
 
     Args:
-        cond: ``"upsampled"``, ``"pinv"``, ``"adjoint"``, the image itself, (B, cond_channels, H, W) in the network's range, or a function
-            of the measurement (y in the network's range) that returns it.
+        cond: ``"upsampled"``, ``"pinv"``, ``"adjoint"``, the image itself, (B, cond_channels, H, W)
+            in the network's range, or a function of the measurement (y in the network's range) that
+            returns it.
     """
 
     cond: str | Callable[[Measurement], Tensor] | Tensor = "upsampled"
@@ -46,7 +51,8 @@ class SR3(Guidance):
     def __post_init__(self) -> None:
         if isinstance(self.cond, str) and self.cond not in IMAGES:
             raise ValueError(
-                f"cond must be one of {', '.join(IMAGES)}, or a function of the measurement, got {self.cond!r}"
+                f"cond must be one of {', '.join(IMAGES)}, or a function of the "
+                f"measurement, got {self.cond!r}"
             )
 
     @property
@@ -62,7 +68,8 @@ class SR3(Guidance):
         cond = self._image(setting.measurement, tuple(size), denoiser.upsampling)
         if not isinstance(cond, Tensor) or cond.ndim != len(setting.shape):
             raise ValueError(
-                f"cond must be images of shape ({images}, channels, {', '.join(map(str, size))}), got {type(cond).__name__}"
+                f"cond must be images of shape ({images}, channels, "
+                f"{', '.join(map(str, size))}), got {type(cond).__name__}"
             )
         y = setting.measurement.y
         if (
@@ -71,13 +78,16 @@ class SR3(Guidance):
             and tuple(n * denoiser.factor for n in y.shape[2:]) != tuple(size)
         ):
             raise ValueError(
-                f"{denoiser.name} was trained to enlarge by {denoiser.factor}, but this measurement of {'x'.join(map(str, y.shape[2:]))} pixels is "
-                f"one of {'x'.join(map(str, size))}; use that factor, a network for this one, or a method that knows the operator, such as dps"
+                f"{denoiser.name} was trained to enlarge by {denoiser.factor}, but this "
+                f"measurement of {'x'.join(map(str, y.shape[2:]))} pixels is "
+                f"one of {'x'.join(map(str, size))}; use that factor, a network for this "
+                "one, or a method that knows the operator, such as dps"
             )
         takes = denoiser.cond_channels
         if takes is None and not denoiser.takes("cond"):
             raise ValueError(
-                f"{denoiser.name} is not shown an image beside the state; SR3 needs a network trained on [cond, x_t], such as sr3x4, "
+                f"{denoiser.name} is not shown an image beside the state; SR3 needs a "
+                "network trained on [cond, x_t], such as sr3x4, "
                 "which cond_channels= describes"
             )
         if (
@@ -86,7 +96,8 @@ class SR3(Guidance):
             or (takes is not None and cond.shape[1] != takes)
         ):
             raise ValueError(
-                f"the channels do not add up: {denoiser.name} takes [cond, x_t] with {takes} + {channels} channels of size {tuple(size)}, "
+                f"the channels do not add up: {denoiser.name} takes [cond, x_t] with "
+                f"{takes} + {channels} channels of size {tuple(size)}, "
                 f"but cond has shape {tuple(cond.shape)}"
             )
         return replace(self, cond=cond.to(setting.device, setting.dtype))
@@ -100,7 +111,8 @@ class SR3(Guidance):
         if self.cond == "upsampled":
             if y.ndim != 4 or y.is_complex():
                 raise ValueError(
-                    f"cond='upsampled' needs a measurement that is an image, got shape {tuple(y.shape)}; use cond='pinv'"
+                    "cond='upsampled' needs a measurement that is an image, got shape "
+                    f"{tuple(y.shape)}; use cond='pinv'"
                 )
             return (
                 y
@@ -109,7 +121,8 @@ class SR3(Guidance):
             )
         if not isinstance(operator, LinearOperator):
             raise ValueError(
-                f"cond={self.cond!r} needs a linear operator, and {type(operator).__name__} is not one; use cond='upsampled'"
+                f"cond={self.cond!r} needs a linear operator, and {type(operator).__name__} "
+                "is not one; use cond='upsampled'"
             )
         return operator.pinv(y) if self.cond == "pinv" else operator.adjoint(y)
 

@@ -1,22 +1,29 @@
-"""Twisted diffusion sampler (Wu et al., NeurIPS 2023, arXiv:2306.17775, algorithm 1): sequential Monte Carlo whose proposals are guided
-and whose weights make up for the guidance's error. The samples of an image are its particles.
+"""Twisted diffusion sampler (Wu et al., NeurIPS 2023, arXiv:2306.17775, algorithm 1): sequential
+Monte Carlo whose proposals are guided and whose weights make up for the guidance's error. The
+samples of an image are its particles.
 
-    p~(y | x_t)  = N(y; A x0(x_t), A C_t A* + sigma²)                                       the twisting function
-    x_s          ~ p~(x_s | x_t, y) = N(m~, std²),  m~ the mean of p(x_s | x_t) from x0 + sigma_t²/alpha_t grad_{x_t} log p~(y | x_t)
+    p~(y | x_t)  = N(y; A x0(x_t), A C_t A* + sigma²)                the twisting function
+    x_s          ~ p~(x_s | x_t, y) = N(m~, std²)
     w_s          = p(x_s | x_t) p~(y | x_s) / (p~(y | x_t) p~(x_s | x_t, y))
 
-Particles are resampled where their effective number falls below ``ess`` times their number, and before the last step in any case: it
-returns the mean E~[x0 | x_t, y] = x0 + sigma_t²/alpha_t grad log p~ without noise, as ancestral sampling does, so that samples are
-equally weighted. However rough the twist, many particles sample p(x0) p~(y | x_t) of the least noisy level, with p(x0) what the
-transition makes of the network.
+with m~ the mean of p(x_s | x_t) from x0 + sigma_t²/alpha_t grad_{x_t} log p~(y | x_t).
 
-Symbols: C_t, the twist's covariance of x0 given x_t; ess, the resampling threshold (algorithm 1 has ess = 1); K particles, the run's
-``num_samples``. The official inpainting run has K = 4 and 100 respaced steps.
+Particles are resampled where their effective number falls below ``ess`` times their number, and
+before the last step in any case: it returns the mean E~[x0 | x_t, y] = x0 + sigma_t²/alpha_t grad
+log p~ without noise, as ancestral sampling does, so that samples are equally weighted. However
+rough the twist, many particles sample p(x0) p~(y | x_t) of the least noisy level, with p(x0) what
+the transition makes of the network.
 
-The paper's own twist has C_t = 0 and its code adds the variances of reconstruction guidance to the noise; here C_t stays inside A C A*,
-as in PiGDM, so that every linear operator and zero noise work. The code weighs the particles once more at the clean level by p(y | x0),
-which leaves one of them where the noise is small. Resampling is systematic and the guided x0 clipped where the network clips, as there.
-With thousands of measurements all particles soon descend from one: they then choose among paths, and say little about the posterior.
+Symbols: C_t, the twist's covariance of x0 given x_t; ess, the resampling threshold (algorithm 1 has
+ess = 1); K particles, the run's ``num_samples``. The official inpainting run has K = 4 and 100
+respaced steps.
+
+The paper's own twist has C_t = 0 and its code adds the variances of reconstruction guidance to the
+noise; here C_t stays inside A C A*, as in PiGDM, so that every linear operator and zero noise work.
+The code weighs the particles once more at the clean level by p(y | x0), which leaves one of them
+where the noise is small. Resampling is systematic and the guided x0 clipped where the network
+clips, as there. With thousands of measurements all particles soon descend from one: they then
+choose among paths, and say little about the posterior.
 """
 
 from __future__ import annotations
@@ -42,9 +49,11 @@ class TDS(Transition):
     """See the module's docstring.
 
     Args:
-        covariance: C_t. ``"pigdm"``: r_t² I, r_t² = sigma_t²/(alpha_t² + sigma_t²), that of data with unit variance, for one backward
-            pass; ``"tweedie"``: sigma_t²/alpha_t dx0/dx_t, exact for an exact network, for as many backward passes as y has entries.
-        ess: resample where the effective number of particles is below this share; 1 resamples in every step.
+        covariance: C_t. ``"pigdm"``: r_t² I, r_t² = sigma_t²/(alpha_t² + sigma_t²), that of data
+            with unit variance, for one backward pass; ``"tweedie"``: sigma_t²/alpha_t dx0/dx_t,
+            exact for an exact network, for as many backward passes as y has entries.
+        ess: resample where the effective number of particles is below this share; 1 resamples in
+            every step.
         inner: p(x_s | x_t): DDPM, or DDIM(eta) with eta > 0.
     """
 
@@ -60,7 +69,8 @@ class TDS(Transition):
             raise ValueError(f"covariance must be 'pigdm' or 'tweedie', got {self.covariance!r}")
         if not 0 <= self.ess <= 1:
             raise ValueError(
-                f"ess, the share of effective particles below which they are resampled, must be in [0, 1], got {self.ess}"
+                "ess, the share of effective particles below which they are resampled, "
+                f"must be in [0, 1], got {self.ess}"
             )
         check_density(self.inner, "TDS")
 
@@ -73,7 +83,8 @@ class TDS(Transition):
         y = setting.measurement.y
         if self.covariance == "tweedie" and (y[0].numel() > MOST or y.is_complex()):
             raise ValueError(
-                f"covariance='tweedie' makes a backward pass for each of at most {MOST} real measurements, got {y.dtype} {tuple(y.shape[1:])}; "
+                f"covariance='tweedie' makes a backward pass for each of at most {MOST} "
+                f"real measurements, got {y.dtype} {tuple(y.shape[1:])}; "
                 "use covariance='pigdm'"
             )
         return bound
@@ -108,7 +119,8 @@ class TDS(Transition):
     def twist(
         self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement
     ) -> tuple[Prediction, Tensor, Tensor]:
-        """The prediction at x_t, log p~(y | x_t) but for a constant, (B,), and its gradient with C_t held fixed."""
+        """The prediction at x_t, log p~(y | x_t) but for a constant, (B,), and its gradient with
+        C_t held fixed."""
         if (
             step.t.alpha == 0
         ):  # pure noise: x0 does not depend on it, and all particles weigh the same
@@ -137,8 +149,9 @@ def _isotropic(x_t: Tensor, p: Prediction, measurement: Measurement) -> tuple[Te
 
 
 def _tweedie(x_t: Tensor, p: Prediction, measurement: Measurement) -> tuple[Tensor, Tensor]:
-    """Of C = sigma_t²/alpha_t J, J = dx0/dx_t, the covariance of x0 given x_t where the network is exact. The rows of A J, one backward
-    pass each, make A C A* and combine to the gradient J* A* (A C A* + sigma²)^-1 (y − A x0)."""
+    """Of C = sigma_t²/alpha_t J, J = dx0/dx_t, the covariance of x0 given x_t where the network is
+    exact. The rows of A J, one backward pass each, make A C A* and combine to the gradient J* A* (A
+    C A* + sigma²)^-1 (y − A x0)."""
     operator, t, y = measurement.operator, p.level, measurement.y
     assert isinstance(operator, LinearOperator)
     m = y[0].numel()

@@ -1,6 +1,7 @@
 """invdiff: any diffusion network, any forward operator, any guidance method.
 
-Everything is loaded on use, so that importing the package and asking the command line for help stay fast.
+Everything is loaded on use, so that importing the package and asking the command line for help stay
+fast.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Writes to a temporary file beside ``path`` and renames it, so that a killed run leaves no half-written file."""
+    """Writes to a temporary file beside ``path`` and renames it, so that a killed run leaves no
+    half-written file."""
     data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

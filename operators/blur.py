@@ -1,18 +1,21 @@
-"""Blur: true convolution with a kernel, the same for every channel (not correlation: a kernel is not flipped in its effect).
+"""Blur: true convolution with a kernel, the same for every channel (not correlation: a kernel is
+not flipped in its effect).
 
     y[i] = sum_j  w[j] x[i + c − j],    c = k // 2 the centre of a kernel of k pixels (per axis)
 
-Outside the image x goes on by the border rule: ``circular`` (… c d | a b c d | a b …), ``reflect`` (… c b | a b c d | c b …, the
-edge is not repeated) or ``replicate`` (… a a | a b c d | d d …); scipy.ndimage calls them wrap, mirror and nearest.
+Outside the image x goes on by the border rule: ``circular`` (… c d | a b c d | a b …), ``reflect``
+(… c b | a b c d | c b …, the edge is not repeated) or ``replicate`` (… a a | a b c d | d d …);
+scipy.ndimage calls them wrap, mirror and nearest.
 
-Symbols: x image, y measurement of the same shape, w kernel, sigma its standard deviation in pixels, h = FFT(w) for circular.
-:class:`Blur` returns the class that fits kernel and border:
+Symbols: x image, y measurement of the same shape, w kernel, sigma its standard deviation in pixels,
+h = FFT(w) for circular. :class:`Blur` returns the class that fits kernel and border:
 
-    FourierBlur     circular: V* = FFT, s = |h|, U = V diag(h/|h|); exact SVD
-    SeparableBlur   gaussian and box with another border: R X Cᵀ; exact SVD (the cosine transform diagonalises mirrored
-                    symmetric kernels too, but its basis is not orthogonal, so it gives no pseudo-inverse)
-    Blur            other kernels with another border: exact adjoint, pseudo-inverse and prox by conjugate gradients
-                    (relative tolerance 1e-6, at most 100 iterations)
+    FourierBlur    circular: V* = FFT, s = |h|, U = V diag(h/|h|); exact SVD
+    SeparableBlur  gaussian and box with another border: R X Cᵀ; exact SVD (the cosine transform
+                   diagonalises mirrored symmetric kernels too, but its basis is not orthogonal, so
+                   it gives no pseudo-inverse)
+    Blur           other kernels with another border: exact adjoint, pseudo-inverse and prox by
+                   conjugate gradients (relative tolerance 1e-6, at most 100 iterations)
 """
 
 from __future__ import annotations
@@ -42,13 +45,14 @@ class Blur(LinearOperator):
     """Convolution with a kernel.
 
     Args:
-        kernel: ``"gaussian"``, ``"motion"`` (a random camera path), ``"box"``, ``"disk"`` (out of focus, with smooth edges),
-            the path of a file, or a tensor (k, l). Kernels from .npy, .pt and tensors are used as they are, images are
-            divided by their sum.
+        kernel: ``"gaussian"``, ``"motion"`` (a random camera path), ``"box"``, ``"disk"`` (out of
+            focus, with smooth edges), the path of a file, or a tensor (k, l). Kernels from .npy,
+            .pt and tensors are used as they are, images are divided by their sum.
         sigma: standard deviation of the gaussian, in pixels.
-        kernel_size: k, side of the kernel in pixels, odd; the disk's diameter. None is 4 sigma to each side for the
-            gaussian, 31 for motion, 9 for box and disk.
-        intensity: of the camera's shake, in (0, 1]: the path's standard deviation is intensity k / 4 pixels per axis.
+        kernel_size: k, side of the kernel in pixels, odd; the disk's diameter. None is 4 sigma to
+            each side for the gaussian, 31 for motion, 9 for box and disk.
+        intensity: of the camera's shake, in (0, 1]: the path's standard deviation is intensity k /
+            4 pixels per axis.
         seed: of the camera path.
         border: ``"circular"``, ``"reflect"`` or ``"replicate"``.
     """
@@ -79,11 +83,13 @@ class Blur(LinearOperator):
         elif str(self.kernel) not in KERNELS and not self.state and not Path(self.kernel).is_file():
             # A loaded measurement carries its kernel; the file may be gone by then.
             raise ValueError(
-                f"kernel must be one of {', '.join(KERNELS)}, an existing kernel file or a tensor, got {str(self.kernel)!r}"
+                f"kernel must be one of {', '.join(KERNELS)}, an existing kernel file or a "
+                f"tensor, got {str(self.kernel)!r}"
             )
         if not self.sigma > 0 or self.sigma == float("inf"):
             raise ValueError(
-                f"sigma, the kernel's standard deviation in pixels, must be positive, got {self.sigma}"
+                "sigma, the kernel's standard deviation in pixels, must be positive, got "
+                f"{self.sigma}"
             )
         size = self.kernel_size
         if size is not None and (
@@ -130,11 +136,13 @@ class Blur(LinearOperator):
     def _check_fits(self, size: Sequence[int], shape: Shape) -> None:
         if any(k // 2 >= n for k, n in zip(size, shape[1:], strict=True)):
             raise ValueError(
-                f"a kernel of {size[0]}x{size[1]} pixels reaches beyond an image of {shape[1]}x{shape[2]} mirrored once: "
+                f"a kernel of {size[0]}x{size[1]} pixels reaches beyond an image of "
+                f"{shape[1]}x{shape[2]} mirrored once: "
                 "give a smaller kernel_size or border='circular'"
             )
 
-    # Pad, convolve by FFT, crop; the adjoint runs backwards. Subclasses know better for their kernels and borders. ----------
+    # Pad, convolve by FFT, crop; the adjoint runs backwards. Subclasses know better for their
+    # kernels and borders.
 
     def make_state(self, shape: Shape) -> dict[str, Tensor]:
         check_image_shape(shape, "Blur")
@@ -144,7 +152,8 @@ class Blur(LinearOperator):
         return {"transfer": torch.view_as_real(transfer).contiguous(), "kernel": kernel}
 
     def _sizes(self) -> tuple[list[int], list[int], list[int]]:
-        """How far the padding reaches before and after the image, (rows, columns), and the transform's lengths."""
+        """How far the padding reaches before and after the image, (rows, columns), and the
+        transform's lengths."""
         assert self.shape is not None
         sizes = self.state["kernel"].shape
         return [k - 1 - k // 2 for k in sizes], [k // 2 for k in sizes], _lengths(self.shape, sizes)
@@ -176,7 +185,8 @@ class Blur(LinearOperator):
         return self._fold(x, before[1], after[1])
 
     def _fold(self, padded: Tensor, before: int, after: int) -> Tensor:
-        """The adjoint of padding the last dimension: what was copied is added back where it came from."""
+        """The adjoint of padding the last dimension: what was copied is added back where it came
+        from."""
         size = padded.shape[-1] - before - after
         head, x, tail = padded.split([before, size, after], dim=-1)
         if self.border == "replicate":
@@ -224,7 +234,8 @@ class FourierBlur(SpectralOperator, Blur):
             "phase": torch.view_as_real(phase).contiguous(),
         }
 
-    # The half transform of real images is twice as fast as the SVD's full one, so the solvers use it. ----------------
+    # The half transform of real images is twice as fast as the SVD's full one, so the solvers use
+    # it.
 
     def _filter(self, x: Tensor, multiplier: Tensor) -> Tensor:
         return torch.fft.irfft2(torch.fft.rfft2(x) * multiplier, s=x.shape[-2:])
@@ -254,7 +265,7 @@ class FourierBlur(SpectralOperator, Blur):
         s = self.state["s"]
         return s[:, : s.shape[1] // 2 + 1]
 
-    # The singular value decomposition ---------------------------------------------------------------------------------
+    # The singular value decomposition -------------------------------------------------------------
 
     def _singular_values(self) -> Tensor:
         assert self.shape is not None
@@ -302,7 +313,8 @@ Blur.__signature__ = _init.replace(parameters=list(_init.parameters.values())[1:
 
 
 def disk(diameter: int, oversampling: int = 16) -> Tensor:
-    """A disk (k, k) of ``diameter`` k pixels whose edge pixels count by the share that it covers."""
+    """A disk (k, k) of ``diameter`` k pixels whose edge pixels count by the share that it
+    covers."""
     fine = (
         torch.arange(diameter * oversampling, dtype=torch.float64) + 0.5
     ) / oversampling - diameter / 2
@@ -349,7 +361,8 @@ def _read(path: Path) -> Tensor:
 
 
 def _lengths(shape: Shape, kernel: Sequence[int]) -> list[int]:
-    """Transform lengths for a padded image. Longer than it is fine: the part that is cropped out does not see it."""
+    """Transform lengths for a padded image. Longer than it is fine: the part that is cropped out
+    does not see it."""
     return [_fast_length(n + k - 1) for n, k in zip(shape[1:], kernel, strict=True)]
 
 

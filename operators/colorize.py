@@ -1,8 +1,9 @@
 """Colourisation: the luma of an RGB image, ``y = 0.299 R + 0.587 G + 0.114 B``.
 
-Weights w of ITU-R Rec. BT.601, as in kornia's ``rgb_to_grayscale`` and (rounded to four digits) deepinv's ``Decolorize``.
-A = wᵀ on the channels of every pixel has rank one: its singular value is ‖w‖, V a fixed orthogonal 3×3 matrix whose first
-column is w/‖w‖, U = 1. Spectral arrays have the image's layout; only channel 0 is measured.
+Weights w of ITU-R Rec. BT.601, as in kornia's ``rgb_to_grayscale`` and (rounded to four digits)
+deepinv's ``Decolorize``. A = wᵀ on the channels of every pixel has rank one: its singular value is
+‖w‖, V a fixed orthogonal 3×3 matrix whose first column is w/‖w‖, U = 1. Spectral arrays have the
+image's layout; only channel 0 is measured.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ class Colorize(SpectralOperator):
     def make_state(self, shape: Shape) -> dict[str, Tensor]:
         if len(shape) != 3 or shape[0] != 3:
             raise ValueError(
-                f"Colorize works on RGB images of shape (3, H, W), got {shape}; for grey images repeat the channel: x.expand(-1, 3, -1, -1)"
+                f"Colorize works on RGB images of shape (3, H, W), got {shape}; for grey "
+                "images repeat the channel: x.expand(-1, 3, -1, -1)"
             )
         w = torch.tensor(REC601, dtype=torch.float64)
         norm = w.norm()
-        # The Householder reflection that swaps w/‖w‖ and e_1: orthogonal and symmetric, so it is V and V* at once.
+        # The Householder reflection that swaps w/‖w‖ and e_1: orthogonal and symmetric, so it is V
+        # and V* at once.
         normal = w / norm - torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
         v = torch.eye(3, dtype=torch.float64) - 2 * normal[:, None] * normal / normal.square().sum()
         return {

@@ -1,11 +1,14 @@
-"""Compressed sensing with a structured matrix: ``A = S F D``, as incoherent as a random one, and as fast as a transform.
+"""Compressed sensing with a structured matrix: ``A = S F D``, as incoherent as a random one, and as
+fast as a transform.
 
-D flips the sign of every value at random, F is the orthonormal cosine transform of each channel, and S keeps a random set of the
-coefficients: the subsampled randomised transforms of Do, Gan, Nguyen and Tran, "Fast and Efficient Compressive Sensing Using
-Structurally Random Matrices", IEEE TSP 2012, arXiv:1106.5037. At 256×256 nothing larger than 256×256 is stored.
+D flips the sign of every value at random, F is the orthonormal cosine transform of each channel,
+and S keeps a random set of the coefficients: the subsampled randomised transforms of Do, Gan,
+Nguyen and Tran, "Fast and Efficient Compressive Sensing Using Structurally Random Matrices", IEEE
+TSP 2012, arXiv:1106.5037. At 256×256 nothing larger than 256×256 is stored.
 
-Symbols: x image (C, H, W) of n values; y its coefficients in the same layout, m of them measured and the others zero. The rows of A
-are orthonormal: V* = F D, U = 1, s is 1 where measured and else 0, so A† = A*.
+Symbols: x image (C, H, W) of n values; y its coefficients in the same layout, m of them measured
+and the others zero. The rows of A are orthonormal: V* = F D, U = 1, s is 1 where measured and else
+0, so A† = A*.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ class CompressedSensing(SpectralOperator):
     """Random coefficients of the image with random signs.
 
     Args:
-        fraction: m / n, how many numbers are measured for each that x has: exactly round(fraction n), at least one.
+        fraction: m / n, how many numbers are measured for each that x has: exactly round(fraction
+            n), at least one.
         seed: of signs and coefficients, which depend on (seed, C, H, W) alone.
     """
 
@@ -37,7 +41,8 @@ class CompressedSensing(SpectralOperator):
         super().__post_init__()
         if not 0 < self.fraction <= 1:
             raise ValueError(
-                f"fraction, how many numbers are measured for each that x has, must be in (0, 1], got {self.fraction}"
+                "fraction, how many numbers are measured for each that x has, must be in "
+                f"(0, 1], got {self.fraction}"
             )
 
     def make_state(self, shape: Shape) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Denoising: ``y = x + sigma n``, so A is the identity.
 
-Symbols: x image, y measurement of the same shape. Singular values are all one; images may have any shape.
+Symbols: x image, y measurement of the same shape. Singular values are all one; images may have any
+shape.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Inpainting: ``y = m x``, a mask m in [0, 1] that multiplies every pixel; 1 is known, 0 is missing.
+"""Inpainting: ``y = m x``, a mask m in [0, 1] that multiplies every pixel; 1 is known, 0 is
+missing.
 
-Symbols: x image (C, H, W), y measurement of the same shape. A = diag(m), so U = V = 1 and the singular values are m.
+Symbols: x image (C, H, W), y measurement of the same shape. A = diag(m), so U = V = 1 and the
+singular values are m.
 """
 
 from __future__ import annotations
@@ -32,20 +34,23 @@ class Inpaint(DiagonalOperator):
     """Keeps part of the pixels.
 
     Args:
-        mask: ``"random"``, ``"box"``, ``"stripes"``, ``"half"``, ``"outpaint"``, the path of a mask file (an image, .npy or
-            .pt), or a tensor (H, W), (1 | C, H, W) or, for a mask per image, (B, 1 | C, H, W), in which 1 is known.
-        fraction: share of the pixels that is missing, for random: exactly round(fraction H W) pixels.
+        mask: ``"random"``, ``"box"``, ``"stripes"``, ``"half"``, ``"outpaint"``, the path of a mask
+            file (an image, .npy or .pt), or a tensor (H, W), (1 | C, H, W) or, for a mask per
+            image, (B, 1 | C, H, W), in which 1 is known.
+        fraction: share of the pixels that is missing, for random: exactly round(fraction H W)
+            pixels.
         per_channel: draw the random mask for every channel apart.
-        size: of the missing box, or of the centre that outpaint keeps: pixels (int), share of the side (float), or a pair
-            (height, width) of these; None is half of each side.
+        size: of the missing box, or of the centre that outpaint keeps: pixels (int), share of the
+            side (float), or a pair (height, width) of these; None is half of each side.
         position: of the box: (top, left) in pixels, None for the centre, or ``"random"``.
-        margin: what a random box stays away from the border: pixels (int) or a share of the side (float).
+        margin: what a random box stays away from the border: pixels (int) or a share of the side
+            (float).
         width: of a missing stripe, in pixels.
         period: from one stripe to the next, in pixels; the first stripe ends with the first period.
         direction: in which the stripes run, ``"horizontal"`` or ``"vertical"``.
         side: the missing half: ``"left"``, ``"right"``, ``"top"`` or ``"bottom"``.
-        keep: which colour of a mask file is known, ``"white"`` or ``"black"``. A file of another size is resized (nearest)
-            where its aspect ratio is the image's.
+        keep: which colour of a mask file is known, ``"white"`` or ``"black"``. A file of another
+            size is resized (nearest) where its aspect ratio is the image's.
         seed: of the random mask or position, which depend on (seed, C, H, W) alone.
     """
 
@@ -70,17 +75,20 @@ class Inpaint(DiagonalOperator):
         if isinstance(self.mask, Tensor):
             if self.mask.ndim not in (2, 3, 4):
                 raise ValueError(
-                    f"a mask tensor is (H, W), (1 or C, H, W) or (B, 1 or C, H, W), got shape {tuple(self.mask.shape)}"
+                    "a mask tensor is (H, W), (1 or C, H, W) or (B, 1 or C, H, W), got "
+                    f"shape {tuple(self.mask.shape)}"
                 )
             _check_values(self.mask, "the mask tensor")
         elif str(self.mask) not in MASKS and not self.state and not Path(self.mask).is_file():
             # A loaded measurement carries its mask; the file may be gone by then.
             raise ValueError(
-                f"mask must be one of {', '.join(MASKS)}, an existing mask file or a tensor, got {str(self.mask)!r}"
+                f"mask must be one of {', '.join(MASKS)}, an existing mask file or a "
+                f"tensor, got {str(self.mask)!r}"
             )
         if not 0 <= self.fraction < 1:
             raise ValueError(
-                f"fraction, the share of missing pixels, must be at least 0 and below 1, got {self.fraction}"
+                "fraction, the share of missing pixels, must be at least 0 and below 1, "
+                f"got {self.fraction}"
             )
         if self.size is not None:
             _check_size(self.size)
@@ -88,13 +96,15 @@ class Inpaint(DiagonalOperator):
             self.position is None or self.position == "random" or _is_pair_of_pixels(self.position)
         ):
             raise ValueError(
-                f"position must be (top, left) in pixels, 'random' or None for the centre, got {self.position!r}"
+                "position must be (top, left) in pixels, 'random' or None for the centre, "
+                f"got {self.position!r}"
             )
         if not (
             _is_pixels(self.margin) or (isinstance(self.margin, float) and 0 <= self.margin < 0.5)
         ):
             raise ValueError(
-                f"margin must be a number of pixels, at least 0, or a share of the side below 0.5, got {self.margin}"
+                "margin must be a number of pixels, at least 0, or a share of the side "
+                f"below 0.5, got {self.margin}"
             )
         if not (
             isinstance(self.width, int)
@@ -102,7 +112,8 @@ class Inpaint(DiagonalOperator):
             and 0 < self.width < self.period
         ):
             raise ValueError(
-                f"width and period must be pixels with 0 < width < period, so that something is known; got {self.width} and {self.period}"
+                "width and period must be pixels with 0 < width < period, so that "
+                f"something is known; got {self.width} and {self.period}"
             )
         for name, allowed in (
             ("direction", ("horizontal", "vertical")),
@@ -167,7 +178,8 @@ class Inpaint(DiagonalOperator):
                 mask = mask if self.keep == "white" else 1 - mask
                 if not bool(mask.any()):
                     raise ValueError(
-                        f"the mask {path} marks no pixel as known; keep={self.keep!r} (--mask-keep) says which colour is known"
+                        f"the mask {path} marks no pixel as known; keep={self.keep!r} "
+                        "(--mask-keep) says which colour is known"
                     )
         return mask
 
@@ -183,7 +195,8 @@ class Inpaint(DiagonalOperator):
         )
         if height > h or width > w:
             raise ValueError(
-                f"size {self.size} is larger than the image of {h}x{w} pixels; give less, or a share such as 0.5"
+                f"size {self.size} is larger than the image of {h}x{w} pixels; give less, "
+                "or a share such as 0.5"
             )
         return height, width
 
@@ -197,7 +210,8 @@ class Inpaint(DiagonalOperator):
             room = h - height - 2 * margins[0], w - width - 2 * margins[1]
             if min(room) < 0:
                 raise ValueError(
-                    f"a box of {height}x{width} with a margin of {self.margin} does not fit into {h}x{w} pixels; shrink one"
+                    f"a box of {height}x{width} with a margin of {self.margin} does not fit "
+                    f"into {h}x{w} pixels; shrink one"
                 )
             top, left = (
                 m + int(torch.randint(n + 1, (), generator=generator))
@@ -211,7 +225,8 @@ class Inpaint(DiagonalOperator):
             )
         if top + height > h or left + width > w:
             raise ValueError(
-                f"a box of {height}x{width} at (top, left) = ({top}, {left}) leaves the image of {h}x{w} pixels; move it"
+                f"a box of {height}x{width} at (top, left) = ({top}, {left}) leaves the "
+                f"image of {h}x{w} pixels; move it"
             )
         return top, left, height, width
 
@@ -231,7 +246,8 @@ class Inpaint(DiagonalOperator):
         mask = self.state["mask"]
         if mask.ndim == 4 and len(x) not in (1, len(mask)):
             raise ValueError(
-                f"this mask is for {len(mask)} images, got a batch of {len(x)}; use measurement.select(images) for a part"
+                f"this mask is for {len(mask)} images, got a batch of {len(x)}; use "
+                "measurement.select(images) for a part"
             )
         return mask * x
 
@@ -267,7 +283,8 @@ def _check_size(size: Size) -> None:
         share = isinstance(n, float) and 0 < n <= 1
         if not (whole or share) or (isinstance(size, tuple) and len(size) != 2):
             raise ValueError(
-                f"size must be pixels (int > 0), a share of the side (float in (0, 1]) or a pair of these, got {size!r}"
+                "size must be pixels (int > 0), a share of the side (float in (0, 1]) or a "
+                f"pair of these, got {size!r}"
             )
 
 
@@ -277,7 +294,8 @@ def _check_values(mask: Tensor, what: str) -> None:
     low, high = float(mask.min()), float(mask.max())
     if not (low >= 0 and high <= 1):  # false for nan as well
         raise ValueError(
-            f"{what} must have values in [0, 1], 1 being known; it has values from {low:g} to {high:g}"
+            f"{what} must have values in [0, 1], 1 being known; it has values from {low:g} "
+            f"to {high:g}"
         )
 
 
@@ -309,7 +327,8 @@ def _read(path: Path, h: int, w: int) -> Tensor:
         return mask
     if round(height * w / width) != h and round(width * h / height) != w:
         raise ValueError(
-            f"the mask {path} is {height}x{width}, the image {h}x{w}: another aspect ratio; crop the mask to the image's"
+            f"the mask {path} is {height}x{width}, the image {h}x{w}: another aspect ratio; "
+            "crop the mask to the image's"
         )
     warnings.warn(
         f"the mask {path} is resized from {height}x{width} to the image's {h}x{w}", stacklevel=2

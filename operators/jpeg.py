@@ -1,17 +1,21 @@
-"""JPEG: the image as it comes back from a baseline JPEG file of some quality, ``y = decode(encode(x))``.
+"""JPEG: the image as it comes back from a baseline JPEG file of some quality, ``y =
+decode(encode(x))``.
 
-Per 8×8 block of Y, Cb and Cr, with D the orthonormal cosine transform and Q the table of the quality (ITU-T T.81, annex K, scaled as
-libjpeg does):
+Per 8×8 block of Y, Cb and Cr, with D the orthonormal cosine transform and Q the table of the
+quality (ITU-T T.81, annex K, scaled as libjpeg does):
 
     z = D (255 block − 128) Dᵀ,    ẑ = Q round(z / Q),    block' = clip(Dᵀ ẑ D + 128, 0, 255) / 255
 
-Colours are JFIF's (ITU-R BT.601); for 4:2:0 the chroma is averaged over 2×2 pixels and interpolated linearly, libjpeg's "fancy
-upsampling". Sides that are no multiple of the blocks are continued by their last pixel. At quality 10, 50 and 90 this is 41, 46 and 47 dB
-from Pillow's file of scikit-image's astronaut and as far from x as that (within 0.2 dB); the rest is libjpeg's rounding to whole numbers
-between the stages. Kornia's ``jpeg_codec_differentiable`` is not used: it rounds softly, as DiffJPEG does, so that details pass which no
-file holds (37, 44 and 46 dB, and up to 0.9 dB nearer to x than the file is).
+Colours are JFIF's (ITU-R BT.601); for 4:2:0 the chroma is averaged over 2×2 pixels and interpolated
+linearly, libjpeg's "fancy upsampling". Sides that are no multiple of the blocks are continued by
+their last pixel. At quality 10, 50 and 90 this is 41, 46 and 47 dB from Pillow's file of
+scikit-image's astronaut and as far from x as that (within 0.2 dB); the rest is libjpeg's rounding
+to whole numbers between the stages. Kornia's ``jpeg_codec_differentiable`` is not used: it rounds
+softly, as DiffJPEG does, so that details pass which no file holds (37, 44 and 46 dB, and up to 0.9
+dB nearer to x than the file is).
 
-The gradient of rounding is taken as one (straight-through, see :mod:`invdiff.operators.quantize`), that of clipping is its own.
+The gradient of rounding is taken as one (straight-through, see :mod:`invdiff.operators.quantize`),
+that of clipping is its own.
 
 Symbols: x image in [0, 1], grey or RGB, of any size; y the same shape.
 """

@@ -1,10 +1,11 @@
 """A dense matrix: ``y = A x`` on the flattened image or vector, with an exact SVD.
 
-For vectors, small images and experiments whose A is given; a random one is made from its seed. At 256x256 no dense matrix fits into
-memory: ``compressed_sensing`` measures as many numbers with a fast transform.
+For vectors, small images and experiments whose A is given; a random one is made from its seed. At
+256x256 no dense matrix fits into memory: ``compressed_sensing`` measures as many numbers with a
+fast transform.
 
-Symbols: x of n entries, y of m, A (m, n) = U diag(s) Vᵀ. Spectral arrays have max(m, n) entries in the last dimension and one in each
-dimension before it.
+Symbols: x of n entries, y of m, A (m, n) = U diag(s) Vᵀ. Spectral arrays have max(m, n) entries in
+the last dimension and one in each dimension before it.
 """
 
 from __future__ import annotations
@@ -44,11 +45,13 @@ class Matrix(SpectralOperator):
             self.matrix.ndim != 2 or self.matrix.is_complex() or not self.matrix.is_floating_point()
         ):
             raise ValueError(
-                f"matrix must be real and have two dimensions (m, n), got {self.matrix.dtype} {tuple(self.matrix.shape)}"
+                "matrix must be real and have two dimensions (m, n), got "
+                f"{self.matrix.dtype} {tuple(self.matrix.shape)}"
             )
         if not 0 < self.fraction <= 1:
             raise ValueError(
-                f"fraction, how many numbers are measured for each that x has, must be in (0, 1], got {self.fraction}"
+                "fraction, how many numbers are measured for each that x has, must be in "
+                f"(0, 1], got {self.fraction}"
             )
 
     def make_state(self, shape: Shape) -> dict[str, Tensor]:
@@ -66,7 +69,8 @@ class Matrix(SpectralOperator):
             matrix = self.matrix.detach().to("cpu", torch.float64)
             if matrix.shape[1] != n:
                 raise ValueError(
-                    f"the matrix has {matrix.shape[1]} columns, but x of shape {shape} has {n} entries"
+                    f"the matrix has {matrix.shape[1]} columns, but x of shape {shape} has "
+                    f"{n} entries"
                 )
             _check_size(*matrix.shape)
         u, s, vt = torch.linalg.svd(matrix, full_matrices=True)
@@ -79,7 +83,8 @@ class Matrix(SpectralOperator):
 
     def image_shape(self, measurement_shape: Shape) -> Shape:
         raise ValueError(
-            "a matrix does not tell the shape of its images; bind it first: operator.bind((C, H, W)), or operator.bind((n,))"
+            "a matrix does not tell the shape of its images; bind it first: "
+            "operator.bind((C, H, W)), or operator.bind((n,))"
         )
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -104,7 +109,8 @@ class Matrix(SpectralOperator):
         return z.flatten(1)[:, : len(self.state["u"])] @ self.state["u"].mT
 
     def _spectral(self, z: Tensor) -> Tensor:
-        """As many dimensions as images have, so that one number per image broadcasts against both."""
+        """As many dimensions as images have, so that one number per image broadcasts against
+        both."""
         assert self.shape is not None
         return F.pad(z, (0, len(self.state["s"]) - z.shape[1])).view(
             len(z), *(1,) * (len(self.shape) - 1), -1
@@ -118,5 +124,6 @@ class Matrix(SpectralOperator):
 def _check_size(m: int, n: int) -> None:
     if max(m, n) ** 2 > LARGEST:
         raise ValueError(
-            f"the SVD of a dense matrix of {m}x{n} is too large; use the operator compressed_sensing, which needs no matrix"
+            f"the SVD of a dense matrix of {m}x{n} is too large; use the operator "
+            "compressed_sensing, which needs no matrix"
         )

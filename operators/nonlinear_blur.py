@@ -1,16 +1,19 @@
-"""Nonlinear blur: a shaken camera averages light, and then its response curve and its saturation act.
+"""Nonlinear blur: a shaken camera averages light, and then its response curve and its saturation
+act.
 
     y = g(min(1, e · (w * g⁻¹(x))))
 
-g is the response from light to pixel values, w the kernel of the camera's path, e the exposure. This is how the blur of GOPRO is made
-(Nah, Kim and Lee, "Deep Multi-scale Convolutional Neural Network for Dynamic Scene Deblurring", CVPR 2017, arXiv:1612.02177, equations
-1 and 2: the mean of sharp frames in linear light), with sRGB's curve (IEC 61966-2-1) for their power 1/2.2, which it approximates and
-whose slope at black is finite. Below 0 the curve goes on as a straight line, so gradients exist everywhere; they are 0 where light
-saturates.
+g is the response from light to pixel values, w the kernel of the camera's path, e the exposure.
+This is how the blur of GOPRO is made (Nah, Kim and Lee, "Deep Multi-scale Convolutional Neural
+Network for Dynamic Scene Deblurring", CVPR 2017, arXiv:1612.02177, equations 1 and 2: the mean of
+sharp frames in linear light), with sRGB's curve (IEC 61966-2-1) for their power 1/2.2, which it
+approximates and whose slope at black is finite. Below 0 the curve goes on as a straight line, so
+gradients exist everywhere; they are 0 where light saturates.
 
-It is NOT the operator of the ``nonlinear deblur`` task of DPS and DAPS: that is a network trained on GOPRO (Tran et al., "Explore Image
-Deblurring via Encoded Blur Kernel Space", CVPR 2021, arXiv:2104.00317, "bkse") fed a random code. Those who have its checkpoint pass
-it as an operator of their own:
+It is NOT the operator of the ``nonlinear deblur`` task of DPS and DAPS: that is a network trained
+on GOPRO (Tran et al., "Explore Image Deblurring via Encoded Blur Kernel Space", CVPR 2021,
+arXiv:2104.00317, "bkse") fed a random code. Those who have its checkpoint pass it as an operator of
+their own:
 
     @dataclass(frozen=True, eq=False)
     class EncodedBlur(Operator):

@@ -1,15 +1,20 @@
-"""Phase retrieval: the magnitude of an oversampled Fourier transform, ``y = |F P (a + (b − a) x)|`` for every channel.
+"""Phase retrieval: the magnitude of an oversampled Fourier transform, ``y = |F P (a + (b − a) x)|``
+for every channel.
 
-P pads with p zeros on each side, p = int(oversample / 8 · side), so ``oversample=2`` makes a side half as long again; F is the
-orthonormal transform with frequency zero in the centre. (The literature also shifts the padded image before F, which changes the
-phase alone.) [a, b] is the range that images have when they are padded and transformed, where the public codes differ:
+P pads with p zeros on each side, p = int(oversample / 8 · side), so ``oversample=2`` makes a side
+half as long again; F is the orthonormal transform with frequency zero in the centre. (The
+literature also shifts the padded image before F, which changes the phase alone.) [a, b] is the
+range that images have when they are padded and transformed, where the public codes differ:
 
     DAPS, Zhang et al., CVPR 2025, arXiv:2407.01521          [0, 1]: padded with black
-    DPS, Chung et al., ICLR 2023, arXiv:2209.14687           [−1, 1]: padded with middle grey; p = int(oversample / 8 · 256) for every size
+    DPS, Chung et al., ICLR 2023, arXiv:2209.14687           [−1, 1]: padded with middle grey; p =
+                                                             int(oversample / 8 · 256) for every
+                                                             size
     InverseBench, Zheng et al., ICLR 2025, arXiv:2503.11043  [−1, 1]
 
-All of them add noise of standard deviation 0.05 to y as it is. So, unlike elsewhere, sigma is 0.05 here as well, and it weighs twice as
-much with [0, 1], where magnitudes are half as large. The gradient is zero where y is.
+All of them add noise of standard deviation 0.05 to y as it is. So, unlike elsewhere, sigma is 0.05
+here as well, and it weighs twice as much with [0, 1], where magnitudes are half as large. The
+gradient is zero where y is.
 
 Symbols: x image in [0, 1], (C, H, W); y (C, H + 2p, W + 2p').
 """
@@ -68,7 +73,8 @@ class PhaseRetrieval(Operator):
             if side + 2 * self._padding(side) == padded:
                 return side
         raise ValueError(
-            f"no image side gives measurements of {padded} pixels with oversample = {self.oversample}"
+            f"no image side gives measurements of {padded} pixels with oversample = "
+            f"{self.oversample}"
         )
 
     def _forward(self, x: Tensor) -> Tensor:

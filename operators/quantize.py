@@ -1,7 +1,9 @@
-"""Quantisation to few bits: ``y = round((2^b − 1) clip(x, 0, 1)) / (2^b − 1)``, so 0 and 1 are among the 2^b levels.
+"""Quantisation to few bits: ``y = round((2^b − 1) clip(x, 0, 1)) / (2^b − 1)``, so 0 and 1 are
+among the 2^b levels.
 
-The gradient of rounding is zero almost everywhere. It is taken as one (the straight-through estimator: Bengio, Léonard and Courville,
-"Estimating or Propagating Gradients Through Stochastic Neurons", 2013, arXiv:1308.3432); clipping keeps its own, zero outside [0, 1].
+The gradient of rounding is zero almost everywhere. It is taken as one (the straight-through
+estimator: Bengio, Léonard and Courville, "Estimating or Propagating Gradients Through Stochastic
+Neurons", 2013, arXiv:1308.3432); clipping keeps its own, zero outside [0, 1].
 
 Symbols: x image in [0, 1], y measurement of the same shape, b bits per value.
 """

@@ -2,12 +2,13 @@
 
 R (H/f × H) and C (W/f × W) resample the rows and the columns:
 
-    bicubic   antialiased cubic, a = −1/2: equals ``torch.nn.functional.interpolate(mode="bicubic", antialias=True)`` and Pillow
-    box       the mean of f×f pixels
-    nearest   the top left of f×f pixels
+    bicubic  antialiased cubic, a = −1/2: equals ``torch.nn.functional.interpolate(mode="bicubic",
+             antialias=True)`` and Pillow
+    box      the mean of f×f pixels
+    nearest  the top left of f×f pixels
 
-Symbols: X image (H, W) in pixels, Y measurement (H/f, W/f), f the factor. SVD, pseudo-inverse and proximal map are exact,
-from those of R and C (see :mod:`invdiff.problem.separable`).
+Symbols: X image (H, W) in pixels, Y measurement (H/f, W/f), f the factor. SVD, pseudo-inverse and
+proximal map are exact, from those of R and C (see :mod:`invdiff.problem.separable`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class SuperResolution(SeparableOperator):
         super().__post_init__()
         if isinstance(self.factor, bool) or not isinstance(self.factor, int) or self.factor < 2:
             raise ValueError(
-                f"factor must be a whole number of at least 2 (usually 2, 3, 4 or 8), got {self.factor!r}"
+                "factor must be a whole number of at least 2 (usually 2, 3, 4 or 8), got "
+                f"{self.factor!r}"
             )
         if self.kernel not in KERNELS:
             raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}")
@@ -59,7 +61,8 @@ class SuperResolution(SeparableOperator):
         return self._resampling(height), self._resampling(width)
 
     def _resampling(self, size: int) -> Tensor:
-        """The matrix of the 1-D resampling, read off from what it does to the unit vectors, the columns of one image.
+        """The matrix of the 1-D resampling, read off from what it does to the unit vectors, the
+        columns of one image.
 
         One image, not a batch of images one pixel wide: torch (2.14) antialiases those wrongly.
         """

@@ -1,9 +1,12 @@
-"""Several measurements of one image: ``y = (A_1(x), …, A_n(x))``, flattened and joined to one vector.
+"""Several measurements of one image: ``y = (A_1(x), …, A_n(x))``, flattened and joined to one
+vector.
 
-    invdiff solve --operator stack 'operator.parts=[{name: inpaint, fraction: 0.9}, {name: sr, factor: 8}]'
+    invdiff solve --operator stack 'operator.parts=[{name: inpaint, fraction: 0.9}, {name: sr,
+    factor: 8}]'
 
-Where all the parts are linear the stack is: A* y = Σ_k A_k* y_k exactly, pseudo-inverse and prox by conjugate gradients (relative
-tolerance 1e-6, at most 100 iterations). Parts with noise of their own:
+Where all the parts are linear the stack is: A* y = Σ_k A_k* y_k exactly, pseudo-inverse and prox by
+conjugate gradients (relative tolerance 1e-6, at most 100 iterations). Parts with noise of their
+own:
 
     both = stack([inpaint, sr]).bind((3, 64, 64))
     measurement = both.measure(x, sigma=both.per_part([0.01, 0.05]))
@@ -35,7 +38,8 @@ def stack(
 
     Args:
         parts: operators, registered names, or mappings of a ``name`` and its parameters;
-            on the command line ``'operator.parts=[{name: inpaint, fraction: 0.9}, {name: sr, factor: 8}]'``.
+            on the command line ``'operator.parts=[{name: inpaint, fraction: 0.9}, {name: sr,
+            factor: 8}]'``.
         shape: of the images, where ``state`` holds the tensors already.
     """
     return assemble(Stack, LinearStack, parts, shape, state or {})
@@ -57,7 +61,8 @@ class Stack(Composite):
             if part.shape is not None:
                 return part.shape
         raise ValueError(
-            "a stack of measurements does not tell the shape of its image; bind it first: operator.bind((C, H, W))"
+            "a stack of measurements does not tell the shape of its image; bind it first: "
+            "operator.bind((C, H, W))"
         )
 
     def fit(self, shape: Shape) -> Shape:
@@ -84,7 +89,8 @@ class Stack(Composite):
         ]
 
     def per_part(self, values: Sequence[float]) -> Tensor:
-        """One number per part, such as its sigma, as a tensor (1, m) that broadcasts against y. The operator must be bound."""
+        """One number per part, such as its sigma, as a tensor (1, m) that broadcasts against y. The
+        operator must be bound."""
         if self.shape is None:
             raise ValueError("bind this stack to an image shape first: operator.bind((C, H, W))")
         if len(values) != len(self.parts):

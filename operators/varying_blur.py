@@ -2,11 +2,13 @@
 
     y = Σ_k  c_k ⊙ (w_k * x)
 
-w_k is the kernel of node k and c_k(i) its share at pixel i, linear between neighbouring nodes, Σ_k c_k = 1: Nagy and O'Leary,
-"Restoring Images Degraded by Spatially Variant Blur", SIAM J. Sci. Comput. 1998. Nodes span the image from corner to corner. The adjoint
-is exact, Σ_k w_kᵀ (c_k ⊙ y); pseudo-inverse and prox by conjugate gradients (relative tolerance 1e-6, at most 100 iterations).
+w_k is the kernel of node k and c_k(i) its share at pixel i, linear between neighbouring nodes, Σ_k
+c_k = 1: Nagy and O'Leary, "Restoring Images Degraded by Spatially Variant Blur", SIAM J. Sci.
+Comput. 1998. Nodes span the image from corner to corner. The adjoint is exact, Σ_k w_kᵀ (c_k ⊙ y);
+pseudo-inverse and prox by conjugate gradients (relative tolerance 1e-6, at most 100 iterations).
 
-Symbols: x image, y measurement of the same shape. Borders are those of :mod:`invdiff.operators.blur`.
+Symbols: x image, y measurement of the same shape. Borders are those of
+:mod:`invdiff.operators.blur`.
 """
 
 from __future__ import annotations
@@ -31,11 +33,14 @@ class VaryingBlur(LinearOperator):
     """A blur that differs across the image.
 
     Args:
-        kernel: ``"gaussian"``, out of focus towards the corners; ``"motion"``, another random camera path at every node; or a tensor
-            (rows, columns, k, l) of kernels, used as they are.
+        kernel: ``"gaussian"``, out of focus towards the corners; ``"motion"``, another random
+            camera path at every node; or a tensor (rows, columns, k, l) of kernels, used as they
+            are.
         grid: rows and columns of nodes; a tensor of kernels has its own.
-        sigma: standard deviations of the gaussians in pixels, (in the centre, in the corners), linear in the distance between.
-        kernel_size: side of the kernels in pixels, odd; None is 4 sigma to each side for gaussians, 31 for motion.
+        sigma: standard deviations of the gaussians in pixels, (in the centre, in the corners),
+            linear in the distance between.
+        kernel_size: side of the kernels in pixels, odd; None is 4 sigma to each side for gaussians,
+            31 for motion.
         intensity: of the camera's shake, in (0, 1].
         seed: of the camera's paths.
         border: ``"reflect"``, ``"replicate"`` or ``"circular"``.
@@ -50,7 +55,8 @@ class VaryingBlur(LinearOperator):
     border: str = "reflect"
 
     expected_failures: ClassVar[dict[str, str]] = {
-        "pinv": "kernels this wide need more than the 100 iterations after which conjugate gradients stop; A A+ A x is then off by 1e-3"
+        "pinv": "kernels this wide need more than the 100 iterations after which conjugate "
+        "gradients stop; A A+ A x is then off by 1e-3"
     }
 
     def __post_init__(self) -> None:
@@ -63,12 +69,14 @@ class VaryingBlur(LinearOperator):
         if isinstance(self.kernel, Tensor):
             if self.kernel.ndim != 4:
                 raise ValueError(
-                    f"a tensor of kernels is (rows, columns, k, l), got shape {tuple(self.kernel.shape)}"
+                    "a tensor of kernels is (rows, columns, k, l), got shape "
+                    f"{tuple(self.kernel.shape)}"
                 )
             object.__setattr__(self, "grid", tuple(self.kernel.shape[:2]))
         elif self.kernel not in KERNELS:
             raise ValueError(
-                f"kernel must be one of {', '.join(KERNELS)} or a tensor (rows, columns, k, l), got {self.kernel!r}"
+                f"kernel must be one of {', '.join(KERNELS)} or a tensor (rows, columns, k, "
+                f"l), got {self.kernel!r}"
             )
         if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in self.grid):
             raise ValueError(
@@ -120,7 +128,8 @@ class VaryingBlur(LinearOperator):
         return made[0] | {"shares": shares, "transfer": torch.stack([m["transfer"] for m in made])}
 
     def _blur(self) -> Blur:
-        """The blur by all kernels at once, from images (B C, 1, H, W) to (B C, nodes, H, W); they are in its state, whatever its name."""
+        """The blur by all kernels at once, from images (B C, 1, H, W) to (B C, nodes, H, W); they
+        are in its state, whatever its name."""
         return Blur("motion", border=self.border, shape=self.shape, state=self.state)
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -133,6 +142,7 @@ class VaryingBlur(LinearOperator):
 
 
 def _shares(nodes: int, pixels: int) -> Tensor:
-    """Linear interpolation along one axis: the share of every node at every pixel, (nodes, pixels)."""
+    """Linear interpolation along one axis: the share of every node at every pixel, (nodes,
+    pixels)."""
     position = torch.arange(pixels, dtype=torch.float64) * (nodes - 1) / max(pixels - 1, 1)
     return (1 - (position - torch.arange(nodes)[:, None]).abs()).clamp(min=0)

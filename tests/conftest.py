@@ -1,4 +1,5 @@
-"""Makes ``import oracles`` work for every way the tests are started (pytest or python -m pytest, editable install or wheel)."""
+"""Makes ``import oracles`` work for every way the tests are started (pytest or python -m pytest,
+editable install or wheel)."""
 
 import os
 import sys

@@ -1,4 +1,5 @@
-"""Priors whose networks and posteriors are known exactly, noise that a test controls, and other shared tools.
+"""Priors whose networks and posteriors are known exactly, noise that a test controls, and other
+shared tools.
 
 Nothing here uses the package's own formulas: what a network says is derived from the prior alone.
 """
@@ -28,7 +29,8 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
 
 
 def built(cls: Any, /, seed: int = 0, **config: Any) -> Any:
-    """A network with random weights everywhere: some of diffusers' layers start at zero and would hide what they do."""
+    """A network with random weights everywhere: some of diffusers' layers start at zero and would
+    hide what they do."""
     net = cls(**config).double().eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for p in net.parameters():
@@ -44,7 +46,8 @@ def built(cls: Any, /, seed: int = 0, **config: Any) -> Any:
 
 
 class Mixture:
-    """sum_k w_k N(m_k, C_k): exact posterior mean at every noise level, exact networks, exact posterior of y = A x + n."""
+    """sum_k w_k N(m_k, C_k): exact posterior mean at every noise level, exact networks, exact
+    posterior of y = A x + n."""
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
         self.weights, self.means, self.covariances = weights, means, covariances
@@ -81,7 +84,8 @@ class Mixture:
     def restored_mean(
         self, x_t: Tensor, alpha: float, sigma: float, A: Tensor, y: Tensor, noise: float
     ) -> Tensor:
-        """E[x0 | x_t, y] for y = A x0 + noise n, one y (B, m) for each state: state and measurement as one observation of x0."""
+        """E[x0 | x_t, y] for y = A x0 + noise n, one y (B, m) for each state: state and measurement
+        as one observation of x0."""
         H = torch.cat([A / noise, alpha / sigma * torch.eye(self.means.shape[1], dtype=D)])
         r = (
             torch.cat([y / noise, x_t.flatten(1) / sigma], dim=1)[:, None] - self.means @ H.T
@@ -134,7 +138,8 @@ class Mixture:
         )
 
     def network(self, predicts: str, schedule: Schedule, sigma_data: float = 0.5) -> Network:
-        """A network ``net(x, t)`` that is exact for this prior, as one trained on ``schedule`` would be."""
+        """A network ``net(x, t)`` that is exact for this prior, as one trained on ``schedule``
+        would be."""
 
         at = cache(schedule.__call__)
 
@@ -173,7 +178,8 @@ class Gaussian(Mixture):
 
 
 class Labelled(Mixture):
-    """A mixture whose components belong to classes 0, 1, ...: exact conditional networks and the exact p(y | x_t)."""
+    """A mixture whose components belong to classes 0, 1, ...: exact conditional networks and the
+    exact p(y | x_t)."""
 
     def __init__(
         self, weights: Tensor, means: Tensor, covariances: Tensor, labels: Sequence[int]
@@ -195,7 +201,8 @@ class Labelled(Mixture):
         return torch.stack(of_class, dim=1).log_softmax(1)
 
     def classifier(self, schedule: Schedule) -> Network:
-        """``net(x_t, t) -> logits``, exact, as one trained on ``schedule``; logits are not normalised, as a network's."""
+        """``net(x_t, t) -> logits``, exact, as one trained on ``schedule``; logits are not
+        normalised, as a network's."""
 
         def net(x: Tensor, t: Tensor) -> Tensor:
             level = schedule(float(t[0]))
@@ -218,14 +225,16 @@ class Labelled(Mixture):
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 64) -> float:
-    """First-order Wasserstein distance of two samples (n, ...) of one size, averaged over fixed directions."""
+    """First-order Wasserstein distance of two samples (n, ...) of one size, averaged over fixed
+    directions."""
     a, b = a.flatten(1).double(), b.flatten(1).double()
     along = torch.nn.functional.normalize(rand(a.shape[1], directions, seed=17), dim=0)
     return float(((a @ along).sort(0).values - (b @ along).sort(0).values).abs().mean())
 
 
 def in_floors(x: Tensor, exact: Mixture) -> float:
-    """How far a sample is from a distribution, in units of how far exact samples of its size are: about 1 for one that is exact."""
+    """How far a sample is from a distribution, in units of how far exact samples of its size are:
+    about 1 for one that is exact."""
     pairs = [(exact.draw(len(x), 2 * k), exact.draw(len(x), 2 * k + 1)) for k in range(100, 104)]
     floor = sum(sliced_wasserstein(a, b) for a, b in pairs) / len(pairs)
     distance = sum(sliced_wasserstein(x, a) for a, _ in pairs) / len(pairs)

@@ -1,4 +1,5 @@
-"""What the documentation shows works: commands parse, Python compiles, pages are complete, nothing is loaded from the network."""
+"""What the documentation shows works: commands parse, Python compiles, pages are complete, nothing
+is loaded from the network."""
 
 import importlib.util
 import inspect
@@ -155,7 +156,10 @@ def test_the_command_line_is_told(pages: dict[str, str]) -> None:
 
 
 def test_links_become_those_of_the_site(generate: ModuleType) -> None:
-    text = "[a](docs/methods.md#x) [b](CONTRIBUTING.md) ![c](docs/inpaint.png) [d](https://e.org) [f](#g) [h](pyproject.toml)"
+    text = (
+        "[a](docs/methods.md#x) [b](CONTRIBUTING.md) ![c](docs/inpaint.png) [d](https://e.org) "
+        "[f](#g) [h](pyproject.toml)"
+    )
     assert generate.relinked(text, "README.md", "index.md") == (
         "[a](methods.md#x) [b](contributing.md) ![c](inpaint.png) [d](https://e.org) [f](#g) h"
     )
@@ -169,12 +173,17 @@ def test_links_become_those_of_the_site(generate: ModuleType) -> None:
 
 def test_docstrings_become_markdown() -> None:
     prose = imported("prose")
-    text = "Moves by A* y, see :class:`~invdiff.sampling.Step` (arXiv:2209.14687):\n\n    x = A* y   with ``a``\n"
+    text = (
+        "Moves by A* y, see :class:`~invdiff.sampling.Step` (arXiv:2209.14687):\n\n    x = A* "
+        "y   with ``a``\n"
+    )
     assert prose.markdown(text) == (
-        "Moves by A\\* y, see `Step` ([arXiv:2209.14687](https://arxiv.org/abs/2209.14687)):\n\n    x = A* y   with a\n"
+        "Moves by A\\* y, see `Step` "
+        "([arXiv:2209.14687](https://arxiv.org/abs/2209.14687)):\n\n    x = A* y   with a\n"
     )
     assert prose.sections(
-        "About.\n\nArgs:\n    a, b: of both,\n        on two lines.\n    c: one.\n\nRaises:\n    ValueError: no."
+        "About.\n\nArgs:\n    a, b: of both,\n        on two lines.\n    c: "
+        "one.\n\nRaises:\n    ValueError: no."
     ) == (
         "About.",
         {"a": "of both, on two lines.", "b": "of both, on two lines.", "c": "one."},
@@ -204,7 +213,10 @@ def test_the_build_refuses_what_is_loaded_from_elsewhere(text: str) -> None:
 
 
 def test_the_build_takes_what_is_local() -> None:
-    text = '<a href="https://arxiv.org/abs/2209.14687">paper</a><script src="assets/a.js"></script><link rel="stylesheet" href="style.css">'
+    text = (
+        '<a href="https://arxiv.org/abs/2209.14687">paper</a><script '
+        'src="assets/a.js"></script><link rel="stylesheet" href="style.css">'
+    )
     assert imported("hooks").remote(text + "url(data:image/png;base64,xyz)") == []
 
 

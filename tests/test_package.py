@@ -1,4 +1,5 @@
-"""What is installed: complete, importable under its own name only, with its data; the wheel holds what the checkout holds."""
+"""What is installed: complete, importable under its own name only, with its data; the wheel holds
+what the checkout holds."""
 
 import importlib
 import json
@@ -78,7 +79,8 @@ def test_mapped_folders_refuse_to_be_top_level(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("editable", [False, True])
 def test_wheel_and_editable_install(editable: bool, tmp_path: Path) -> None:
-    """Built from a clean copy and installed into an environment of its own, beside this one's dependencies."""
+    """Built from a clean copy and installed into an environment of its own, beside this one's
+    dependencies."""
     source, env = tmp_path / "source", tmp_path / "env"
     tracked = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
@@ -94,7 +96,8 @@ def test_wheel_and_editable_install(editable: bool, tmp_path: Path) -> None:
         if (ROOT / name).is_file():
             target.write_bytes((ROOT / name).read_bytes())
     subprocess.run([sys.executable, "-m", "venv", env], check=True)
-    # The dependencies come from the environment that runs the tests; the package under test does not.
+    # The dependencies come from the environment that runs the tests; the package under test does
+    # not.
     site = next((env / "lib").glob("python*/site-packages"))
     deps = tmp_path / "deps"
     deps.mkdir()
@@ -120,7 +123,8 @@ def test_wheel_and_editable_install(editable: bool, tmp_path: Path) -> None:
     )
     script = (
         "import invdiff, invdiff.guidance.dps, invdiff.operators, invdiff.configs, json;"
-        "print(json.dumps([invdiff.__file__, invdiff.guidance.dps.__file__, invdiff.list_plugins('guidance')]))"
+        "print(json.dumps([invdiff.__file__, invdiff.guidance.dps.__file__, "
+        "invdiff.list_plugins('guidance')]))"
     )
     out = subprocess.run(
         [env / "bin" / "python", "-c", script],

@@ -25,7 +25,8 @@ from invdiff.files import write_atomically
 from invdiff.plugins.registry import check_names
 
 SUITES = ("conditional", "exact", "grid")
-"""The kinds of suites: modules of ``invdiff.benchmarks``. A configuration or a record names no other code."""
+"""The kinds of suites: modules of ``invdiff.benchmarks``. A configuration or a record names no
+other code."""
 CHOICES = {"operator": "operators", "method": "methods", "baseline": "baselines", "model": "models"}
 """Flags that choose among a suite's entries, or add one that it does not have."""
 VALUES = ("sigma", "steps", "num_samples", "batch_size", "dtype", "device")
@@ -42,8 +43,8 @@ def run(args: argparse.Namespace) -> None:
     """Evaluates the cells that are not finished yet, then writes ``results.md`` and prints it.
 
     Raises:
-        ValueError: a suite, name or override that does not exist; cells that failed, once all others are done; a record that was not
-            reproduced.
+        ValueError: a suite, name or override that does not exist; cells that failed, once all
+            others are done; a record that was not reproduced.
     """
     check_paths(args, ("output", "input", "reproduce"))
     if args.reproduce is not None:
@@ -70,7 +71,8 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
     """The suite's configuration with the flags' choices.
 
     Raises:
-        ValueError: what :func:`~invdiff.config.compose.compose_suite` refuses, flags that the suite has no use for, numbers below their least.
+        ValueError: what :func:`~invdiff.config.compose.compose_suite` refuses, flags that the suite
+            has no use for, numbers below their least.
     """
     for flag, least in LEAST.items():
         if (value := getattr(args, flag)) is not None and not value >= least:
@@ -98,7 +100,8 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
             continue
         if key not in config:
             raise ValueError(
-                f"the suite {args.suite!r} has no {key}, so --{flag.replace('_', '-')} says nothing to it"
+                f"the suite {args.suite!r} has no {key}, so --{flag.replace('_', '-')} says "
+                "nothing to it"
             )
         if flag not in CHOICES:
             config[key] = list(range(value)) if flag == "seeds" else value
@@ -111,7 +114,8 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
             entries = config[key] or {}
             if config["kind"] != "grid":
                 check_names(f"suite {args.suite!r} (--{flag})", value, list(entries))
-            # Where the suite restricts one to some operators, asking for it by name goes before that: a refusal is told in the table.
+            # Where the suite restricts one to some operators, asking for it by name goes before
+            # that: a refusal is told in the table.
             config[key] = {
                 name: {k: v for k, v in (entries.get(name) or {}).items() if k != "operators"}
                 for name in value
@@ -172,7 +176,8 @@ def reproduce(args: argparse.Namespace) -> None:
                 print(f"{name}: {was} then, {now} now", file=sys.stderr)
     if wrong := [row[""] for row in rows if not _agree(row["recorded"], row["again"])]:
         raise ValueError(
-            f"not reproduced: {', '.join(wrong)} differ{'s' if len(wrong) == 1 else ''} from {args.reproduce}"
+            f"not reproduced: {', '.join(wrong)} differ{'s' if len(wrong) == 1 else ''} "
+            f"from {args.reproduce}"
         )
     if not args.quiet:
         same = old["result"].get("restoration") == new["result"].get("restoration")

@@ -15,7 +15,8 @@ from invdiff.testing.report import Outcome, Report
 
 
 def run(args: argparse.Namespace) -> None:
-    """Checks the plug-ins one after the other and prints what each check saw, as lines or, at the end, as JSON.
+    """Checks the plug-ins one after the other and prints what each check saw, as lines or, at the
+    end, as JSON.
 
     Raises:
         ValueError: nothing to check has that name; checks failed that were not declared to.
@@ -43,7 +44,8 @@ def run(args: argparse.Namespace) -> None:
         )
     else:
         print(
-            f"{len(reports)} plug-ins, {sum(len(report.outcomes) for report in reports)} checks: {_count(reports)}"
+            f"{len(reports)} plug-ins, {sum(len(report.outcomes) for report in reports)} "
+            f"checks: {_count(reports)}"
         )
     if failed:
         raise ValueError(f"{len(failed)} checks failed: {', '.join(failed)}")

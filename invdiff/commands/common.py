@@ -1,4 +1,5 @@
-"""What the commands that sample share: their configuration, the folder they write to, what is watched and recorded."""
+"""What the commands that sample share: their configuration, the folder they write to, what is
+watched and recorded."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ import torch
 from torch import Tensor
 
 from invdiff.config.compose import compose, protocols
+from invdiff.device import choose_device, peak_memory_mb
 from invdiff.loading.model import is_registered, load_model
-from invdiff.memory import peak_memory_mb
 from invdiff.network import Denoiser
 from invdiff.network.selfcheck import self_check
 from invdiff.plugins.registry import UnknownNameError, call, list_plugins, load
@@ -60,7 +61,8 @@ def check_output(output: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> 
     for path in inputs:
         if path.resolve().is_relative_to(output.resolve()):
             raise ValueError(
-                f"{path} lies in the output folder {output} and could be overwritten; choose another --output"
+                f"{path} lies in the output folder {output} and could be overwritten; "
+                "choose another --output"
             )
 
 
@@ -77,8 +79,8 @@ def clear(folder: Path) -> None:
 def place_label(
     config: dict[str, Any], denoiser: Denoiser, label: int | list[int] | None
 ) -> dict[str, Any]:
-    """The configuration with a label, or one for each image, at every method that takes one; where none does, as a condition of the
-    network itself, under ``cond``."""
+    """The configuration with a label, or one for each image, at every method that takes one; where
+    none does, as a condition of the network itself, under ``cond``."""
     if label is None:
         return config | {"cond": {}}
     takes = [
@@ -97,8 +99,8 @@ def place_label(
 def place_prompt(
     config: dict[str, Any], denoiser: Denoiser, args: argparse.Namespace, images: int = 1
 ) -> dict[str, Any]:
-    """The configuration with what the network is shown of a prompt, under ``cond``, and of the negative prompt (else of ``""``) at the
-    methods that compare with one."""
+    """The configuration with what the network is shown of a prompt, under ``cond``, and of the
+    negative prompt (else of ``""``) at the methods that compare with one."""
     prompt, negative = args.prompt, args.negative_prompt
     if prompt is None and negative is None:
         return config
@@ -114,7 +116,8 @@ def place_prompt(
     ]
     if negative is not None and not any(takes):
         raise ValueError(
-            "--negative-prompt is what the method cfg compares with; add --method cfg, before the other methods"
+            "--negative-prompt is what the method cfg compares with; add --method cfg, "
+            "before the other methods"
         )
     if classes := [
         node["negative"] for node in config["guidance"] if node.get("negative") is not None
@@ -164,17 +167,20 @@ def configure(
         config["upscale"] = {"name": args.upscale} | (config["upscale"] or {})
     elif config["upscale"] is not None:
         raise ValueError(
-            f"upscale.{next(iter(config['upscale']))}=... says how to upscale, but nothing is upscaled; add --upscale sr3"
+            f"upscale.{next(iter(config['upscale']))}=... says how to upscale, but nothing "
+            "is upscaled; add --upscale sr3"
         )
     return config
 
 
 def check_numbers(config: dict[str, Any], kinds: dict[str, tuple[type, ...]]) -> None:
-    """Refuses values that are not of the types asked for, and a batch size that is neither a number nor auto."""
+    """Refuses values that are not of the types asked for, and a batch size that is neither a number
+    nor auto."""
     for key, types in kinds.items():
         if not isinstance(config[key], types) or isinstance(config[key], bool):
             raise ValueError(
-                f"{key} must be a{' whole' if float not in types else ''} number, got {config[key]!r}"
+                f"{key} must be a{' whole' if float not in types else ''} number, got "
+                f"{config[key]!r}"
             )
     if config["batch_size"] != "auto" and (
         not isinstance(config["batch_size"], int) or config["batch_size"] < 1
@@ -189,30 +195,9 @@ def batch_size(config: dict[str, Any]) -> int | None:
     return None if config["batch_size"] == "auto" else config["batch_size"]
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of a --device flag; one that cannot be used is refused."""
-    if name == "auto":
-        return torch.device(
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
-    try:
-        if name == "meta":
-            raise RuntimeError("it holds no data")
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu"
-        ) from error
-    return device
-
-
 def model_options(config: dict[str, Any]) -> dict[str, Any]:
-    """What a configuration says about the model; that its code may run is said by a flag alone, never by a file or an override."""
+    """What a configuration says about the model; that its code may run is said by a flag alone,
+    never by a file or an override."""
     options = {k: v for k, v in config["model"].items() if k != "name"}
     if "allow_pickle" in options:
         raise ValueError("model.allow_pickle is not taken from a configuration; use --allow-pickle")
@@ -220,7 +205,8 @@ def model_options(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_reading(args: argparse.Namespace, config: dict[str, Any], denoiser: Denoiser) -> None:
-    """Warns where a model seems to be read wrongly. Models that are registered are trusted, unless they are read otherwise here."""
+    """Warns where a model seems to be read wrongly. Models that are registered are trusted, unless
+    they are read otherwise here."""
     told = READING & config["model"].keys()
     if not args.no_check and (told or not is_registered(args.model)):
         for found in checked(denoiser, quiet=args.quiet):
@@ -228,8 +214,12 @@ def check_reading(args: argparse.Namespace, config: dict[str, Any], denoiser: De
 
 
 def checked(denoiser: Denoiser, quiet: bool = False) -> list[str]:
-    """:func:`~invdiff.network.selfcheck.self_check`, which says on stderr what it does if that takes a while."""
-    text = f"checking how {denoiser.name} is read: about 60 evaluations of a small image (--no-check skips this)"
+    """:func:`~invdiff.network.selfcheck.self_check`, which says on stderr what it does if that
+    takes a while."""
+    text = (
+        f"checking how {denoiser.name} is read: about 60 evaluations of a small image "
+        "(--no-check skips this)"
+    )
     timer = threading.Timer(HINT_AFTER, print, (text,), {"file": sys.stderr})
     timer.daemon = True
     if not quiet:
@@ -243,7 +233,8 @@ def checked(denoiser: Denoiser, quiet: bool = False) -> list[str]:
 def load_models(
     args: argparse.Namespace, config: dict[str, Any]
 ) -> tuple[Denoiser, Upscaler | None]:
-    """The network, and what enlarges its images if that is asked for; whether the two fit is checked."""
+    """The network, and what enlarges its images if that is asked for; whether the two fit is
+    checked."""
     device, dtype = choose_device(args.device), getattr(torch, args.dtype)
     denoiser = load_model(
         args.model, allow_pickle=args.allow_pickle, dtype=dtype, **model_options(config)
@@ -265,15 +256,18 @@ def load_models(
 
 @dataclass
 class Watch:
-    """A callback that keeps what some of the chains went through, and hands on chains that are finished.
+    """A callback that keeps what some of the chains went through, and hands on chains that are
+    finished.
 
     Args:
         denoiser: whose range the states are in.
         positions: which chains are kept, counted in the order in which they are sampled.
         with_states: keep their states as well as their estimates.
         count: about how many of their steps are kept.
-        finished: called with the final images (n, C, H, W) in [0, 1], on the CPU, of every batch and the position of the first.
-        estimates, states: of each position, by step, (C, H, W) in [0, 1]: the estimate x0, and the state after the step.
+        finished: called with the final images (n, C, H, W) in [0, 1], on the CPU, of every batch
+            and the position of the first.
+        estimates, states: of each position, by step, (C, H, W) in [0, 1]: the estimate x0, and the
+            state after the step.
     """
 
     denoiser: Denoiser

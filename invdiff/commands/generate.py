@@ -40,13 +40,15 @@ from invdiff.solving.cascade import Upscaler
 from invdiff.transitions import DDIM
 
 GRID_WIDTH = 1200
-"""Pixels that the panels of a grid fill at least, so that many small images stay visible and few do not become huge."""
+"""Pixels that the panels of a grid fill at least, so that many small images stay visible and few do
+not become huge."""
 SHOWN, COLUMNS = 3, 9  # samples and moments of trajectory.png
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which image stands where: a row for each label (None: no label), the same image ids in each."""
+    """Which image stands where: a row for each label (None: no label), the same image ids in
+    each."""
 
     labels: list[int] | list[None]
     columns: int
@@ -63,7 +65,8 @@ class Layout:
 
     @property
     def ids(self) -> list[int]:
-        """The image id of each: a row is what its label alone would give, and a column shares its noise."""
+        """The image id of each: a row is what its label alone would give, and a column shares its
+        noise."""
         return [0 if self.walk else k for _ in self.labels for k in range(self.columns)]
 
     def grid(self, x: Tensor) -> Tensor:
@@ -78,7 +81,8 @@ def run(args: argparse.Namespace) -> None:
     """Samples all images; each batch is on disk as soon as it is finished.
 
     Raises:
-        ValueError: anything about the request that cannot work, before sampling starts and before anything is written.
+        ValueError: anything about the request that cannot work, before sampling starts and before
+            anything is written.
     """
     check_paths(args, ("output",))
     methods = args.method or ["none" if args.label is None and args.prompt is None else "cfg"]
@@ -161,11 +165,13 @@ def run(args: argparse.Namespace) -> None:
         of = "" if args.label is None else f" (label {args.label})"
         of = of if args.prompt is None else f" ({args.prompt!r})"
         print(
-            f"{layout.count} images{of}: {result.nfe:g} evaluations each, {result.seconds:.1f} s -> {output}/grid.png"
+            f"{layout.count} images{of}: {result.nfe:g} evaluations each, "
+            f"{result.seconds:.1f} s -> {output}/grid.png"
         )
         if upscaler is not None:
             print(
-                f"enlarged by {upscaler.factor}, {record['upscale']['seconds']:.1f} s -> {output}/upscaled_grid.png"
+                f"enlarged by {upscaler.factor}, {record['upscale']['seconds']:.1f} s -> "
+                f"{output}/upscaled_grid.png"
             )
 
 
@@ -175,7 +181,8 @@ def _labels(text: str | None, denoiser: Denoiser) -> list[int] | list[None]:
     if text == "all":
         if denoiser.num_classes is None:
             raise ValueError(
-                f"--label all needs a network that has classes, and {denoiser.name} is not class-conditional"
+                f"--label all needs a network that has classes, and {denoiser.name} is not "
+                "class-conditional"
             )
         return list(range(denoiser.num_classes))
     if not re.fullmatch(r"\d+(,\d+)*", text):
@@ -187,17 +194,20 @@ def _shape(size: str | None, denoiser: Denoiser) -> tuple[int, int, int]:
     """(C, H, W) of the images."""
     if denoiser.channels is None:
         raise ValueError(
-            f"it is not known how many channels the images of {denoiser.name} have; say model.channels=3"
+            f"it is not known how many channels the images of {denoiser.name} have; say "
+            "model.channels=3"
         )
     if denoiser.channels not in (1, 3):
         raise ValueError(
-            f"{denoiser.name} works on {denoiser.channels} channels, which are no images but latents; give model.autoencoder=FOLDER, or use "
+            f"{denoiser.name} works on {denoiser.channels} channels, which are no images "
+            "but latents; give model.autoencoder=FOLDER, or use "
             "invdiff.generate in Python"
         )
     if size is None:
         if denoiser.image_size is None:
             raise ValueError(
-                f"it is not known what size {denoiser.name} was trained on; say --size 64 or --size 96x64"
+                f"it is not known what size {denoiser.name} was trained on; say --size 64 "
+                "or --size 96x64"
             )
         return (denoiser.channels, denoiser.image_size, denoiser.image_size)
     sides = size.split("x")
@@ -220,7 +230,8 @@ def _walk(
     if not method.transition.deterministic or climbs:
         piece = method.itinerary if method.transition.deterministic else method.transition
         raise ValueError(
-            f"--interpolate needs a run that draws no noise, e.g. transition.name=ddim transition.eta=0; {piece} draws some"
+            "--interpolate needs a run that draws no noise, e.g. transition.name=ddim "
+            f"transition.eta=0; {piece} draws some"
         )
     return interpolate(
         denoiser,
@@ -273,7 +284,8 @@ def _write(folder: Path, pictures: Any, names: Any) -> list[str]:
 
 
 def _trajectory(watch: Watch, layout: Layout, x: Tensor) -> Tensor:
-    """How the first samples came about: a row of states and a row of estimates for each, the image itself last."""
+    """How the first samples came about: a row of states and a row of estimates for each, the image
+    itself last."""
     panels, rows = [], []
     for position in watch.positions:
         steps = list(watch.estimates[position])

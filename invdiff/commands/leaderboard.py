@@ -45,10 +45,12 @@ OPTIONS = {
 
 
 def run(args: argparse.Namespace) -> None:
-    """Shows, validates or merges; which one is the first argument, ``validate`` or ``merge``, where it is one of these.
+    """Shows, validates or merges; which one is the first argument, ``validate`` or ``merge``, where
+    it is one of these.
 
     Raises:
-        ValueError: options that the action has not; records that do not compare; of ``validate``, that something is wrong.
+        ValueError: options that the action has not; records that do not compare; of ``validate``,
+            that something is wrong.
     """
     check_paths(args, ("output",))
     action, folders = (
@@ -58,7 +60,8 @@ def run(args: argparse.Namespace) -> None:
     )
     if not folders:
         raise ValueError(
-            f"`invdiff leaderboard {action}` needs a folder of records (a folder that is called {action} is ./{action})"
+            f"`invdiff leaderboard {action}` needs a folder of records (a folder that is "
+            f"called {action} is ./{action})"
         )
     for name in OPTIONS["show"] - OPTIONS[action]:
         if getattr(args, name) is not None:
@@ -123,7 +126,8 @@ def _validate(folders: Sequence[str], args: argparse.Namespace) -> None:
     )
     said = ", ".join(f"{kinds[kind]} {word}" for kind, word in words.items() if kinds[kind])
     print(
-        f"{len(records)} records are valid ({said}): {', '.join(f'{name} {hashed} ({n})' for (name, hashed), n in counts.items())}"
+        f"{len(records)} records are valid ({said}): "
+        f"{', '.join(f'{name} {hashed} ({n})' for (name, hashed), n in counts.items())}"
     )
 
 
@@ -201,7 +205,8 @@ def _csv(found: Sequence[Table], base: Path) -> str:
 
 
 def _inert(value: Any) -> Any:
-    """Text that a spreadsheet would take for a formula, marked as text: records come from strangers."""
+    """Text that a spreadsheet would take for a formula, marked as text: records come from
+    strangers."""
     return (
         f"'{value}"
         if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))

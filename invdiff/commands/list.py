@@ -1,4 +1,5 @@
-"""``invdiff list``: what is installed, and what one of it is and takes. The standard library answers until one is asked for."""
+"""``invdiff list``: what is installed, and what one of it is and takes. The standard library
+answers until one is asked for."""
 
 from __future__ import annotations
 
@@ -60,8 +61,8 @@ def names(kind: str) -> dict[str, str]:
 
 
 def describe(kind: str, name: str) -> dict[str, Any]:
-    """What a name is, as plain data: ``summary``, ``facts`` about what it is and needs, and ``parameters`` (name -> ``default`` where
-    it has one, and ``text``); of files their ``text``.
+    """What a name is, as plain data: ``summary``, ``facts`` about what it is and needs, and
+    ``parameters`` (name -> ``default`` where it has one, and ``text``); of files their ``text``.
 
     Raises:
         UnknownNameError: there is none; lists those there are and the nearest.
@@ -153,7 +154,8 @@ def _parameters(made: Any) -> dict[str, dict[str, Any]]:
 
 
 def _default(value: Any) -> Any:
-    """A default that JSON can hold; a dataclass marks those that it makes anew by an object that nobody can read."""
+    """A default that JSON can hold; a dataclass marks those that it makes anew by an object that
+    nobody can read."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return None if type(value).__name__ == "_HAS_DEFAULT_FACTORY_CLASS" else value

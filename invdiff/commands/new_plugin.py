@@ -1,4 +1,5 @@
-"""``invdiff new-plugin NAME --kind KIND``: a package with one plug-in that installs, and passes its own tests."""
+"""``invdiff new-plugin NAME --kind KIND``: a package with one plug-in that installs, and passes its
+own tests."""
 
 from __future__ import annotations
 
@@ -26,12 +27,14 @@ def run(args: argparse.Namespace) -> None:
     """
     folder = write(args.name, args.kind, Path(args.output) if args.output else None)
     print(
-        f"{folder}: a package with the {args.kind} {args.name!r}. Next:\n  pip install -e {folder}\n  pytest {folder}\n  invdiff check {args.name}"
+        f"{folder}: a package with the {args.kind} {args.name!r}. Next:\n  pip install -e "
+        f"{folder}\n  pytest {folder}\n  invdiff check {args.name}"
     )
 
 
 def write(name: str, kind: str, output: Path | None = None) -> Path:
-    """Writes the package into ``output``, by default ``invdiff-NAME`` here, and returns the folder."""
+    """Writes the package into ``output``, by default ``invdiff-NAME`` here, and returns the
+    folder."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise ValueError(
             f"a plug-in's name is lower-case letters, digits and _, such as my_{kind}, got {name!r}"

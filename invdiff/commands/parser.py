@@ -1,4 +1,5 @@
-"""The command line. Only the standard library is imported here, so help and listings answer at once."""
+"""The command line. Only the standard library is imported here, so help and listings answer at
+once."""
 
 from __future__ import annotations
 
@@ -13,10 +14,14 @@ from invdiff.commands.list import LISTED
 EPILOG = """
 Everything else is set by Hydra overrides, key=value:
   {}  transition=heun  itinerary=jumps  model.channels_last=true
-What there is to set: invdiff list guidance dps, list operators inpaint, list transitions heun; in a chain guidance.dps.zeta=0.5.
+What there is to set: invdiff list guidance dps, list operators inpaint, list transitions heun;
+in a chain guidance.dps.zeta=0.5.
 """
 
-MODEL = "a registered name, a diffusers folder, a file (.safetensors, .pt, .onnx, ...) or a model of the hub, owner/name"
+MODEL = (
+    "a registered name, a diffusers folder, a file (.safetensors, .pt, .onnx, ...) or a model "
+    "of the hub, owner/name"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,14 +42,16 @@ def _parser() -> argparse.ArgumentParser:
     solve = commands.add_parser(
         "solve",
         help="restore images",
-        description="Restores photographs: simulates a measurement of each input (or takes --measurement) and samples the posterior.",
+        description="Restores photographs: simulates a measurement of each input (or takes "
+        "--measurement) and samples the posterior.",
         epilog=EPILOG.format("guidance.zeta=0.5  operator.mask=box"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = solve.add_argument_group("what")
     what.add_argument(
         "--operator",
-        help="how the image was degraded (default: inpaint); see `invdiff list operators` and, for the literature's problems, `list protocols`",
+        help="how the image was degraded (default: inpaint); see `invdiff list operators` and, "
+        "for the literature's problems, `list protocols`",
     )
     _what(what, "how it is restored (default: dps)", model="photo64")
     what.add_argument(
@@ -61,11 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     data = solve.add_argument_group("images")
     data.add_argument(
         "--input",
-        help="clean image, folder or glob to degrade and restore; without it, a photograph of scikit-image",
+        help="clean image, folder or glob to degrade and restore; without it, a photograph of "
+        "scikit-image",
     )
     data.add_argument(
         "--measurement",
-        help="an image that IS degraded, or a measurement saved by invdiff (.safetensors): nothing is simulated",
+        help="an image that IS degraded, or a measurement saved by invdiff (.safetensors): "
+        "nothing is simulated",
     )
     data.add_argument("--mask", help="inpaint: mask file")
     data.add_argument(
@@ -81,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--num-samples",
         type=int,
-        help="samples per image (default: 1); restored.png is the first, more than one adds mean and standard deviation maps",
+        help="samples per image (default: 1); restored.png is the first, more than one adds "
+        "mean and standard deviation maps",
     )
     _run(run, steps="the preset's, else 100", seed="of the measurement noise and of the sampling")
     _show(solve, gif="also write the estimates of the first sample as trajectory.gif")
@@ -101,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--label",
-        help="a class, several (3,5,7) or all: a row of the grid for each, the samples of a column share their noise",
+        help="a class, several (3,5,7) or all: a row of the grid for each, the samples of a "
+        "column share their noise",
     )
     _prompt(what)
     images = generate.add_argument_group("images")
@@ -113,13 +124,15 @@ def _parser() -> argparse.ArgumentParser:
         "--interpolate",
         type=int,
         metavar="SEED",
-        help="walk from the noise of --seed to that of SEED in --num-samples images; deterministic transitions only (default: ddim)",
+        help="walk from the noise of --seed to that of SEED in --num-samples images; "
+        "deterministic transitions only (default: ddim)",
     )
     _output(images, "invdiff-generate-METHOD")
     _run(generate.add_argument_group("run"), steps="100", seed="of the sampling")
     show = _show(
         generate,
-        gif="also write trajectory.gif, of the first sample; with --interpolate, the walk as interpolation.gif",
+        gif="also write trajectory.gif, of the first sample; with --interpolate, the walk as "
+        "interpolation.gif",
     )
     show.add_argument(
         "--trajectory",
@@ -130,8 +143,11 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser(
         "bench",
         help="measure methods",
-        description="Runs a grid: operators x methods x models x images x seeds, of a suite of configs/suite. What is finished is kept; the same command goes on from there.",
-        epilog="Hydra overrides change the suite:\n  methods.dps.zeta=[0.3,1,3]  operators.sr.factor=2  images.limit=10",
+        description="Runs a grid: operators x methods x models x images x seeds, of a suite of "
+        "configs/suite. What is finished is kept; the same command goes on from "
+        "there.",
+        epilog="Hydra overrides change the suite:\n  methods.dps.zeta=[0.3,1,3]  "
+        "operators.sr.factor=2  images.limit=10",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     bench.add_argument(
@@ -142,10 +158,12 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--reproduce",
         metavar="RECORD",
-        help="instead: evaluate the cell of one record (.json) again and compare; --input says where its images are",
+        help="instead: evaluate the cell of one record (.json) again and compare; --input says "
+        "where its images are",
     )
     grid = bench.add_argument_group(
-        "grid (repeat for several; only these, of the suite or new; with --method alone no baselines, and the reverse)"
+        "grid (repeat for several; only these, of the suite or new; with --method alone no "
+        "baselines, and the reverse)"
     )
     grid.add_argument("--operator", action="append", help="operator or protocol")
     grid.add_argument("--method", action="append", help="method; values by methods.NAME.key=value")
@@ -204,8 +222,9 @@ def _parser() -> argparse.ArgumentParser:
         "leaderboard",
         help="compare what was measured",
         usage="invdiff leaderboard [validate | merge] FOLDER ... [options]",
-        description="Tables of the records that bench wrote, from one or many folders. validate checks every record against the schema, its "
-        "cell and its pictures; merge copies records and pictures into the folder --output.",
+        description="Tables of the records that bench wrote, from one or many folders. validate "
+        "checks every record against the schema, its cell and its pictures; merge "
+        "copies records and pictures into the folder --output.",
     )
     board.add_argument("folders", nargs="+", metavar="FOLDER", help="with records, in it or below")
     board.add_argument(
@@ -249,7 +268,8 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser(
         "list",
         help="list what is installed, and the parameters of one",
-        description="Lists what is installed and where it comes from; with a name, what that is, needs and takes: invdiff list guidance dps",
+        description="Lists what is installed and where it comes from; with a name, what that is, "
+        "needs and takes: invdiff list guidance dps",
     )
     listing.add_argument(
         "kind",
@@ -264,7 +284,8 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser(
         "info",
         help="what is known about a model",
-        description="Prints what was recognised in a model, and whether it denoises a photograph as if it were read rightly.",
+        description="Prints what was recognised in a model, and whether it denoises a photograph "
+        "as if it were read rightly.",
     )
     info.add_argument("model", help=MODEL)
     _trust(info)
@@ -279,7 +300,8 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="check plug-ins",
-        description="Runs the plug-in kit on an installed plug-in, or on all those of a package, and prints what each check saw.",
+        description="Runs the plug-in kit on an installed plug-in, or on all those of a package, "
+        "and prints what each check saw.",
     )
     check.add_argument("name", help="of a plug-in of any kind, or of a package")
     check.add_argument("--json", action="store_true", help="print the reports as JSON on stdout")
@@ -287,7 +309,8 @@ def _parser() -> argparse.ArgumentParser:
     new = commands.add_parser(
         "new-plugin",
         help="start a package with a plug-in",
-        description="Writes a package with a plug-in that works: entry point, module, configuration and a test that runs the plug-in kit.",
+        description="Writes a package with a plug-in that works: entry point, module, "
+        "configuration and a test that runs the plug-in kit.",
     )
     new.add_argument("name", help="under which it is registered, e.g. my_method")
     new.add_argument("--kind", required=True, choices=("operator", "guidance", "model", "metric"))
@@ -313,12 +336,14 @@ def _trust(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--allow-pickle",
         action="store_true",
-        help="read pickles, TorchScript and .pt2 files, which can run code: only from who you trust",
+        help="read pickles, TorchScript and .pt2 files, which can run code: only from who you "
+        "trust",
     )
     group.add_argument(
         "--no-check",
         action="store_true",
-        help="skip the self-check of a model that is not registered: some 60 evaluations of a 64x64 image",
+        help="skip the self-check of a model that is not registered: some 60 evaluations of a "
+        "64x64 image",
     )
 
 
@@ -431,7 +456,8 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Returns 0; 2 for what the user can mend, said in one line on stderr; 130 when interrupted."""
+    """Entry point. Returns 0; 2 for what the user can mend, said in one line on stderr; 130 when
+    interrupted."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     if rest and hasattr(args, "overrides") and not any(r.startswith("-") for r in rest):

@@ -43,13 +43,15 @@ from invdiff.solving.solve import check_solve
 
 METRICS = ("psnr", "ssim", "lpips")
 FAR, SHARE = 5.0, 0.1
-"""Consistency above which a restoration is said not to fit its measurement, what works has 0.02 to 3; and the share of y that it then
-misses at least: little noise makes small misfits large in its units."""
+"""Consistency above which a restoration is said not to fit its measurement, what works has 0.02 to
+3; and the share of y that it then misses at least: little noise makes small misfits large in its
+units."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image to restore: its name, where it came from, and how to get the truth or the measurement when its turn comes."""
+    """One image to restore: its name, where it came from, and how to get the truth or the
+    measurement when its turn comes."""
 
     name: str
     source: dict[str, Any]
@@ -61,8 +63,8 @@ def run(args: argparse.Namespace) -> None:
     """Restores every input; each result is complete on disk before the next image is read.
 
     Raises:
-        ValueError: anything about the request that cannot work. Of several images one that fails is recorded and does not stop the
-            others.
+        ValueError: anything about the request that cannot work. Of several images one that fails is
+            recorded and does not stop the others.
     """
     check_paths(args, ("input", "measurement", "output", "mask"))
     saved = _saved_measurement(args)
@@ -74,10 +76,8 @@ def run(args: argparse.Namespace) -> None:
     method = build_method(prompted)
     config |= {"prompt": args.prompt, "negative_prompt": args.negative_prompt}
     jobs = _jobs(args, denoiser, saved)
-    output = Path(
-        args.output
-        or f"invdiff-{config['protocol'] or config['operator']['name']}-{'-'.join(args.method or ['dps'])}"
-    )
+    problem = config["protocol"] or config["operator"]["name"]
+    output = Path(args.output or f"invdiff-{problem}-{'-'.join(args.method or ['dps'])}")
     check_output(
         output, args.overwrite, [Path(job.source["path"]) for job in jobs if "path" in job.source]
     )
@@ -119,7 +119,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _saved_measurement(args: argparse.Namespace) -> Measurement | None:
-    """The measurement that was saved by invdiff, if one is given; flags that would contradict it are refused."""
+    """The measurement that was saved by invdiff, if one is given; flags that would contradict it
+    are refused."""
     if args.measurement is None or not args.measurement.endswith(".safetensors"):
         return None
     given = [
@@ -142,7 +143,8 @@ def _saved_measurement(args: argparse.Namespace) -> Measurement | None:
     name = name_of("operators", type(measurement.operator))
     if args.operator not in (None, name):
         raise ValueError(
-            f"{args.measurement} was measured by {name!r}, not by {args.operator!r}; leave out --operator"
+            f"{args.measurement} was measured by {name!r}, not by {args.operator!r}; leave "
+            "out --operator"
         )
     return measurement
 
@@ -171,7 +173,8 @@ def _configure(args: argparse.Namespace, saved: Measurement | None) -> dict[str,
 
 
 def _untuned(config: dict[str, Any]) -> str | None:
-    """What to say where a step size that was tuned for one number of steps is used with quite another."""
+    """What to say where a step size that was tuned for one number of steps is used with quite
+    another."""
     tuned = preset_values(config["preset"]) if config["preset"] else {}
     node, steps, wanted = config["guidance"][-1], config["steps"], tuned.get("steps")
     sizes = [
@@ -183,7 +186,8 @@ def _untuned(config: dict[str, Any]) -> str | None:
         return None
     said = " and ".join(f"guidance.{name}={node[name]}" for name in sizes)
     return (
-        f"{said} of the preset {config['preset']} is tuned for {wanted} steps, and this run has {steps}; "
+        f"{said} of the preset {config['preset']} is tuned for {wanted} steps, and this run "
+        f"has {steps}; "
         f"say --steps {wanted}, or guidance.{sizes[0]}=VALUE for {steps} steps"
     )
 
@@ -209,7 +213,8 @@ def _check_fit(
         ]
         tune = f"another {' or '.join(scale)}, " if scale else ""
         warnings.warn(
-            f"{name}: the restoration does not fit its measurement: ‖A x − y‖ is {worst:.1f} times what the noise explains (about 1 is right); "
+            f"{name}: the restoration does not fit its measurement: ‖A x − y‖ is "
+            f"{worst:.1f} times what the noise explains (about 1 is right); "
             f"try {tune}more --steps, or a larger --sigma if the measurement is noisier than said",
             stacklevel=2,
         )
@@ -272,7 +277,8 @@ def _measure(
     if shape != tuple(x.shape[1:]):
         top, left = ((n - m) // 2 for n, m in zip(x.shape[-2:], shape[-2:], strict=True))
         warnings.warn(
-            f"{job.name} is cropped from {tuple(x.shape[-2:])} to {shape[-2:]}, which the operator takes",
+            f"{job.name} is cropped from {tuple(x.shape[-2:])} to {shape[-2:]}, which the "
+            "operator takes",
             stacklevel=2,
         )
         x = x[..., top : top + shape[-2], left : left + shape[-1]]
@@ -296,10 +302,8 @@ def _restore(
     """Restores image k and writes its folder, result.json last; returns the record."""
     measurement, truth = _measure(job, operator, config, denoiser, k)
     if k == 0 and not args.quiet:
-        print(
-            f"preset: {config['preset'] or 'none for this model, method and operator; these are general values'}",
-            file=sys.stderr,
-        )
+        general = "none for this model, method and operator; these are general values"
+        print(f"preset: {config['preset'] or general}", file=sys.stderr)
     if k == 0 and (warning := _untuned(config)):
         check_solve(
             measurement, denoiser, method, steps=config["steps"], **cond
@@ -390,7 +394,8 @@ def _pictures(
 
 
 def _metrics(x: Tensor, truth: Tensor) -> dict[str, float | str | None]:
-    """Every installed metric of one image, our own first; None where the image is too small, "inf" where it is infinite (JSON has no such number)."""
+    """Every installed metric of one image, our own first; None where the image is too small, "inf"
+    where it is infinite (JSON has no such number)."""
     values: dict[str, float | str | None] = {}
     for name in dict.fromkeys([*METRICS, *list_plugins("metrics")]):
         try:
@@ -406,4 +411,7 @@ def _summary(name: str, record: dict[str, Any], folder: Path) -> str:
     metrics = "  ".join(
         f"{k.upper()} {float(v):.3f}" for k, v in record.get("metrics", {}).items() if v is not None
     )
-    return f"{name}: {metrics}{'  ' if metrics else ''}{record['nfe']:g} evaluations, {record['seconds']:.1f} s -> {folder}/comparison.png"
+    return (
+        f"{name}: {metrics}{'  ' if metrics else ''}{record['nfe']:g} evaluations, "
+        f"{record['seconds']:.1f} s -> {folder}/comparison.png"
+    )

@@ -1,1 +1,2 @@
-"""Hydra configuration: config groups, presets and ``key=value`` overrides composed to plain data, and objects made of it."""
+"""Hydra configuration: config groups, presets and ``key=value`` overrides composed to plain data,
+and objects made of it."""

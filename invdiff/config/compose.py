@@ -49,21 +49,26 @@ def compose(
     """The configuration of a run.
 
     Args:
-        operator: a registered name, whose YAML in the config group ``operator`` is optional, or one of :func:`protocols`. None where nothing is measured: the
-            configuration then starts from ``generate.yaml`` instead of ``config.yaml``.
-        methods: registered names, the first nearest to the network; likewise in the group ``guidance``. The result's
-            ``guidance`` has one entry for each; everything else comes from the preset of the last, nearest to the data.
+        operator: a registered name, whose YAML in the config group ``operator`` is optional, or one
+            of :func:`protocols`. None where nothing is measured: the configuration then starts from
+            ``generate.yaml`` instead of ``config.yaml``.
+        methods: registered names, the first nearest to the network; likewise in the group
+            ``guidance``. The result's ``guidance`` has one entry for each; everything else comes
+            from the preset of the last, nearest to the data.
         model: a registered name or a folder.
-        preset: ``"auto"`` takes the values tuned for this model, operator and method if there are any; ``"none"`` takes none;
-            any other name, such as ``"paper"``, must exist for them. Where an override changes a switch (true or false) of the method
-            that the preset states, what else it states of the method is left out, with a warning: it was tuned with that.
-        overrides: Hydra's ``key=value``. Keys below ``operator.``, ``guidance.``, ``model.``, ``transition.``, ``itinerary.`` and
-            ``upscale.`` may be new: the object made from them checks them. In a chain ``guidance.key`` goes to the methods that
-            have it, and ``guidance.METHOD.key`` to that one. ``transition=NAME`` is short for ``transition.name=NAME``, likewise
-            for the itinerary.
+        preset: ``"auto"`` takes the values tuned for this model, operator and method if there are
+            any; ``"none"`` takes none; any other name, such as ``"paper"``, must exist for them.
+            Where an override changes a switch (true or false) of the method that the preset states,
+            what else it states of the method is left out, with a warning: it was tuned with that.
+        overrides: Hydra's ``key=value``. Keys below ``operator.``, ``guidance.``, ``model.``,
+            ``transition.``, ``itinerary.`` and ``upscale.`` may be new: the object made from them
+            checks them. In a chain ``guidance.key`` goes to the methods that have it, and
+            ``guidance.METHOD.key`` to that one. ``transition=NAME`` is short for
+            ``transition.name=NAME``, likewise for the itinerary.
 
     Raises:
-        ValueError: an override that does not parse or names no key, a preset that does not exist, a ``_target_``.
+        ValueError: an override that does not parse or names no key, a preset that does not exist, a
+            ``_target_``.
     """
     refused = MEASURING if operator is None else ()
     registered = _registered(operator)
@@ -81,7 +86,8 @@ def compose(
                 ", ".join(k for k in known if k not in refused) for known in (KEYS, OPEN_GROUPS)
             )
             raise ValueError(
-                f"unknown key in {override!r}{_whose(override, registered, methods)}; known: {keys}, and what stands below {groups}"
+                f"unknown key in {override!r}{_whose(override, registered, methods)}; "
+                f"known: {keys}, and what stands below {groups}"
             )
         if key.lstrip("+~") in FLAGS:
             raise ValueError(f"{override!r} cannot be overridden; use {FLAGS[key.lstrip('+~')]}")
@@ -109,7 +115,8 @@ def compose(
 
 
 def _named(override: str) -> str:
-    """``transition=heun`` as ``transition.name=heun``: parameters may then stand beside the name."""
+    """``transition=heun`` as ``transition.name=heun``: parameters may then stand beside the
+    name."""
     key, _, value = override.partition("=")
     return (
         f"{key}.name={value}"
@@ -119,7 +126,8 @@ def _named(override: str) -> str:
 
 
 def _addressed(override: str, methods: Sequence[str]) -> tuple[str | None, str]:
-    """The method that an override names, and what it says to it: ``guidance.dps.zeta=1`` -> ``("dps", "guidance.zeta=1")``."""
+    """The method that an override names, and what it says to it: ``guidance.dps.zeta=1`` ->
+    ``("dps", "guidance.zeta=1")``."""
     key, equals, value = override.partition("=")
     group, _, inner = key.partition(".")
     method, _, parameter = inner.partition(".")
@@ -145,7 +153,10 @@ def _whose(override: str, operator: str | None, methods: Sequence[str]) -> str:
     ):
         for name in names:
             if name in list_plugins(kind) and key in inspect.signature(load(kind, name)).parameters:
-                return f"; the parameter of {name} is set by {FLAGS.get(f'{group}.{key}', f'{group}.{override}')}"
+                return (
+                    f"; the parameter of {name} is set by "
+                    f"{FLAGS.get(f'{group}.{key}', f'{group}.{override}')}"
+                )
     return ""
 
 
@@ -172,7 +183,8 @@ def build_operator(config: dict[str, Any]) -> Operator:
 
 
 def build_method(config: dict[str, Any], default: Transition | None = None) -> Method:
-    """The method that a configuration describes, with every piece filled in; ``default`` where nobody chooses the transition."""
+    """The method that a configuration describes, with every piece filled in; ``default`` where
+    nobody chooses the transition."""
     from invdiff.sampling import make_method
     from invdiff.solving.plan import complete
 
@@ -200,7 +212,8 @@ def _parameters(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_piece(node: dict[str, Any] | str | None, kind: str) -> Any:
-    """A ``"transition"`` or ``"itinerary"`` from its name, or from a mapping of its name and parameters; None stays None."""
+    """A ``"transition"`` or ``"itinerary"`` from its name, or from a mapping of its name and
+    parameters; None stays None."""
     if node is None:
         return None
     group = _GROUPS[kind]
@@ -208,7 +221,8 @@ def make_piece(node: dict[str, Any] | str | None, kind: str) -> Any:
     name = node.get("name")
     if name is None:
         raise ValueError(
-            f"say which {kind} is meant: {kind}.name=NAME with one of {', '.join(list_plugins(group))}"
+            f"say which {kind} is meant: {kind}.name=NAME with one of "
+            f"{', '.join(list_plugins(group))}"
         )
     parameters = {
         k: make_piece(v, kind) if k in ("predictor", "inner") else v
@@ -221,7 +235,8 @@ _GROUPS = {"transition": "transitions", "itinerary": "itineraries"}
 
 
 def compose_suite(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The grid of a benchmark, ``configs/suite/NAME.yaml``, with Hydra's ``key=value`` applied; plug-ins' config packages have theirs.
+    """The grid of a benchmark, ``configs/suite/NAME.yaml``, with Hydra's ``key=value`` applied;
+    plug-ins' config packages have theirs.
 
     Raises:
         ValueError: no such suite, or an override that does not apply.
@@ -251,7 +266,8 @@ def compose_suite(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _in_suite(override: str) -> str:
-    """An override of a suite as Hydra takes it; parameters of what a table labels may be new (Hydra's ``++``)."""
+    """An override of a suite as Hydra takes it; parameters of what a table labels may be new
+    (Hydra's ``++``)."""
     key = override.lstrip("+~")
     sign = override[: len(override) - len(key)]
     path = key.partition("=")[0].split(".")
@@ -276,7 +292,8 @@ def _check_suite_keys(suite: str, config: Any, overrides: Sequence[str]) -> None
                     else f"the suite {suite!r}"
                 )
                 raise ValueError(
-                    f"{override!r}: {where} has no {part!r}.{did_you_mean(part, node)} It has: {', '.join(node)}."
+                    f"{override!r}: {where} has no {part!r}.{did_you_mean(part, node)} It "
+                    f"has: {', '.join(node)}."
                 )
             node = node[part]
 
@@ -362,7 +379,8 @@ def _compose(
 def _left_out(
     preset: str, stated: Mapping[str, Any], guidance: Mapping[str, Any], overrides: Sequence[str]
 ) -> list[str]:
-    """What a preset says of a method that does not count, since an override changed a switch (true or false) that it was tuned with."""
+    """What a preset says of a method that does not count, since an override changed a switch (true
+    or false) that it was tuned with."""
     changed = [
         key for key, value in stated.items() if isinstance(value, bool) and guidance[key] != value
     ]
@@ -370,15 +388,18 @@ def _left_out(
     left = [key for key in stated if changed and key not in changed and key not in given]
     if left:
         warnings.warn(
-            f"the preset {preset} was tuned with guidance.{changed[0]}={str(stated[changed[0]]).lower()}, so its "
-            f"{', '.join(f'{key}={stated[key]}' for key in left)} is left out and the general value taken",
+            f"the preset {preset} was tuned with "
+            f"guidance.{changed[0]}={str(stated[changed[0]]).lower()}, so its "
+            f"{', '.join(f'{key}={stated[key]}' for key in left)} is left out and the "
+            "general value taken",
             stacklevel=2,
         )
     return left
 
 
 def config_files(group: str) -> dict[str, tuple[str, Traversable]]:
-    """The files of a config group: name -> (where it comes from, the file). Imports nothing but the packages they are in."""
+    """The files of a config group: name -> (where it comes from, the file). Imports nothing but the
+    packages they are in."""
     found = dict[str, tuple[str, Traversable]]()
     for module in _config_packages().values():
         with contextlib.suppress(
@@ -398,9 +419,11 @@ def config_files(group: str) -> dict[str, tuple[str, Traversable]]:
 
 
 def protocols() -> dict[str, str]:
-    """The problems of the literature: name -> file. They are files of the config group ``operator`` that bear no registered operator's name.
+    """The problems of the literature: name -> file. They are files of the config group ``operator``
+    that bear no registered operator's name.
 
-    Such a file starts with ``# @package _global_`` and holds ``operator`` (the registered ``name`` and its parameters) and ``sigma``.
+    Such a file starts with ``# @package _global_`` and holds ``operator`` (the registered ``name``
+    and its parameters) and ``sigma``.
     """
     registered = list_plugins("operators")
     return {
@@ -462,7 +485,9 @@ def _preset(
     ]
     there = ", ".join(names or of_method or of_operator) or "none"
     raise ValueError(
-        f"no preset {preset!r} for method {method!r} with operator {operator!r}.{did_you_mean(preset, names)} The presets of {what}: {there}; or --preset auto, or none"
+        f"no preset {preset!r} for method {method!r} with operator "
+        f"{operator!r}.{did_you_mean(preset, names)} The presets of {what}: {there}; or "
+        "--preset auto, or none"
     )
 
 
@@ -480,7 +505,8 @@ def _refuse_targets(node: Any) -> None:
         for key, value in node.items():
             if str(key).startswith("_target"):
                 raise ValueError(
-                    f"{key!r} is not allowed in a configuration: objects are made from registered names only"
+                    f"{key!r} is not allowed in a configuration: objects are made from "
+                    "registered names only"
                 )
             _refuse_targets(value)
     elif isinstance(node, list):

@@ -1,4 +1,5 @@
-"""Reading, writing and picturing images: tensors (C, H, W) or (1, C, H, W), float in [0, 1], C is 1 or 3."""
+"""Reading, writing and picturing images: tensors (C, H, W) or (1, C, H, W), float in [0, 1], C is 1
+or 3."""
 
 from invdiff.images.pictures import HEAT_LIMIT, error_map, grid, std_map
 from invdiff.images.read import SUFFIXES, ImageError, find_images, read_image, sample_photo

@@ -34,9 +34,9 @@ def grid(
 ) -> Tensor:
     """Images side by side on white, labels above them: (3, H, W).
 
-    Panels are brought to the height of the largest by nearest-neighbour interpolation, and all are enlarged by one
-    integer so that none is lower than ``height``. Grey stays grey. Labels are wrapped; Greek letters are spelt out,
-    since Pillow's built-in font has none.
+    Panels are brought to the height of the largest by nearest-neighbour interpolation, and all are
+    enlarged by one integer so that none is lower than ``height``. Grey stays grey. Labels are
+    wrapped; Greek letters are spelt out, since Pillow's built-in font has none.
 
     Args:
         images: (C, H, W) or (1, C, H, W) in [0, 1] each, or a batch (B, C, H, W).
@@ -54,7 +54,8 @@ def grid(
         or (columns is not None and columns < 1)
     ):
         raise ValueError(
-            f"a grid needs images, a label for each and at least one column, got {len(images)}, {labels}, {columns}"
+            "a grid needs images, a label for each and at least one column, got "
+            f"{len(images)}, {labels}, {columns}"
         )
     panels = [one_image(x).detach().to("cpu", torch.float32) for x in images]
     tallest = max(p.shape[1] for p in panels)
@@ -63,7 +64,8 @@ def grid(
     columns = min(columns or len(panels), len(panels))
     if rows is not None and len(rows) != math.ceil(len(panels) / columns):
         raise ValueError(
-            f"rows needs a label for each of the {math.ceil(len(panels) / columns)} rows, got {len(rows)}"
+            f"rows needs a label for each of the {math.ceil(len(panels) / columns)} rows, "
+            f"got {len(rows)}"
         )
 
     size = max(18, height // 20)
@@ -132,7 +134,8 @@ def _wrapped(
 
 
 def error_map(x: Tensor, reference: Tensor) -> Tensor:
-    """Heat picture of the error per pixel, root mean square over channels: black is 0, yellow 0.2 and more.
+    """Heat picture of the error per pixel, root mean square over channels: black is 0, yellow 0.2
+    and more.
 
     The scale is that of :func:`std_map`, so that the two can be compared.
 
@@ -144,13 +147,15 @@ def error_map(x: Tensor, reference: Tensor) -> Tensor:
     """
     if x.shape != reference.shape:
         raise ValueError(
-            f"x and reference must have one shape, got {tuple(x.shape)} and {tuple(reference.shape)}"
+            f"x and reference must have one shape, got {tuple(x.shape)} and "
+            f"{tuple(reference.shape)}"
         )
     return std_map(x - reference)
 
 
 def std_map(std: Tensor) -> Tensor:
-    """Heat picture of a standard deviation (..., C, H, W), root mean square over channels: black is 0, yellow 0.2 and more.
+    """Heat picture of a standard deviation (..., C, H, W), root mean square over channels: black is
+    0, yellow 0.2 and more.
 
     Returns:
         (..., 3, H, W).

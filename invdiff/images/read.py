@@ -28,7 +28,8 @@ class ImageError(ValueError):
 
 
 def find_images(pattern: str | Path) -> list[Path]:
-    """The images that a file, a folder (not its sub-folders) or a glob names, sorted; hidden files are left out.
+    """The images that a file, a folder (not its sub-folders) or a glob names, sorted; hidden files
+    are left out.
 
     Raises:
         ImageError: nothing is there, or it is no image by its suffix.
@@ -38,7 +39,8 @@ def find_images(pattern: str | Path) -> list[Path]:
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             raise ImageError(
-                f"{pattern} is no image by its suffix {path.suffix!r}; {allowed}. Convert the file first."
+                f"{pattern} is no image by its suffix {path.suffix!r}; {allowed}. Convert "
+                "the file first."
             )
         return [path]
     candidates = (
@@ -61,7 +63,8 @@ def find_images(pattern: str | Path) -> list[Path]:
             else "matches nothing"
         )
         raise ImageError(
-            f"the {what} {pattern} {state}; {allowed}. Give an image, a folder of images or a quoted glob like 'in/*.png'."
+            f"the {what} {pattern} {state}; {allowed}. Give an image, a folder of images or "
+            "a quoted glob like 'in/*.png'."
         )
     return found
 
@@ -71,9 +74,10 @@ def read_image(
 ) -> Tensor:
     """Reads one PNG, JPEG, TIFF, WebP or BMP file, of 8 or 16 bits.
 
-    EXIF orientation is applied. Stored values are taken as they are: colour profiles and gamma are ignored. Alpha is
-    composited over white, with a warning. Palettes become colour; CMYK (8 bits) is converted without a profile. Of a
-    TIFF, more than 8 bits are scaled by the largest value of its declared bits, and floats must lie in [0, 1].
+    EXIF orientation is applied. Stored values are taken as they are: colour profiles and gamma are
+    ignored. Alpha is composited over white, with a warning. Palettes become colour; CMYK (8 bits)
+    is converted without a profile. Of a TIFF, more than 8 bits are scaled by the largest value of
+    its declared bits, and floats must lie in [0, 1].
 
     Args:
         channels: 1 turns colour into luma (Rec. 601), 3 repeats grey; None keeps what the file has.
@@ -83,7 +87,8 @@ def read_image(
         (1, C, H, W) float32 in [0, 1].
 
     Raises:
-        ImageError: missing, too large, broken, several frames or pages, or a kind of image that is not supported.
+        ImageError: missing, too large, broken, several frames or pages, or a kind of image that is
+            not supported.
     """
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1, 3 or None, got {channels}")
@@ -100,9 +105,11 @@ def read_image(
             values, orientation = _read(path, header, max_pixels)
     except ImageError:
         raise
-    except Exception as error:  # decoders raise OSError, SyntaxError, RuntimeError, struct.error, ... on broken files
+    # decoders raise OSError, SyntaxError, RuntimeError, struct.error, ... on broken files
+    except Exception as error:
         raise ImageError(
-            f"{path} cannot be read as an image, it may be truncated or no image: {type(error).__name__}: {error}"
+            f"{path} cannot be read as an image, it may be truncated or no image: "
+            f"{type(error).__name__}: {error}"
         ) from error
 
     x = torch.from_numpy(values).permute(2, 0, 1)[None]
@@ -159,13 +166,15 @@ def _read(path: Path, header: bytes, max_pixels: int) -> tuple[np.ndarray, int]:
 def _decode_png16(
     path: Path, size: tuple[int, int], kind: int, transparent: int | tuple[int, ...] | None
 ) -> np.ndarray:
-    """16 bits of grey or colour, which Pillow would reduce to 8; ``kind`` is the PNG's colour type."""
+    """16 bits of grey or colour, which Pillow would reduce to 8; ``kind`` is the PNG's colour
+    type."""
     import numpy as np
     from kornia_rs.io import decode_image_png_u16  # kornia's decoder; torchvision's is deprecated
 
     if kind == 4:
         raise ImageError(
-            f"{path} is a PNG of 16-bit grey with alpha, which is not supported; remove the alpha or save it as TIFF"
+            f"{path} is a PNG of 16-bit grey with alpha, which is not supported; remove the "
+            "alpha or save it as TIFF"
         )
     values = np.asarray(
         decode_image_png_u16(path.read_bytes(), size[::-1], {0: "mono", 2: "rgb", 6: "rgba"}[kind])
@@ -188,7 +197,8 @@ def _read_deep_tiff(path: Path, max_pixels: int) -> tuple[np.ndarray | None, int
         _check_size(path, page.imagewidth, page.imagelength, max_pixels)
         if len(tif.series[0]) > 1:
             raise ImageError(
-                f"{path} holds {len(tif.series[0])} pages; save the one you want as an image of its own"
+                f"{path} holds {len(tif.series[0])} pages; save the one you want as an "
+                "image of its own"
             )
         bits, kind = page.bitspersample, np.dtype(page.dtype or "V").kind
         if kind in "bu" and bits <= 8:
@@ -200,8 +210,10 @@ def _read_deep_tiff(path: Path, max_pixels: int) -> tuple[np.ndarray | None, int
         plain = page.axes in ("YX", "YXS", "SYX") and page.samplesperpixel == colours + len(alpha)
         if kind not in "uf" or not plain or alpha not in ((), (1,), (2,)):
             raise ImageError(
-                f"{path} is a TIFF of {page.samplesperpixel} samples ({page.photometric!s}, extra samples {alpha}), "
-                f"{page.dtype}, axes {page.axes}; more than 8 bits are read as grey or RGB with or without alpha, "
+                f"{path} is a TIFF of {page.samplesperpixel} samples ({page.photometric!s}, "
+                f"extra samples {alpha}), "
+                f"{page.dtype}, axes {page.axes}; more than 8 bits are read as grey or RGB "
+                "with or without alpha, "
                 "unsigned or float. Convert it first."
             )
         stored = page.asarray()
@@ -222,7 +234,8 @@ def _read_deep_tiff(path: Path, max_pixels: int) -> tuple[np.ndarray | None, int
         low, high = stored.min(), stored.max()
         if not (low >= 0 and high <= 1):  # also catches nan
             raise ImageError(
-                f"{path} holds floats from {low:g} to {high:g}; they must lie in [0, 1]. Rescale them first."
+                f"{path} holds floats from {low:g} to {high:g}; they must lie in [0, 1]. "
+                "Rescale them first."
             )
         values = stored.astype(np.float32)
     else:
@@ -237,7 +250,8 @@ def _read_deep_tiff(path: Path, max_pixels: int) -> tuple[np.ndarray | None, int
 def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
-            f"{path} declares {width} x {height} pixels, more than the {max_pixels:,} allowed; crop or downscale it, "
+            f"{path} declares {width} x {height} pixels, more than the {max_pixels:,} "
+            "allowed; crop or downscale it, "
             "or pass a larger max_pixels if you trust the file"
         )
 
@@ -251,7 +265,8 @@ def _upright(x: Tensor, orientation: int) -> Tensor:
 
 
 def sample_photo(size: int = 128) -> tuple[Tensor, str]:
-    """A cat's face: a crop of scikit-image's ``chelsea`` (CC0, by Stefan van der Walt), which its wheel contains.
+    """A cat's face: a crop of scikit-image's ``chelsea`` (CC0, by Stefan van der Walt), which its
+    wheel contains.
 
     Args:
         size: side in pixels, at most 256; smaller ones are averages over areas.

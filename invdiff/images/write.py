@@ -1,4 +1,5 @@
-"""Writing images and animations: tensors (C, H, W) or (1, C, H, W), float in [0, 1], C is 1 or 3."""
+"""Writing images and animations: tensors (C, H, W) or (1, C, H, W), float in [0, 1], C is 1 or
+3."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ VISIBLE = 256
 
 
 def write_image(path: str | Path, x: Tensor, bits: int = 8) -> None:
-    """Writes an image, clamped to [0, 1] and rounded, in the format of the suffix; the file appears whole or not at all.
+    """Writes an image, clamped to [0, 1] and rounded, in the format of the suffix; the file appears
+    whole or not at all.
 
     PNG and TIFF (deflate) and WebP are lossless, JPEG has quality 95 without chroma subsampling.
 
@@ -34,13 +36,15 @@ def write_image(path: str | Path, x: Tensor, bits: int = 8) -> None:
         bits: 8, or 16 for PNG and TIFF.
 
     Raises:
-        ImageError: unknown suffix, 16 bits in a format that has 8, a missing folder, wrong shape, values not finite.
+        ImageError: unknown suffix, 16 bits in a format that has 8, a missing folder, wrong shape,
+            values not finite.
     """
     path = Path(path).expanduser()
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ImageError(
-            f"{path}: the suffix {suffix!r} names no image format; images end in {', '.join(SUFFIXES)}"
+            f"{path}: the suffix {suffix!r} names no image format; images end in "
+            f"{', '.join(SUFFIXES)}"
         )
     if bits not in (8, 16) or (bits == 16 and suffix not in (".png", ".tif", ".tiff")):
         raise ImageError(f"{path}: bits must be 8, or 16 for .png and .tif, got {bits}")
@@ -128,13 +132,16 @@ def _encode_png16(pixels: np.ndarray) -> bytes:
 
 
 def write_gif(path: str | Path, frames: Sequence[Tensor], seconds: float = 3.0) -> None:
-    """Writes an endless animation of ``seconds``, its last frame held 1.5 s longer; small frames are enlarged.
+    """Writes an endless animation of ``seconds``, its last frame held 1.5 s longer; small frames
+    are enlarged.
 
     Args:
-        frames: images of one shape; evenly spaced ones are left out where there are more than 50 a second.
+        frames: images of one shape; evenly spaced ones are left out where there are more than 50 a
+            second.
 
     Raises:
-        ImageError: no frames, frames of differing shapes, a suffix other than .gif, or what write_image refuses.
+        ImageError: no frames, frames of differing shapes, a suffix other than .gif, or what
+            write_image refuses.
     """
     from PIL import Image
 
@@ -146,7 +153,8 @@ def write_gif(path: str | Path, frames: Sequence[Tensor], seconds: float = 3.0) 
     shapes = {tuple(one_image(f).shape) for f in frames}
     if len(shapes) != 1 or seconds <= 0:
         raise ImageError(
-            f"an animation needs frames of one shape and a positive duration, got shapes {sorted(shapes)} and {seconds} s"
+            "an animation needs frames of one shape and a positive duration, got shapes "
+            f"{sorted(shapes)} and {seconds} s"
         )
     count = min(len(frames), max(2, int(seconds / 0.02)))  # viewers slow anything faster down
     kept = [
@@ -157,7 +165,8 @@ def write_gif(path: str | Path, frames: Sequence[Tensor], seconds: float = 3.0) 
         .tolist()[:-1]
     ] + [frames[-1]]
     pictures = [Image.fromarray(pixels_of(_enlarged(one_image(f)), 8)) for f in kept]
-    # The octree is quick and keeps rare colours, which median cut loses; the frame that is looked at longest gets k-means.
+    # The octree is quick and keeps rare colours, which median cut loses; the frame that is looked
+    # at longest gets k-means.
     last = pictures[-1].convert("RGB").quantize(256, kmeans=1)
     pictures = [
         p.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE) for p in pictures[:-1]

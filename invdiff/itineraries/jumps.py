@@ -13,11 +13,12 @@ from invdiff.schedules import Level, Schedule
 
 @dataclass(frozen=True)
 class Jumps(Itinerary):
-    """RePaint's resampling (Lugmayr et al. 2022, section 4.2 and appendix): after every ``length`` steps down the run
-    jumps ``length`` levels back up, until each stretch was walked ``resamplings`` times.
+    """RePaint's resampling (Lugmayr et al. 2022, section 4.2 and appendix): after every ``length``
+    steps down the run jumps ``length`` levels back up, until each stretch was walked
+    ``resamplings`` times.
 
-    As in the official schedule the first stretch to be repeated ends at index 0, and the topmost is walked once: 250 steps,
-    length 10 and 10 resamplings make 2410 evaluations.
+    As in the official schedule the first stretch to be repeated ends at index 0, and the topmost is
+    walked once: 250 steps, length 10 and 10 resamplings make 2410 evaluations.
 
     Args:
         length: levels of a jump.
@@ -32,13 +33,15 @@ class Jumps(Itinerary):
     def __post_init__(self) -> None:
         if self.length < 1 or self.resamplings < 1:
             raise ValueError(
-                f"length and resamplings must be at least 1, got {self.length} and {self.resamplings}"
+                f"length and resamplings must be at least 1, got {self.length} and "
+                f"{self.resamplings}"
             )
 
     def __call__(self, schedule: Schedule, steps: int) -> list[Level]:
         if steps <= self.length and self.resamplings > 1:
             warnings.warn(
-                f"no jump of {self.length} levels fits into {steps} steps: this run goes straight down",
+                f"no jump of {self.length} levels fits into {steps} steps: this run goes "
+                "straight down",
                 stacklevel=2,
             )
         ladder = Straight(self.spacing)(schedule, steps)[

@@ -15,8 +15,8 @@ from invdiff.schedules import Level, Schedule
 
 @dataclass(frozen=True)
 class LateStart(Itinerary):
-    """Starts part of the way down from a noised image (SDEdit, Meng et al. 2022): by default from A† y, where the
-    operator has a pseudo-inverse (regularised by the noise), or from y itself.
+    """Starts part of the way down from a noised image (SDEdit, Meng et al. 2022): by default from
+    A† y, where the operator has a pseudo-inverse (regularised by the noise), or from y itself.
 
     Args:
         strength: share of the itinerary that is run, in (0, 1]; 1 starts at the noisiest level.
@@ -42,11 +42,13 @@ class LateStart(Itinerary):
     def start(self, measurement: Measurement | None) -> Tensor | None:
         if measurement is None:
             raise ValueError(
-                "a late start needs an image to start from, and without a measurement there is none; pass start=image"
+                "a late start needs an image to start from, and without a measurement "
+                "there is none; pass start=image"
             )
         image = measurement.estimate()
         if image is not None:
             return image
         raise ValueError(
-            f"a late start needs an image to start from, and {measurement.operator.kind} gives none; pass start=image to solve"
+            f"a late start needs an image to start from, and {measurement.operator.kind} "
+            "gives none; pass start=image to solve"
         )

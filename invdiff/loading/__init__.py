@@ -30,13 +30,16 @@ __all__ = [
 
 
 def open_model(source: str | Path, *, allow_pickle: bool = False, **options: Any) -> Denoiser:
-    """A Denoiser from a diffusers folder, a checkpoint file, an exported network or a model of the Hugging Face hub.
+    """A Denoiser from a diffusers folder, a checkpoint file, an exported network or a model of the
+    Hugging Face hub.
 
     Args:
-        source: path of a folder or a file; or a hub id, ``owner/name[@revision][:subfolder]``, which is the only thing that is ever
-            downloaded: configurations and safetensors, never code or pickles.
+        source: path of a folder or a file; or a hub id, ``owner/name[@revision][:subfolder]``,
+            which is the only thing that is ever downloaded: configurations and safetensors, never
+            code or pickles.
         allow_pickle: read pickles and exported programs, which can run code.
-        options: of the loader (``controlnet`` for a folder) and of :class:`~invdiff.network.Denoiser`.
+        options: of the loader (``controlnet`` for a folder) and of
+            :class:`~invdiff.network.Denoiser`.
 
     Raises:
         ValueError: nothing is there, the hub does not answer, or the checkpoint is not understood.
@@ -58,7 +61,8 @@ def open_model(source: str | Path, *, allow_pickle: bool = False, **options: Any
         return load_folder(path, allow_pickle=allow_pickle, **options)
     if wanted is None:
         raise ValueError(
-            f"there is no folder or file {source}, and it is not a model of the hub either, which is written owner/name[@revision][:subfolder]"
+            f"there is no folder or file {source}, and it is not a model of the hub either, "
+            "which is written owner/name[@revision][:subfolder]"
         )
     folder = download(wanted)
     denoiser = load_folder(

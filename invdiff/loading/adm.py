@@ -1,11 +1,15 @@
-"""The UNet of ADM (Dhariwal & Nichol 2021, arXiv:2105.05233, section 3; Nichol & Dhariwal 2021, arXiv:2102.09672), written anew.
+"""The UNet of ADM (Dhariwal & Nichol 2021, arXiv:2105.05233, section 3; Nichol & Dhariwal 2021,
+arXiv:2102.09672), written anew.
 
-Parameters carry the names of openai/guided-diffusion, so that its checkpoints, those of improved-diffusion and their descendants
-(DPS' FFHQ, ILVR, P2) load as they are: :class:`ADM` predicts the noise, :class:`ADMClassifier` is its encoder with a head of logits.
-What a state dict says of its network is read by :func:`architecture`; it does not say:
+Parameters carry the names of openai/guided-diffusion, so that its checkpoints, those of
+improved-diffusion and their descendants (DPS' FFHQ, ILVR, P2) load as they are: :class:`ADM`
+predicts the noise, :class:`ADMClassifier` is its encoder with a head of logits. What a state dict
+says of its network is read by :func:`architecture`; it does not say:
 
-    heads             how the channels of an attention are divided; 64 channels a head as published, or a number of heads
-    attention order   whether queries, keys and values of one head lie together (the older layout) or those of all heads
+    heads            how the channels of an attention are divided; 64 channels a head as published,
+                     or a number of heads
+    attention order  whether queries, keys and values of one head lie together (the older layout) or
+                     those of all heads
 """
 
 from __future__ import annotations
@@ -29,14 +33,17 @@ class Architecture:
     """What determines an ADM network.
 
     Attributes:
-        in_channels, out_channels: of the network as a whole; of a classifier ``out_channels`` is its number of classes.
+        in_channels, out_channels: of the network as a whole; of a classifier ``out_channels`` is
+            its number of classes.
         model_channels: width of the time embedding, 4 times that inside.
         channels: of each resolution, finest first.
         blocks: residual blocks per resolution.
         attention: the resolutions with self-attention, 0 the finest; the middle always has it.
         rows: of the table of class embeddings; None without.
-        scale_shift: the time embedding scales and shifts the second normalisation, instead of being added before it.
-        resample: how resolutions are left: ``"block"`` (a residual block), ``"conv"`` (a convolution) or ``"plain"`` (no parameters).
+        scale_shift: the time embedding scales and shifts the second normalisation, instead of being
+            added before it.
+        resample: how resolutions are left: ``"block"`` (a residual block), ``"conv"`` (a
+            convolution) or ``"plain"`` (no parameters).
         head_channels, heads: one of them is None.
         new_order: attention layout, see the module's docstring.
         pool: the head of a classifier, one of POOLS; None: a denoiser.
@@ -77,13 +84,16 @@ class Architecture:
         assert by is not None
         if channels % by:
             raise ValueError(
-                f"an attention over {channels} channels cannot be divided by {what}={by}; the state dict does not say how it is divided: give num_heads= or num_head_channels="
+                f"an attention over {channels} channels cannot be divided by {what}={by}; "
+                "the state dict does not say how it is divided: give num_heads= or "
+                "num_head_channels="
             )
         return by if self.heads is not None else channels // by
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention of ``heads`` heads on (B, 3C, N) queries, keys and values: (B, C, N). No parameters."""
+    """Scaled dot-product attention of ``heads`` heads on (B, 3C, N) queries, keys and values: (B,
+    C, N). No parameters."""
 
     def __init__(self, heads: int, new_order: bool) -> None:
         super().__init__()
@@ -114,7 +124,8 @@ class AttentionBlock(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Residual block under a time embedding; ``resize`` halves (0.5) or doubles (2.0) the sides of both branches."""
+    """Residual block under a time embedding; ``resize`` halves (0.5) or doubles (2.0) the sides of
+    both branches."""
 
     def __init__(
         self, before: int, after: int, emb: int, scale_shift: bool, resize: float = 1.0
@@ -248,7 +259,8 @@ class _Encoder(nn.Module):
         return block(x, emb)
 
     def _embedding(self, t: Tensor) -> Tensor:
-        """The embedding of times (B,): cosines, then sines, of geometric frequencies from 1 to 1/10000."""
+        """The embedding of times (B,): cosines, then sines, of geometric frequencies from 1 to
+        1/10000."""
         half = self.architecture.model_channels // 2
         steps = torch.arange(half, dtype=torch.float32, device=t.device)
         angles = t[:, None].float() * torch.exp(-math.log(10_000) / half * steps)
@@ -266,12 +278,13 @@ class _Encoder(nn.Module):
 
 
 class ADM(_Encoder):
-    """``net(x, t, label=None)``: x (B, in_channels, H, W) in [-1, 1], t (B,) the training's step 0..T-1, fractions allowed; label (B,),
-    where the network has classes. Returns (B, out_channels, H, W): the noise and, where learned, the variance's v after it.
+    """``net(x, t, label=None)``: x (B, in_channels, H, W) in [-1, 1], t (B,) the training's step
+    0..T-1, fractions allowed; label (B,), where the network has classes. Returns (B, out_channels,
+    H, W): the noise and, where learned, the variance's v after it.
 
     Args:
-        image_last: channels of a low-resolution image that the network is shown after the state; x is [image, x_t], as a Denoiser
-            joins them. guided-diffusion enlarges it bilinearly.
+        image_last: channels of a low-resolution image that the network is shown after the state; x
+            is [image, x_t], as a Denoiser joins them. guided-diffusion enlarges it bilinearly.
     """
 
     def __init__(self, architecture: Architecture, image_last: int = 0) -> None:
@@ -311,7 +324,8 @@ class ADM(_Encoder):
 
 
 class AttentionPool(nn.Module):
-    """Logits from what the mean of all pixels attends to (the image encoder of CLIP, Radford et al. 2021): (B, C, n, n) to (B, K)."""
+    """Logits from what the mean of all pixels attends to (the image encoder of CLIP, Radford et al.
+    2021): (B, C, n, n) to (B, K)."""
 
     def __init__(self, size: int, channels: int, heads: int, out: int) -> None:
         super().__init__()
@@ -325,7 +339,8 @@ class AttentionPool(nn.Module):
         if pixels.shape[2] + 1 != self.positional_embedding.shape[1]:
             side = math.isqrt(self.positional_embedding.shape[1] - 1)
             raise ValueError(
-                f"the classifier pools {side}x{side} features and was given {x.shape[-2]}x{x.shape[-1]}: it has one image size"
+                f"the classifier pools {side}x{side} features and was given "
+                f"{x.shape[-2]}x{x.shape[-1]}: it has one image size"
             )
         tokens = (
             torch.cat([pixels.mean(dim=2, keepdim=True), pixels], dim=2) + self.positional_embedding
@@ -334,7 +349,8 @@ class AttentionPool(nn.Module):
 
 
 class ADMClassifier(_Encoder):
-    """``net(x_t, t) -> logits`` (B, classes) of noisy images (Dhariwal & Nichol 2021, section 4): x_t in [-1, 1], t in 0..T-1."""
+    """``net(x_t, t) -> logits`` (B, classes) of noisy images (Dhariwal & Nichol 2021, section 4):
+    x_t in [-1, 1], t in 0..T-1."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
@@ -379,10 +395,12 @@ class ADMClassifier(_Encoder):
 
 
 def architecture(shapes: Mapping[str, Sequence[int]], blocks: int | None = None) -> Architecture:
-    """The architecture that a state dict of these names and shapes belongs to; heads and attention order are left at their defaults.
+    """The architecture that a state dict of these names and shapes belongs to; heads and attention
+    order are left at their defaults.
 
     Args:
-        blocks: residual blocks per resolution, where a classifier's state dict fits several numbers.
+        blocks: residual blocks per resolution, where a classifier's state dict fits several
+            numbers.
 
     Raises:
         KeyError: the name of a parameter that is missing and without which nothing can be said.
@@ -425,7 +443,8 @@ def architecture(shapes: Mapping[str, Sequence[int]], blocks: int | None = None)
     if len(options) != 1 or count % (len(options[0]) + 1):
         fits = "no" if not options else "more than one"
         raise ValueError(
-            f"{fits} number of residual blocks per resolution fits its {count} input blocks; give num_res_blocks= if a classifier fits several"
+            f"{fits} number of residual blocks per resolution fits its {count} input "
+            "blocks; give num_res_blocks= if a classifier fits several"
         )
     starts = [0, *options[0]]
     number = count // len(starts) - 1
@@ -453,7 +472,8 @@ def architecture(shapes: Mapping[str, Sequence[int]], blocks: int | None = None)
 def _consistent(
     downs: Sequence[int], count: int, wide: Mapping[int, int], attends: set[int], first: int
 ) -> bool:
-    """Whether blocks that leave a resolution keep its width and attend to nothing, and all others of a resolution are alike."""
+    """Whether blocks that leave a resolution keep its width and attend to nothing, and all others
+    of a resolution are alike."""
     ends = [0, *downs, count]
     for start, stop in pairwise(ends):
         level = range(start + 1, stop)

@@ -1,4 +1,5 @@
-"""diffusers' autoencoders as the :class:`~invdiff.network.Autoencoder` of a latent network: z = (latent − shift) · scale."""
+"""diffusers' autoencoders as the :class:`~invdiff.network.Autoencoder` of a latent network: z =
+(latent − shift) · scale."""
 
 from __future__ import annotations
 
@@ -11,22 +12,26 @@ from torch import Tensor
 from invdiff.network import Autoencoder
 
 AUTOENCODERS = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
-"""Classes of diffusers that are read: KL with or without shift, VQ, and the small ones that stand in for either (TAESD)."""
+"""Classes of diffusers that are read: KL with or without shift, VQ, and the small ones that stand
+in for either (TAESD)."""
 
 
 def from_diffusers(
     net: torch.nn.Module, *, encode: str = "mode", decode: str = "whole"
 ) -> Autoencoder:
-    """An autoencoder of diffusers, images (B, C, H, W) in [-1, 1] <-> scaled latents (B, c, H/factor, W/factor).
+    """An autoencoder of diffusers, images (B, C, H, W) in [-1, 1] <-> scaled latents (B, c,
+    H/factor, W/factor).
 
-    It runs in the dtype of its weights and answers in that of its input. A VQ decoder looks up the nearest codes, and gradients pass
-    as if it had not (straight through), as in diffusers.
+    It runs in the dtype of its weights and answers in that of its input. A VQ decoder looks up the
+    nearest codes, and gradients pass as if it had not (straight through), as in diffusers.
 
     Args:
         net: one of :data:`AUTOENCODERS`.
-        encode: ``"mode"``, the most likely latent, or ``"sample"``, a draw of q(z | x) from the noise of the image in a run.
-        decode: ``"whole"``; ``"slices"``, image by image; ``"tiles"``, large images in blended windows of what it was trained on. The
-            last two are diffusers' own: slices save memory without gradients only, tiles change the image a little.
+        encode: ``"mode"``, the most likely latent, or ``"sample"``, a draw of q(z | x) from the
+            noise of the image in a run.
+        decode: ``"whole"``; ``"slices"``, image by image; ``"tiles"``, large images in blended
+            windows of what it was trained on. The last two are diffusers' own: slices save memory
+            without gradients only, tiles change the image a little.
 
     Raises:
         ValueError: an unknown ``encode`` or ``decode``; one that this class of autoencoder has not.
@@ -37,7 +42,8 @@ def from_diffusers(
         raise ValueError(f"encode must be 'mode' or 'sample', got {encode!r}")
     if encode == "sample" and name != "AutoencoderKL":
         raise ValueError(
-            f"encode='sample' draws from the distribution that an AutoencoderKL knows; a {name} encodes to one latent only"
+            "encode='sample' draws from the distribution that an AutoencoderKL knows; a "
+            f"{name} encodes to one latent only"
         )
     blocks = config.get("encoder_block_out_channels") or config["block_out_channels"]
     factor = 2 ** (len(blocks) - 1)
@@ -89,7 +95,8 @@ def _decode_in(net: Any, decode: str, factor: int) -> None:
 
 
 def _affine(config: Any) -> tuple[Tensor, Tensor]:
-    """(shift, scale): numbers, or one for each channel where the latents are normalised channel by channel."""
+    """(shift, scale): numbers, or one for each channel where the latents are normalised channel by
+    channel."""
     scale = torch.tensor(float(config["scaling_factor"]), dtype=torch.float64)
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:

@@ -1,13 +1,17 @@
 """Checkpoint files: .safetensors, and what ``torch.save`` writes (.pt, .pth, .ckpt, .bin).
 
-The families are told by the names of the parameters, and the architecture is read from their shapes:
+The families are told by the names of the parameters, and the architecture is read from their
+shapes:
 
-    guided-diffusion    ``input_blocks.0.0.weight``   openai/guided-diffusion and improved-diffusion, DPS' FFHQ, deepinv's DiffUNet
-    edm                 ``map_layer0.weight``         NVlabs/edm's networks (DDPM++, NCSN++, ADM), deepinv's NCSNpp and ADMUNet
-    score_sde           ``all_modules.1.weight``      yang-song/score_sde_pytorch's DDPM++ and NCSN++
+    guided-diffusion  ``input_blocks.0.0.weight``  openai/guided-diffusion and improved-diffusion,
+                                                   DPS' FFHQ, deepinv's DiffUNet
+    edm               ``map_layer0.weight``        NVlabs/edm's networks (DDPM++, NCSN++, ADM),
+                                                   deepinv's NCSNpp and ADMUNet
+    score_sde         ``all_modules.1.weight``     yang-song/score_sde_pytorch's DDPM++ and NCSN++
 
-A file is searched for networks wherever they lie (``state_dict``, ``model``, ``ema``, prefixes such as ``module.``), and averaged
-weights are preferred. Every parameter must be there and none may be left over: nothing loads half.
+A file is searched for networks wherever they lie (``state_dict``, ``model``, ``ema``, prefixes such
+as ``module.``), and averaged weights are preferred. Every parameter must be there and none may be
+left over: nothing loads half.
 """
 
 from __future__ import annotations
@@ -71,19 +75,24 @@ def load_checkpoint(
 
     Args:
         path: local file.
-        allow_pickle: read files with objects other than tensors and plain containers. Reading them runs code from the file.
-        weights: which network of a file with several, as its error message lists them; by default the averaged one.
-        num_heads, num_head_channels: how a guided-diffusion network divides its attention, which its file does not say. Default:
-            as published for the published networks; otherwise 64 channels a head, or, without ``resblock_updown``, 4 heads.
+        allow_pickle: read files with objects other than tensors and plain containers. Reading them
+            runs code from the file.
+        weights: which network of a file with several, as its error message lists them; by default
+            the averaged one.
+        num_heads, num_head_channels: how a guided-diffusion network divides its attention, which
+            its file does not say. Default: as published for the published networks; otherwise 64
+            channels a head, or, without ``resblock_updown``, 4 heads.
         new_attention_order: as it was trained; default: as published, else False.
-        preconditioning: of EDM and score_sde networks: ``"edm"`` (Karras et al. 2022), ``"vp"`` or ``"ve"`` (Song et al. 2021,
-            continuous times). Default: ``"edm"`` for EDM's parameter names; for score_sde's what the time embedding says.
-        options: of :class:`~invdiff.network.Denoiser`, on top of what is recognised: ``schedule`` where it is not the one assumed,
-            ``null_label`` where the last embedding (or, for EDM, the absent label) stands for no class, ``cond_channels``, ``dtype``...
+        preconditioning: of EDM and score_sde networks: ``"edm"`` (Karras et al. 2022), ``"vp"`` or
+            ``"ve"`` (Song et al. 2021, continuous times). Default: ``"edm"`` for EDM's parameter
+            names; for score_sde's what the time embedding says.
+        options: of :class:`~invdiff.network.Denoiser`, on top of what is recognised: ``schedule``
+            where it is not the one assumed, ``null_label`` where the last embedding (or, for EDM,
+            the absent label) stands for no class, ``cond_channels``, ``dtype``...
 
     Raises:
-        ValueError: a file that cannot be read, needs unpickling, or holds no network known here; several networks; missing,
-            unexpected or misshapen parameters, which are listed.
+        ValueError: a file that cannot be read, needs unpickling, or holds no network known here;
+            several networks; missing, unexpected or misshapen parameters, which are listed.
     """
     path = Path(path)
     held = _read(path, allow_pickle)
@@ -91,7 +100,8 @@ def load_checkpoint(
     if network.family == "guided-diffusion":
         if not any(name.startswith("output_blocks.") for name in network.tensors):
             raise ValueError(
-                f"{path} holds a classifier, not a denoiser; load_classifier({path.name!r}) reads it"
+                f"{path} holds a classifier, not a denoiser; load_classifier({path.name!r}) "
+                "reads it"
             )
         given = _Given(num_heads, num_head_channels, new_attention_order, "schedule" in options)
         net, found = _guided_diffusion(path, network, given, options)
@@ -124,11 +134,14 @@ def load_classifier_checkpoint(
     num_res_blocks: int | None = None,
     schedule: Schedule | None = None,
 ) -> NoisyClassifier:
-    """The noisy classifier of guided-diffusion from its file. Arguments as in :func:`load_checkpoint`, and:
+    """The noisy classifier of guided-diffusion from its file. Arguments as in
+    :func:`load_checkpoint`, and:
 
     Args:
-        num_res_blocks: residual blocks per resolution (``classifier_depth``), needed where the file fits several.
-        schedule: what it was trained on; default: ``cosine()`` for the published 64x64 classifier, else ``linear()``.
+        num_res_blocks: residual blocks per resolution (``classifier_depth``), needed where the file
+            fits several.
+        schedule: what it was trained on; default: ``cosine()`` for the published 64x64 classifier,
+            else ``linear()``.
     """
     path = Path(path)
     held = _read(path, allow_pickle)
@@ -137,7 +150,8 @@ def load_classifier_checkpoint(
         name.startswith("output_blocks.") for name in network.tensors
     ):
         raise ValueError(
-            f"{path} holds a denoiser ({network.family}), not a classifier; load_checkpoint reads it"
+            f"{path} holds a denoiser ({network.family}), not a classifier; load_checkpoint "
+            "reads it"
         )
     a, assumed = _divided(
         path,
@@ -153,7 +167,7 @@ def load_classifier_checkpoint(
     return NoisyClassifier(net, schedule=schedule, channels=a.in_channels, name=path.stem)
 
 
-# Files -------------------------------------------------------------------------------------------------------------------
+# Files --------------------------------------------------------------------------------------------
 
 
 def _read(path: Path, allow_pickle: bool) -> Any:
@@ -162,9 +176,11 @@ def _read(path: Path, allow_pickle: bool) -> Any:
         raise ValueError(f"no file at {path}")
     if path.suffix == ".pkl":
         raise ValueError(
-            f"{path} is a pickle of whole objects, as NVIDIA publishes them: it needs their code and runs what it contains, so it is not read here. "
+            f"{path} is a pickle of whole objects, as NVIDIA publishes them: it needs their "
+            "code and runs what it contains, so it is not read here. "
             "Export its weights once in a checkout of their repository: "
-            "`import pickle, torch; net = pickle.load(open('network.pkl', 'rb'))['ema']; torch.save(net.model.state_dict(), 'network.pt')`"
+            "`import pickle, torch; net = pickle.load(open('network.pkl', 'rb'))['ema']; "
+            "torch.save(net.model.state_dict(), 'network.pt')`"
         )
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is no checkpoint this package reads: {', '.join(SUFFIXES)}")
@@ -195,8 +211,10 @@ def _read(path: Path, allow_pickle: bool) -> Any:
         if not allow_pickle:
             what = f" ({named[1]})" if named else ""
             raise ValueError(
-                f"{path} is not a plain file of tensors: it holds other objects{what} or is damaged. Reading such objects runs code from the "
-                "file, so do it only for a file you trust: allow_pickle=True (--allow-pickle). Whoever made it can save its weights alone, "
+                f"{path} is not a plain file of tensors: it holds other objects{what} or is "
+                "damaged. Reading such objects runs code from the "
+                "file, so do it only for a file you trust: allow_pickle=True "
+                "(--allow-pickle). Whoever made it can save its weights alone, "
                 "torch.save(net.state_dict(), path), which anyone can read"
             ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
@@ -215,7 +233,8 @@ def _first_line(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class _Network:
-    """One network of a file: where it lies, its parameters without that prefix, and its betas if they lie beside it."""
+    """One network of a file: where it lies, its parameters without that prefix, and its betas if
+    they lie beside it."""
 
     name: str
     family: str
@@ -302,7 +321,8 @@ def _within(name: str, tensors: Mapping[str, Tensor]) -> Iterator[_Network]:
 def _without_dots(
     prefix: str, part: Mapping[str, Tensor], rest: dict[str, Tensor]
 ) -> dict[str, Tensor] | None:
-    """The average that latent-diffusion's trainer keeps of the network at ``prefix``, its names written without dots."""
+    """The average that latent-diffusion's trainer keeps of the network at ``prefix``, its names
+    written without dots."""
     names = {k: "model_ema." + (prefix.removeprefix("model.") + k).replace(".", "") for k in part}
     if not all(n in rest for n in names.values()):
         return None
@@ -331,19 +351,22 @@ def _chosen(path: Path, networks: list[_Network], weights: str | None) -> _Netwo
         if len(networks) > 1:
             other = next(n.name for n in networks if not n.averaged)
             warnings.warn(
-                f"{path.name}: the averaged weights {picked[0].name!r} are used; weights={other!r} takes the others",
+                f"{path.name}: the averaged weights {picked[0].name!r} are used; "
+                f"weights={other!r} takes the others",
                 stacklevel=2,
             )
     (network,) = picked
     if network.left:
         latent = any(k.startswith("first_stage_model") for k in network.left)
         hint = (
-            "; it is a latent diffusion model with its autoencoder, which is read from a diffusers folder"
+            "; it is a latent diffusion model with its autoencoder, which is read from a "
+            "diffusers folder"
             if latent
             else ""
         )
         raise ValueError(
-            f"{path} holds parameters that belong to no network known here{hint}: {listed(network.left)}"
+            f"{path} holds parameters that belong to no network known here{hint}: "
+            f"{listed(network.left)}"
         )
     _understood(path, lambda: check_finite(network.tensors))
     return network
@@ -354,14 +377,18 @@ def _unknown(names: list[str]) -> str:
         return "the file holds no tensors by name, so no network"
     first = f"its parameters begin with {listed(names)}"
     if any("down_blocks." in n or "transformer_blocks." in n for n in names):
-        return f"these are parameters of a diffusers model, whose config.json says what it is: give the folder that holds both; {first}"
+        return (
+            "these are parameters of a diffusers model, whose config.json says what it is: "
+            f"give the folder that holds both; {first}"
+        )
     return (
-        f"no network known here: {first}. Known are guided-diffusion, EDM and score_sde (by their parameter names). Any other network works as "
+        f"no network known here: {first}. Known are guided-diffusion, EDM and score_sde (by "
+        "their parameter names). Any other network works as "
         "a callable: invdiff.Denoiser(net, predicts=..., schedule=..., data_range=...)"
     )
 
 
-# Networks ----------------------------------------------------------------------------------------------------------------
+# Networks -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -385,8 +412,9 @@ class _Published:
     factor: int | None = None
 
 
-# (in_channels, model_channels, channels / model_channels, blocks, attention): the networks of guided-diffusion's README, and FFHQ
-# 256 of ILVR and DPS. In the order of the README; the classifiers below have 128 channels.
+# (in_channels, model_channels, channels / model_channels, blocks, attention): the networks of
+# guided-diffusion's README, and FFHQ 256 of ILVR and DPS. In the order of the README; the
+# classifiers below have 128 channels.
 _PUBLISHED: dict[tuple[Any, ...], _Published] = {
     (3, 192, (1, 2, 3, 4), 3, (1, 2, 3)): _Published(64, new_order=True, schedule=schedules.cosine),
     (3, 256, (1, 1, 2, 3, 4), 2, (2, 3, 4)): _Published(128, heads=4),
@@ -407,7 +435,8 @@ _PUBLISHED_CLASSIFIERS: dict[tuple[Any, ...], _Published] = {
 def _divided(
     path: Path, network: _Network, given: _Given, blocks: int | None = None
 ) -> tuple[adm.Architecture, _Published]:
-    """The architecture with its heads, and what else had to be assumed; says so where it is not known."""
+    """The architecture with its heads, and what else had to be assumed; says so where it is not
+    known."""
     shapes = {name: tuple(t.shape) for name, t in network.tensors.items()}
     a = _understood(path, lambda: adm.architecture(shapes, blocks))
     key = (
@@ -458,7 +487,8 @@ def _guided_diffusion(
         channels = made if made < shown else made // 2
     if made not in (channels, 2 * channels) or not 0 < channels <= shown:
         raise ValueError(
-            f"{path} takes {shown} channels and returns {made}: it is no denoiser; give cond_channels= if it is shown an image"
+            f"{path} takes {shown} channels and returns {made}: it is no denoiser; give "
+            "cond_channels= if it is shown an image"
         )
     net = _understood(
         path, lambda: filled(lambda: adm.ADM(a, image_last=shown - channels), network.tensors)
@@ -487,7 +517,8 @@ def _understood(path: Path, read: Callable[[], Any]) -> Any:
         return read()
     except KeyError as error:
         raise ValueError(
-            f"{path} lacks parameters without which its network cannot be built; missing: {error.args[0]}. Nothing was loaded"
+            f"{path} lacks parameters without which its network cannot be built; missing: "
+            f"{error.args[0]}. Nothing was loaded"
         ) from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -1,13 +1,15 @@
 """Denoisers ``denoiser(x, sigma)`` as priors: deepinv's, or any function of that kind.
 
-Such a denoiser takes x = x0 + sigma n with images in [0, 1] and gives E[x0 | x] (exactly that, if it was trained by the mean squared
-error). Tweedie's formula makes it a prior (Efron 2011; Kadkhodaie & Simoncelli 2021, arXiv:2007.13640):
+Such a denoiser takes x = x0 + sigma n with images in [0, 1] and gives E[x0 | x] (exactly that, if
+it was trained by the mean squared error). Tweedie's formula makes it a prior (Efron 2011;
+Kadkhodaie & Simoncelli 2021, arXiv:2007.13640):
 
     score(x; sigma) = (D(x; sigma) - x) / sigma^2
 
-which is the variance-exploding frame with alpha = 1. It is asked only for the noise levels it was trained for: its schedule runs from
-``sigma_max`` down to ``sigma_min``, whatever leaves it is an error, and the last step takes D(x; sigma_min) as the image. Where
-sigma_max does not drown the image (below PURE_NOISE), noise alone is no state of it: a run then needs an image to start from, to
+which is the variance-exploding frame with alpha = 1. It is asked only for the noise levels it was
+trained for: its schedule runs from ``sigma_max`` down to ``sigma_min``, whatever leaves it is an
+error, and the last step takes D(x; sigma_min) as the image. Where sigma_max does not drown the
+image (below PURE_NOISE), noise alone is no state of it: a run then needs an image to start from, to
 which it adds noise of sigma_max.
 """
 
@@ -23,7 +25,8 @@ from invdiff.network import Denoiser, OfLevel
 from invdiff.schedules import VE, Level
 
 PURE_NOISE = 5.0
-"""Noise, in units of the images' width, above which a state tells nothing of its image that matters."""
+"""Noise, in units of the images' width, above which a state tells nothing of its image that
+matters."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,10 @@ class Trained(VE):
         noise = sigma / alpha if alpha > 0 else float("inf")
         if not self.sigma_min * (1 - 1e-6) <= noise <= self.sigma_max * (1 + 1e-6):
             raise ValueError(
-                f"{self.of} denoises sigma in [{self.sigma_min:g}, {self.sigma_max:g}] (images in [0, 1]) and was asked for {noise:.4g}; sample "
-                "on its own schedule (no schedule=), or give the sigma_range it was really trained for"
+                f"{self.of} denoises sigma in [{self.sigma_min:g}, {self.sigma_max:g}] "
+                f"(images in [0, 1]) and was asked for {noise:.4g}; sample "
+                "on its own schedule (no schedule=), or give the sigma_range it was really "
+                "trained for"
             )
         return super().frame(alpha, sigma)
 
@@ -51,14 +56,18 @@ class Trained(VE):
 def from_deepinv(
     denoiser: Callable[..., Tensor], sigma_range: tuple[float, float], **options: Any
 ) -> Denoiser:
-    """A prior from a denoiser such as deepinv's DRUNet, called as ``denoiser(x, sigma)`` with sigma (B,).
+    """A prior from a denoiser such as deepinv's DRUNet, called as ``denoiser(x, sigma)`` with sigma
+    (B,).
 
-    Denoisers that are no posterior mean (total variation, BM3D, median filters) run as well, but then nothing is sampled from a
-    distribution that exists; and one that stops by a criterion over its batch couples the images.
+    Denoisers that are no posterior mean (total variation, BM3D, median filters) run as well, but
+    then nothing is sampled from a distribution that exists; and one that stops by a criterion over
+    its batch couples the images.
 
     Args:
-        denoiser: takes (B, C, H, W) images in [0, 1] with noise of standard deviation sigma, returns the denoised images.
-        sigma_range: (lowest, highest) noise it was trained for, both positive, e.g. (0.01, 0.2) for one that handles 2.5 to 50 of 255.
+        denoiser: takes (B, C, H, W) images in [0, 1] with noise of standard deviation sigma,
+            returns the denoised images.
+        sigma_range: (lowest, highest) noise it was trained for, both positive, e.g. (0.01, 0.2) for
+            one that handles 2.5 to 50 of 255.
         options: of :class:`~invdiff.network.Denoiser`, e.g. ``clip=False`` or ``channels``.
 
     Raises:
@@ -71,11 +80,13 @@ def from_deepinv(
     low, high = sigma_range
     if not 0 < low < high:
         raise ValueError(
-            f"sigma_range is (lowest, highest) noise it was trained for, 0 < lowest < highest in [0, 1] units, got {sigma_range}"
+            "sigma_range is (lowest, highest) noise it was trained for, 0 < lowest < "
+            f"highest in [0, 1] units, got {sigma_range}"
         )
     if "schedule" in options:
         raise ValueError(
-            f"the schedule of a denoiser follows from its sigma_range, {sigma_range}; give that, and no schedule="
+            f"the schedule of a denoiser follows from its sigma_range, {sigma_range}; give "
+            "that, and no schedule="
         )
     name = getattr(denoiser, "__name__", type(denoiser).__name__)
     found: dict[str, Any] = {

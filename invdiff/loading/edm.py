@@ -1,18 +1,23 @@
-"""EDM's and score_sde's networks through deepinv's ``NCSNpp`` and ``ADMUNet``, which have the parameter names of NVlabs/edm.
+"""EDM's and score_sde's networks through deepinv's ``NCSNpp`` and ``ADMUNet``, which have the
+parameter names of NVlabs/edm.
 
-    Karras et al. 2022 (arXiv:2206.00364, table 1)      D(x; sigma) = c_skip x + c_out F(c_in x; c_noise)
-    Song et al. 2021 (arXiv:2011.13456)                 NCSN++ (VE) and DDPM++ (VP), whose preconditioning is in the same table
+    Karras et al. 2022 (arXiv:2206.00364, table 1)  D(x; sigma) = c_skip x + c_out F(c_in x;
+                                                    c_noise)
+    Song et al. 2021 (arXiv:2011.13456)             NCSN++ (VE) and DDPM++ (VP), whose
+                                                    preconditioning is in the same table
 
-deepinv's own ``forward`` takes images and sigma in [0, 1] units, turns them to [-1, 1] where it was told that the network was trained
-there, and preconditions; its default ``pixel_std`` of 0.75 is not EDM's. Here the raw F is wrapped, and the
-:class:`~invdiff.network.Denoiser` preconditions, all in [-1, 1]:
+deepinv's own ``forward`` takes images and sigma in [0, 1] units, turns them to [-1, 1] where it was
+told that the network was trained there, and preconditions; its default ``pixel_std`` of 0.75 is not
+EDM's. Here the raw F is wrapped, and the :class:`~invdiff.network.Denoiser` preconditions, all in
+[-1, 1]:
 
     "edm"   predicts="edm", sigma_data = 0.5
     "vp"    F is the noise:        predicts="eps" on vp(), shown 999 t
     "ve"    F is minus the noise:  predicts="eps" on ve(0.02, 100), shown log(sigma / 2)
 
-Augmentation labels are zero when sampling, which stands for "not augmented" (appendix F.2). Labels are one-hot; all zeros stand for
-no class, which means something only for a network trained with ``label_dropout``: ``null_label=`` says so.
+Augmentation labels are zero when sampling, which stands for "not augmented" (appendix F.2). Labels
+are one-hot; all zeros stand for no class, which means something only for a network trained with
+``label_dropout``: ``null_label=`` says so.
 """
 
 from __future__ import annotations
@@ -41,7 +46,8 @@ PRECONDITIONING: dict[str, dict[str, Any]] = {
 
 
 class Raw(nn.Module):
-    """``net(x, t, label=None, augment_labels=None)``: deepinv's network without its preconditioning, ``sign`` times its output."""
+    """``net(x, t, label=None, augment_labels=None)``: deepinv's network without its
+    preconditioning, ``sign`` times its output."""
 
     def __init__(self, net: nn.Module, classes: int, sign: float) -> None:
         super().__init__()
@@ -69,7 +75,8 @@ def from_edm(
 
     Raises:
         KeyError: a missing parameter without which nothing can be said.
-        ValueError: an architecture that deepinv cannot express; missing, unexpected or misshapen parameters, listed.
+        ValueError: an architecture that deepinv cannot express; missing, unexpected or misshapen
+            parameters, listed.
     """
     kind, config = _config(tensors)
     return _made(kind, config, tensors, preconditioning or "edm")
@@ -78,8 +85,8 @@ def from_edm(
 def from_score_sde(
     tensors: Mapping[str, Tensor], preconditioning: str | None
 ) -> tuple[Raw, dict[str, Any]]:
-    """The network of a score_sde state dict, renamed, and what was recognised of it. Its image size is not in the file: it is taken to
-    attend at 16x16, as all published configurations do.
+    """The network of a score_sde state dict, renamed, and what was recognised of it. Its image size
+    is not in the file: it is taken to attend at 16x16, as all published configurations do.
 
     Raises: as :func:`from_edm`.
     """
@@ -117,7 +124,8 @@ def _made(
     net.load_state_dict({k: v.float() for k, v in tensors.items()})
     if config["in_channels"] != config["out_channels"]:
         raise ValueError(
-            f"it takes {config['in_channels']} channels and returns {config['out_channels']}, which no EDM preconditioning does"
+            f"it takes {config['in_channels']} channels and returns "
+            f"{config['out_channels']}, which no EDM preconditioning does"
         )
     classes = config["label_dim"]
     found = PRECONDITIONING[preconditioning] | {
@@ -132,7 +140,8 @@ def _made(
 
 
 def _config(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    """(``"ncsn"``, ``"ddpm"`` or ``"adm"``, the arguments of deepinv's class) from EDM's names and shapes."""
+    """(``"ncsn"``, ``"ddpm"`` or ``"adm"``, the arguments of deepinv's class) from EDM's names and
+    shapes."""
     blocks = {m[0] for k in tensors if (m := re.match(r"enc\.(\d+)x\1_\w+", k))}
     sizes = sorted({int(re.findall(r"\d+", b)[0]) for b in blocks}, reverse=True)
     if not sizes:
@@ -149,8 +158,10 @@ def _config(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
         or sum(k.startswith("dec.") and k.endswith("aux_conv.weight") for k in tensors) > 1
     ):
         raise ValueError(
-            "deepinv's NCSNpp has Fourier features with a residual encoder (NCSN++) or positional embeddings with a standard one (DDPM++), and a "
-            "standard decoder; this network combines them otherwise. Wrap it as a callable with its own code: invdiff.Denoiser(net, ...)"
+            "deepinv's NCSNpp has Fourier features with a residual encoder (NCSN++) or "
+            "positional embeddings with a standard one (DDPM++), and a "
+            "standard decoder; this network combines them otherwise. Wrap it as a callable "
+            "with its own code: invdiff.Denoiser(net, ...)"
         )
     width = embeds if adm else tensors[stem].shape[0]
     channels = [tensors[f"enc.{r}x{r}_block0.conv0.weight"].shape[0] for r in sizes]
@@ -200,7 +211,8 @@ def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     down = next((i for i, (_, p) in enumerate(queue) if _resizes(p)), None)
     if down is None or any("Conv_0.weight" in p and not _is_block(p) for _, p in queue):
         raise ValueError(
-            "only score_sde's DDPM++ and NCSN++ with BigGAN blocks, skip connections rescaled, and two or more resolutions are known here"
+            "only score_sde's DDPM++ and NCSN++ with BigGAN blocks, skip connections "
+            "rescaled, and two or more resolutions are known here"
         )
     blocks = sum(_is_block(p) for _, p in queue[:down])
     attends = next((i for i, (_, p) in enumerate(_levels(queue, blocks)) if p), None)
@@ -252,7 +264,8 @@ def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     yield from plain("map_layer1")
     if queue[0][1].get("weight", torch.empty(0)).shape[0] < 128:
         raise ValueError(
-            "its width is below 128, where score_sde's group normalisation has fewer groups than deepinv's NCSNpp"
+            "its width is below 128, where score_sde's group normalisation has fewer "
+            "groups than deepinv's NCSNpp"
         )
     yield from plain(f"enc.{size}x{size}_conv")
     level = 0
@@ -285,7 +298,8 @@ def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     yield from plain(f"dec.{size}x{size}_aux_conv")
     if queue:
         raise ValueError(
-            f"unexpected parameters of {', '.join(name for name, _ in queue)}: a decoder other than the standard one"
+            f"unexpected parameters of {', '.join(name for name, _ in queue)}: a decoder "
+            "other than the standard one"
         )
 
 
@@ -294,7 +308,8 @@ def _is_block(parts: Mapping[str, Tensor]) -> bool:
 
 
 def _resizes(parts: Mapping[str, Tensor]) -> bool:
-    """Whether a residual block changes the resolution: its shortcut is a convolution although the channels stay."""
+    """Whether a residual block changes the resolution: its shortcut is a convolution although the
+    channels stay."""
     return (
         "Conv_2.weight" in parts
         and parts["Conv_2.weight"].shape[0] == parts["Conv_2.weight"].shape[1]

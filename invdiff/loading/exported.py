@@ -1,14 +1,16 @@
 """Networks that were exported as programs: TorchScript, ``torch.export`` and ONNX files.
 
-    TorchScript     a zip archive with ``code/``               .ts, .pt, .pth, whatever its name says
-    torch.export    a zip archive of a program                 .pt2
-    ONNX            run by ONNX Runtime, without gradients     .onnx
+    TorchScript   a zip archive with ``code/``            .ts, .pt, .pth, whatever its name says
+    torch.export  a zip archive of a program              .pt2
+    ONNX          run by ONNX Runtime, without gradients  .onnx
 
-Their first two inputs are the state and the time; further ones are conditions. They carry their architecture and their weights, but not
-what they predict, so ``predicts``, ``schedule``, ``data_range`` and, where the file does not show them, ``channels`` are asked for.
+Their first two inputs are the state and the time; further ones are conditions. They carry their
+architecture and their weights, but not what they predict, so ``predicts``, ``schedule``,
+``data_range`` and, where the file does not show them, ``channels`` are asked for.
 
-Reading a ``.pt2`` unpickles parts of it, and TorchScript is a program that may write files when it runs. Both are therefore read only
-with ``allow_pickle``, as pickles are. An ONNX graph only computes.
+Reading a ``.pt2`` unpickles parts of it, and TorchScript is a program that may write files when it
+runs. Both are therefore read only with ``allow_pickle``, as pickles are. An ONNX graph only
+computes.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class Input(NamedTuple):
 
 
 def kind_of(path: Path) -> str | None:
-    """``"TorchScript"``, ``"torch.export"`` or ``"ONNX"``, by what the file holds or else its suffix; None for anything else."""
+    """``"TorchScript"``, ``"torch.export"`` or ``"ONNX"``, by what the file holds or else its
+    suffix; None for anything else."""
     if path.suffix in _ARCHIVES and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = ["/".join(n.split("/")[1:]) for n in archive.namelist()] + archive.namelist()
@@ -65,19 +68,23 @@ def load_exported(
     time_scale: float = 1.0,
     **options: Any,
 ) -> Denoiser:
-    """A Denoiser from a TorchScript, ``torch.export`` or ONNX file, whose first two inputs are the state and the time.
+    """A Denoiser from a TorchScript, ``torch.export`` or ONNX file, whose first two inputs are the
+    state and the time.
 
     Args:
         path: local file.
-        allow_pickle: read TorchScript and ``torch.export``, which can do more than compute; only for files you trust.
-        conditions: what the inputs after the first two are called here, in their order, e.g. ``["label"]`` for a network with
-            ``num_classes``; by default as the file calls them.
-        time_scale: what the schedule's time is multiplied by before the network sees it, e.g. 1000 for a flow network that counts so.
-        options: of :class:`~invdiff.network.Denoiser`. ``predicts``, ``schedule``, ``data_range`` (None where there is none) and, unless
-            the file shows them, ``channels`` must be given.
+        allow_pickle: read TorchScript and ``torch.export``, which can do more than compute; only
+            for files you trust.
+        conditions: what the inputs after the first two are called here, in their order, e.g.
+            ``["label"]`` for a network with ``num_classes``; by default as the file calls them.
+        time_scale: what the schedule's time is multiplied by before the network sees it, e.g. 1000
+            for a flow network that counts so.
+        options: of :class:`~invdiff.network.Denoiser`. ``predicts``, ``schedule``, ``data_range``
+            (None where there is none) and, unless the file shows them, ``channels`` must be given.
 
     Raises:
-        ValueError: what is missing, all at once; a file that cannot be read; ONNX Runtime is not installed.
+        ValueError: what is missing, all at once; a file that cannot be read; ONNX Runtime is not
+            installed.
     """
     path = Path(path)
     kind = kind_of(path)
@@ -88,7 +95,8 @@ def load_exported(
     problems = []
     if kind in _RISK and not allow_pickle:
         problems.append(
-            f"{_RISK[kind]}, so if you trust whoever made the file, say allow_pickle=True (--allow-pickle)"
+            f"{_RISK[kind]}, so if you trust whoever made the file, say allow_pickle=True "
+            "(--allow-pickle)"
         )
     needed = (
         "predicts",
@@ -101,13 +109,15 @@ def load_exported(
         raise ValueError(f"{path} ({kind}): {'; and '.join(problems)}")
     if kind != "TorchScript" and options.get("dtype", torch.float32) != torch.float32:
         raise ValueError(
-            f"{path} runs in the dtype it was exported in; export it again in another one, and leave out dtype (--dtype)"
+            f"{path} runs in the dtype it was exported in; export it again in another one, "
+            "and leave out dtype (--dtype)"
         )
 
     net = {"TorchScript": _Script, "torch.export": _Program, "ONNX": _Onnx}[kind](path)
     if len(net.inputs) < 2:
         raise ValueError(
-            f"{path} takes {len(net.inputs)} inputs; a denoiser takes the state and the time, then conditions if any"
+            f"{path} takes {len(net.inputs)} inputs; a denoiser takes the state and the "
+            "time, then conditions if any"
         )
     net.rename(conditions)
     shape, time_type = net.inputs[0].shape, net.inputs[1].dtype
@@ -126,7 +136,8 @@ def load_exported(
     denoiser = Denoiser(net, **(found | options))
     if denoiser.num_classes is not None and "label" not in net.conditions:
         raise ValueError(
-            f"{path} takes {', '.join(net.conditions) or 'nothing'} besides state and time, but with num_classes it is given 'label'; "
+            f"{path} takes {', '.join(net.conditions) or 'nothing'} besides state and time, "
+            "but with num_classes it is given 'label'; "
             "conditions=['label', ...] says which input that is"
         )
     taken = ", ".join(i.name for i in net.inputs)
@@ -152,7 +163,8 @@ def _asked(missing: Sequence[str]) -> list[str]:
     shown = {"predicts": "eps", "schedule": "linear", "data_range": "[-1,1]", "channels": "3"}
     flags = " ".join(f"model.{n}={shown[n]}" for n in missing)
     return [
-        f"it does not say everything that is needed, please give {', '.join(what[n] for n in missing)}; on the command line {flags}"
+        "it does not say everything that is needed, please give "
+        f"{', '.join(what[n] for n in missing)}; on the command line {flags}"
     ]
 
 
@@ -161,7 +173,8 @@ class Exported(nn.Module):
 
     Attributes:
         inputs: what the file says of them, state and time first.
-        conditions: names of the inputs after these; required: those that have no default, ``label`` and ``cond`` apart.
+        conditions: names of the inputs after these; required: those that have no default, ``label``
+            and ``cond`` apart.
         fixed_size: (H, W) if it takes no other.
     """
 
@@ -178,7 +191,8 @@ class Exported(nn.Module):
         if len(names) != len(self.conditions):
             theirs = ", ".join(self.conditions) or "none"
             raise ValueError(
-                f"{self.path} has {len(self.conditions)} inputs after state and time ({theirs}), got conditions={names}"
+                f"{self.path} has {len(self.conditions)} inputs after state and time "
+                f"({theirs}), got conditions={names}"
             )
         self.optional = frozenset(
             n for n, theirs in zip(names, self.conditions, strict=True) if theirs in self.optional
@@ -242,7 +256,8 @@ class Exported(nn.Module):
                 else ""
             )
             raise ValueError(
-                f"{self.path.name} was exported for {wanted} and got {tuple(x.shape)}; export it with free sizes{tile}"
+                f"{self.path.name} was exported for {wanted} and got {tuple(x.shape)}; "
+                f"export it with free sizes{tile}"
             )
 
     def _output(self, given: list[Tensor]) -> Tensor:
@@ -263,7 +278,8 @@ def _parts(value: Tensor, batch: int, missing: int) -> tuple[Tensor, ...]:
 
 
 def _fitted(value: Any, said: Input) -> Any:
-    """A value in the dtype and with the number of dimensions that the file asks for; all entries of a time are equal."""
+    """A value in the dtype and with the number of dimensions that the file asks for; all entries of
+    a time are equal."""
     if not isinstance(value, Tensor):
         return value
     if said.shape is not None and value.ndim == 1:
@@ -303,7 +319,8 @@ class _Program(Exported):
             self.keywords
         ):
             raise ValueError(
-                f"{path} takes containers of tensors; export a forward(x, t, ...) that takes tensors"
+                f"{path} takes containers of tensors; export a forward(x, t, ...) that "
+                "takes tensors"
             )
         self.module = program.module()
 
@@ -327,7 +344,8 @@ class _Onnx(Exported):
             import onnxruntime
         except ImportError as error:
             raise ValueError(
-                f"{path} needs ONNX Runtime, which is not installed: pip install onnxruntime (or onnxruntime-gpu), or invdiff with the "
+                f"{path} needs ONNX Runtime, which is not installed: pip install "
+                "onnxruntime (or onnxruntime-gpu), or invdiff with the "
                 "extra [onnx]"
             ) from error
         settings = onnxruntime.SessionOptions()

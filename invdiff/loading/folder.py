@@ -1,4 +1,5 @@
-"""diffusers folders: a network with its scheduler's configuration, alone or as a pipeline with what else belongs to it."""
+"""diffusers folders: a network with its scheduler's configuration, alone or as a pipeline with what
+else belongs to it."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ from invdiff.network import Autoencoder, Denoiser, NoisyClassifier
 from invdiff.plugins.registry import check_names
 
 PARTS = ("unet_ema", "unet", "transformer_ema", "transformer")
-"""Where a pipeline keeps its network; training scripts leave averaged weights beside the last ones."""
+"""Where a pipeline keeps its network; training scripts leave averaged weights beside the last
+ones."""
 
 CODERS = ("vae", "vqvae")
 """Where a latent pipeline keeps its autoencoder."""
@@ -45,27 +47,33 @@ def load_folder(
     allow_pickle: bool = False,
     **options: Any,
 ) -> Denoiser:
-    """A Denoiser from a diffusers folder: a pipeline (``unet/`` or ``transformer/``, ``scheduler/``) or a lone network with its
-    ``scheduler_config.json`` beside ``config.json``.
+    """A Denoiser from a diffusers folder: a pipeline (``unet/`` or ``transformer/``,
+    ``scheduler/``) or a lone network with its ``scheduler_config.json`` beside ``config.json``.
 
-    A latent pipeline (``vae/`` or ``vqvae/``) is a prior on the images that its autoencoder decodes; ``channels`` and ``image_size``
-    are theirs. With a ``tokenizer/`` and a ``text_encoder/`` it has :meth:`~invdiff.network.Denoiser.conditions_of` prompts. Without
-    an autoencoder a network whose states have neither one nor three channels is a prior on latents: ``data_range`` is None.
+    A latent pipeline (``vae/`` or ``vqvae/``) is a prior on the images that its autoencoder
+    decodes; ``channels`` and ``image_size`` are theirs. With a ``tokenizer/`` and a
+    ``text_encoder/`` it has :meth:`~invdiff.network.Denoiser.conditions_of` prompts. Without an
+    autoencoder a network whose states have neither one nor three channels is a prior on latents:
+    ``data_range`` is None.
 
     Args:
         folder: local path; nothing is downloaded.
-        weights: which network of a pipeline with several, e.g. ``"unet"``; by default the averaged one, ``"unet_ema"``.
-        controlnet: folder of a ``ControlNetModel`` for it; the conditions ``control`` and ``control_scale`` are then taken, see
-            :class:`~invdiff.loading.network.Network`.
-        autoencoder: by default the folder's own, if it has one; another one, as an object or the path of its folder; ``False`` or None:
-            none, what is given and made are latents.
+        weights: which network of a pipeline with several, e.g. ``"unet"``; by default the averaged
+            one, ``"unet_ema"``.
+        controlnet: folder of a ``ControlNetModel`` for it; the conditions ``control`` and
+            ``control_scale`` are then taken, see :class:`~invdiff.loading.network.Network`.
+        autoencoder: by default the folder's own, if it has one; another one, as an object or the
+            path of its folder; ``False`` or None: none, what is given and made are latents.
         encode, decode: how it is used, see :func:`~invdiff.loading.autoencoder.from_diffusers`.
-        allow_pickle: read weights that are kept as pickles (``.bin``) where there are no others; pickles can run code.
-        options: of :class:`~invdiff.network.Denoiser`, on top of what the checkpoint says. With ``schedule`` and ``predicts`` a
-            scheduler configuration may be missing or of an unknown kind.
+        allow_pickle: read weights that are kept as pickles (``.bin``) where there are no others;
+            pickles can run code.
+        options: of :class:`~invdiff.network.Denoiser`, on top of what the checkpoint says. With
+            ``schedule`` and ``predicts`` a scheduler configuration may be missing or of an unknown
+            kind.
 
     Raises:
-        ValueError: what is missing or not understood, with what is; custom code, which is never run.
+        ValueError: what is missing or not understood, with what is; custom code, which is never
+            run.
     """
     folder = Path(folder)
     network = _network(folder, weights)
@@ -92,7 +100,8 @@ def load_folder(
             f"{network} takes {shown} channels and returns {made}: it is not a denoiser"
         )
     beside = shown - channels
-    # Pipelines, and networks that know text, are shown [state, image]; a lone UNet2DModel is an SR3 network, [image, state].
+    # Pipelines, and networks that know text, are shown [state, image]; a lone UNet2DModel is an SR3
+    # network, [image, state].
     state_first = (folder / "model_index.json").is_file() or config["_class_name"] != "UNet2DModel"
     labels, null = (
         config.get("num_class_embeds"),
@@ -105,7 +114,8 @@ def load_folder(
             else ""
         )
         warnings.warn(
-            f"{folder}: a distilled network, whose x0 is a sample and not a mean: use transition Renoise{told}",
+            f"{folder}: a distilled network, whose x0 is a sample and not a mean: use "
+            f"transition Renoise{told}",
             stacklevel=2,
         )
     adapter = Network(
@@ -153,7 +163,8 @@ def load_folder(
         "path": str(folder),
         "network": config["_class_name"] + ("" if control is None else " with a ControlNet"),
         "autoencoder": coder
-        and f"{type(coder.net or coder).__name__}, {coder.channels} channels, 1/{coder.factor} of the side",
+        and f"{type(coder.net or coder).__name__}, {coder.channels} channels, 1/{coder.factor} "
+        "of the side",
         "text encoder": "its own, for prompts" if prompted else None,
         "scheduler": noise.get("_class_name"),
         "variance": noise.get("variance_type"),
@@ -166,8 +177,9 @@ def load_folder(
 
 
 def load_classifier(folder: str | Path, **options: Any) -> NoisyClassifier:
-    """The noise-aware classifier of a folder: a ``TimeClassifier`` of this package with its ``scheduler_config.json``; or of a file,
-    see :func:`~invdiff.loading.checkpoint.load_classifier_checkpoint`, which takes ``options``."""
+    """The noise-aware classifier of a folder: a ``TimeClassifier`` of this package with its
+    ``scheduler_config.json``; or of a file, see
+    :func:`~invdiff.loading.checkpoint.load_classifier_checkpoint`, which takes ``options``."""
     from invdiff.loading.time_classifier import TimeClassifier
 
     folder = Path(folder)
@@ -179,7 +191,8 @@ def load_classifier(folder: str | Path, **options: Any) -> NoisyClassifier:
     config, noise = _read(folder / "config.json"), _read(folder / "scheduler_config.json")
     if config.get("_class_name") != TimeClassifier.__name__:
         raise ValueError(
-            f"{folder} holds a {config.get('_class_name')}, not a {TimeClassifier.__name__}; pass your own as a callable, classifier=net"
+            f"{folder} holds a {config.get('_class_name')}, not a "
+            f"{TimeClassifier.__name__}; pass your own as a callable, classifier=net"
         )
     try:
         net = TimeClassifier.from_pretrained(
@@ -193,7 +206,8 @@ def load_classifier(folder: str | Path, **options: Any) -> NoisyClassifier:
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """Licence and training data as the YAML header of a model card (``README.md``) states them; empty where it does not."""
+    """Licence and training data as the YAML header of a model card (``README.md``) states them;
+    empty where it does not."""
     from huggingface_hub import metadata_load
 
     card = folder / "README.md"
@@ -209,30 +223,35 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def _network(folder: Path, weights: str | None) -> Path:
-    """Where a folder keeps the network that is meant: the one named, or the first of PARTS, or the folder itself."""
+    """Where a folder keeps the network that is meant: the one named, or the first of PARTS, or the
+    folder itself."""
     parts = [part for part in PARTS if (folder / part).is_dir()]
     if weights is not None:
         if weights not in parts:
             raise ValueError(
-                f"{folder} has no network {weights!r}; it has {', '.join(map(repr, parts)) or 'a single one'}"
+                f"{folder} has no network {weights!r}; it has "
+                f"{', '.join(map(repr, parts)) or 'a single one'}"
             )
         return folder / weights
     if len(parts) > 1:
         warnings.warn(
-            f"{folder.name}: the averaged weights {parts[0]!r} are used; weights={parts[1]!r} takes the others",
+            f"{folder.name}: the averaged weights {parts[0]!r} are used; "
+            f"weights={parts[1]!r} takes the others",
             stacklevel=2,
         )
     return folder / parts[0] if parts else folder
 
 
 def _noise(scheduler: Path, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the scheduler's settings, the Denoiser's options they imply with the user's ``options`` on top)."""
+    """(the scheduler's settings, the Denoiser's options they imply with the user's ``options`` on
+    top)."""
     file = scheduler / "scheduler_config.json"
     config: dict[str, Any] = {}
     try:
         if not file.is_file():
             raise ValueError(
-                f"no {file.name} in {scheduler}; give schedule= and predicts= of a network without one"
+                f"no {file.name} in {scheduler}; give schedule= and predicts= of a network "
+                "without one"
             )
         config = _read(file)
         settings = settings_of(config)
@@ -255,8 +274,10 @@ def _load(
     name = config.get("_class_name")
     if not hasattr(diffusers, str(name)) or name not in (*allowed, "Transformer2DModel"):
         raise ValueError(
-            f"{network} holds a {name}; of diffusers' networks these are read from a folder: {', '.join(allowed)}. Load it with its own "
-            "package and wrap it: invdiff.Denoiser(lambda x, t, **cond: ..., predicts=..., schedule=...)"
+            f"{network} holds a {name}; of diffusers' networks these are read from a "
+            f"folder: {', '.join(allowed)}. Load it with its own "
+            "package and wrap it: invdiff.Denoiser(lambda x, t, **cond: ..., predicts=..., "
+            "schedule=...)"
         )
     weights, variant = _weights(network, allow_pickle)
     try:
@@ -279,7 +300,8 @@ def _load(
         if info[kind]:
             names = sorted(info[kind])
             raise ValueError(
-                f"{weights} in {network} has {len(names)} {kind.replace('_', ' ')}, nothing was loaded: {', '.join(names[:8])}"
+                f"{weights} in {network} has {len(names)} {kind.replace('_', ' ')}, nothing "
+                f"was loaded: {', '.join(names[:8])}"
             )
     try:
         check_finite(net.state_dict())
@@ -295,8 +317,9 @@ def _load(
 
 
 def _weights(network: Path, allow_pickle: bool) -> tuple[str, str | None]:
-    """(name of the first weight file, its variant such as "fp16"): safetensors before pickles, and files without a
-    variant before those with one, such as the weights that are not averaged ("non_ema")."""
+    """(name of the first weight file, its variant such as "fp16"): safetensors before pickles, and
+    files without a variant before those with one, such as the weights that are not averaged
+    ("non_ema")."""
     found = [
         m
         for p in sorted(network.glob("diffusion_pytorch_model*"))
@@ -304,17 +327,20 @@ def _weights(network: Path, allow_pickle: bool) -> tuple[str, str | None]:
     ]
     if not found:
         raise ValueError(
-            f"no weights in {network}; a network's folder has diffusion_pytorch_model.safetensors beside its config.json"
+            f"no weights in {network}; a network's folder has "
+            "diffusion_pytorch_model.safetensors beside its config.json"
         )
     first, *_ = sorted(found, key=lambda m: (m[4] == "bin", bool(m[1] or m[3])))
     if first[4] == "bin" and not allow_pickle:
         raise ValueError(
-            f"{network} keeps its weights as a pickle ({first[0]}), which can run code when it is read; convert it to safetensors, or "
+            f"{network} keeps its weights as a pickle ({first[0]}), which can run code when "
+            "it is read; convert it to safetensors, or "
             "allow_pickle=True if you trust whoever made it"
         )
     if "non_ema" not in first[0] and (others := [m[0] for m in found if "non_ema" in m[0]]):
         warnings.warn(
-            f"{network}: the averaged weights {first[0]} are used, not {others[0]}; move the first away for these",
+            f"{network}: the averaged weights {first[0]} are used, not {others[0]}; move "
+            "the first away for these",
             stacklevel=2,
         )
     variant = first[1] or first[3]
@@ -340,7 +366,8 @@ def _load_controlnet(folder: Path, net: torch.nn.Module, allow_pickle: bool) -> 
     mine, other = (m.config["block_out_channels"] for m in (net, control))  # type: ignore[index]
     if tuple(mine) != tuple(other):  # type: ignore[arg-type]
         raise ValueError(
-            f"this ControlNet belongs to another network: its blocks have {tuple(other)} channels, the network's {tuple(mine)}"
+            f"this ControlNet belongs to another network: its blocks have {tuple(other)} "
+            f"channels, the network's {tuple(mine)}"
         )  # type: ignore[arg-type]
     return control
 
@@ -358,26 +385,30 @@ def _autoencoder(
         given = next((folder / part for part in CODERS if (folder / part).is_dir()), None)
         if given is None and _has_autoencoder(folder):
             raise ValueError(
-                f"{folder} has an autoencoder, but not in one of the folders {', '.join(CODERS)}, where it is looked for; give its path, "
+                f"{folder} has an autoencoder, but not in one of the folders "
+                f"{', '.join(CODERS)}, where it is looked for; give its path, "
                 "autoencoder=PATH, or autoencoder=False for the network in latent space"
             )
         if given is None and (
             named := [part for part in CODERS if any(_index(folder).get(part) or [])]
         ):
             raise ValueError(
-                f"{folder / 'model_index.json'} names a {named[0]}, and that folder is not there: the pipeline is not complete; give another one, "
+                f"{folder / 'model_index.json'} names a {named[0]}, and that folder is not "
+                "there: the pipeline is not complete; give another one, "
                 "autoencoder=PATH, or autoencoder=False for the network in latent space"
             )
     if given is None or given is False:
         if (encode, decode) != ("mode", "whole"):
             raise ValueError(
-                f"encode and decode say how an autoencoder is used, and {folder} is loaded without one"
+                f"encode and decode say how an autoencoder is used, and {folder} is loaded "
+                "without one"
             )
         return None
     if isinstance(given, Autoencoder):
         if (encode, decode) != ("mode", "whole"):
             raise ValueError(
-                "encode and decode are of autoencoders that are loaded here; an Autoencoder object brings its own"
+                "encode and decode are of autoencoders that are loaded here; an "
+                "Autoencoder object brings its own"
             )
         made = given
     else:
@@ -387,15 +418,18 @@ def _autoencoder(
         config = _read(place / "config.json")
         if config.get("_class_name") not in AUTOENCODERS:
             raise ValueError(
-                f"{place} holds a {config.get('_class_name')}; of autoencoders these are read: {', '.join(AUTOENCODERS)}. Load it yourself and give "
-                "autoencoder=invdiff.network.Autoencoder(encode, decode, ...), or autoencoder=False for the network in latent space"
+                f"{place} holds a {config.get('_class_name')}; of autoencoders these are "
+                f"read: {', '.join(AUTOENCODERS)}. Load it yourself and give "
+                "autoencoder=invdiff.network.Autoencoder(encode, decode, ...), or "
+                "autoencoder=False for the network in latent space"
             )
         made = from_diffusers(
             _load(place, config, AUTOENCODERS, allow_pickle)[0], encode=encode, decode=decode
         )
     if made.channels != channels:
         raise ValueError(
-            f"the autoencoder makes latents with {made.channels} channels, but the network's states have {channels}"
+            f"the autoencoder makes latents with {made.channels} channels, but the "
+            f"network's states have {channels}"
         )
     return made
 
@@ -406,7 +440,8 @@ def _index(folder: Path) -> dict[str, Any]:
 
 
 def _has_autoencoder(folder: Path) -> bool:
-    """Whether a pipeline's images pass through an autoencoder, so that its network works on latents."""
+    """Whether a pipeline's images pass through an autoencoder, so that its network works on
+    latents."""
     configs = [json.loads(file.read_text()) for file in folder.glob("*/config.json")]
     return any(
         str(config.get("_class_name")).startswith(
@@ -421,20 +456,23 @@ def _refuse_code(*folders: Path) -> None:
     for folder in dict.fromkeys(folders):
         if scripts := sorted(p.name for p in folder.glob("*.py")):
             raise ValueError(
-                f"{folder} holds custom code ({', '.join(scripts)}), which is never run; if the network does not need it, take it out of the folder"
+                f"{folder} holds custom code ({', '.join(scripts)}), which is never run; if "
+                "the network does not need it, take it out of the folder"
             )
         for name in ("model_index.json", "config.json", "scheduler_config.json"):
             config = _read(folder / name) if (folder / name).is_file() else {}
             if "auto_map" in config or isinstance(config.get("_class_name"), list):
                 raise ValueError(
-                    f"{folder / name} names custom code (auto_map, or a _class_name that is a list), which is never run"
+                    f"{folder / name} names custom code (auto_map, or a _class_name that is "
+                    "a list), which is never run"
                 )
 
 
 def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(
-            f"no {file.name} in {file.parent}; a model folder has config.json, scheduler_config.json and *.safetensors"
+            f"no {file.name} in {file.parent}; a model folder has config.json, "
+            "scheduler_config.json and *.safetensors"
         )
     try:
         return json.loads(file.read_text())

@@ -1,4 +1,5 @@
-"""Models of the Hugging Face hub, fetched only when asked for by name: configurations and safetensors, never code or pickles."""
+"""Models of the Hugging Face hub, fetched only when asked for by name: configurations and
+safetensors, never code or pickles."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def parse_hub_id(text: str) -> HubId | None:
 
 
 def download(wanted: HubId) -> Path:
-    """The local folder of a model of the hub, from its cache where the hub cannot be reached or ``HF_HUB_OFFLINE`` is set.
+    """The local folder of a model of the hub, from its cache where the hub cannot be reached or
+    ``HF_HUB_OFFLINE`` is set.
 
     Raises:
         ValueError: it is unknown, not accessible, or neither reachable nor in the cache.
@@ -91,6 +93,7 @@ def download(wanted: HubId) -> Path:
 
 def _message(wanted: HubId, why: str) -> str:
     return (
-        f"no local folder {wanted.repo}, and as a model of the hub, {wanted.repo} at revision {wanted.revision!r}: {why}. Download it where there "
+        f"no local folder {wanted.repo}, and as a model of the hub, {wanted.repo} at "
+        f"revision {wanted.revision!r}: {why}. Download it where there "
         f"is a network (hf download {wanted.repo} --local-dir FOLDER) and give that FOLDER"
     )

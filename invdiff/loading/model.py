@@ -21,20 +21,24 @@ def check_options(factory: Callable[..., Any], what: str, options: Iterable[str]
 
 
 def is_registered(model: str | Path) -> TypeGuard[str]:
-    """Whether a model is meant by its registered name, and not by a path or a hub id. A folder of the same name is ``"./photo64"``."""
+    """Whether a model is meant by its registered name, and not by a path or a hub id. A folder of
+    the same name is ``"./photo64"``."""
     if isinstance(model, Path) or "/" in model or "\\" in model:
         return False
     return model in list_plugins("models") or not Path(model).exists()
 
 
 def load_model(model: str | Path, *, allow_pickle: bool = False, **options: Any) -> Denoiser:
-    """A Denoiser by registered name (``"photo64"``), from a diffusers folder, a checkpoint file, or a model of the Hugging Face hub.
+    """A Denoiser by registered name (``"photo64"``), from a diffusers folder, a checkpoint file, or
+    a model of the Hugging Face hub.
 
     Args:
-        model: registered name; path of a folder or file; or hub id, ``owner/name[@revision][:subfolder]``, the only thing that is
-            ever downloaded.
-        allow_pickle: read checkpoints that are pickles, TorchScript or torch.export programs, which can run code.
-        options: passed to :class:`~invdiff.network.Denoiser` on top of what the checkpoint says, e.g. ``dtype``.
+        model: registered name; path of a folder or file; or hub id,
+            ``owner/name[@revision][:subfolder]``, the only thing that is ever downloaded.
+        allow_pickle: read checkpoints that are pickles, TorchScript or torch.export programs, which
+            can run code.
+        options: passed to :class:`~invdiff.network.Denoiser` on top of what the checkpoint says,
+            e.g. ``dtype``.
     """
     if not is_registered(model):
         from invdiff.loading import open_model

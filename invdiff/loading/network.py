@@ -1,4 +1,5 @@
-"""diffusers' networks, with or without a ControlNet, under our calling convention ``net(x, t, label=None, **cond)``."""
+"""diffusers' networks, with or without a ControlNet, under our calling convention ``net(x, t,
+label=None, **cond)``."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ NETWORKS = (
     "SD3Transformer2DModel",
     "SanaTransformer2DModel",
 )
-"""Classes of diffusers whose forward takes an image-shaped state and its time, and conditions by keyword. Not among them are those that
-take packed patches (Flux, Qwen-Image, Chroma), count time otherwise (AuraFlow, Lumina) or need tables made outside (HunyuanDiT)."""
+"""Classes of diffusers whose forward takes an image-shaped state and its time, and conditions by
+keyword. Not among them are those that take packed patches (Flux, Qwen-Image, Chroma), count time
+otherwise (AuraFlow, Lumina) or need tables made outside (HunyuanDiT)."""
 
 SQUARE = ("DiTTransformer2DModel",)
 """Those whose output is put together as if it were square."""
@@ -41,19 +43,23 @@ ADDED_BY_TYPE = {
 class Network(torch.nn.Module):
     """A network of diffusers as a Denoiser calls it.
 
-    Conditions keep diffusers' names: ``encoder_hidden_states`` (B, L, D), ``pooled_projections`` (B, D), ``encoder_attention_mask``
-    (B, L), and those of :data:`ADDED`. With a ControlNet: ``control``, the condition image in [0, 1], (B, C, kH, kW) for a state
-    (B, ., H, W), k what the ControlNet shrinks it by (8 for Stable Diffusion), and ``control_scale``, a number (default 1) or (B,).
+    Conditions keep diffusers' names: ``encoder_hidden_states`` (B, L, D), ``pooled_projections``
+    (B, D), ``encoder_attention_mask`` (B, L), and those of :data:`ADDED`. With a ControlNet:
+    ``control``, the condition image in [0, 1], (B, C, kH, kW) for a state (B, ., H, W), k what the
+    ControlNet shrinks it by (8 for Stable Diffusion), and ``control_scale``, a number (default 1)
+    or (B,).
 
     Args:
         net: one of :data:`NETWORKS`.
-        cond_last: channels of an image condition, which a Denoiser puts before the state and diffusers' pipelines after it.
+        cond_last: channels of an image condition, which a Denoiser puts before the state and
+            diffusers' pipelines after it.
         sign: of the output.
-        controlnet: a ``ControlNetModel`` whose residuals are added; ``net`` is then a ``UNet2DConditionModel``.
+        controlnet: a ``ControlNetModel`` whose residuals are added; ``net`` is then a
+            ``UNet2DConditionModel``.
 
     Attributes:
-        conditions: names it takes; required: those it cannot run without; image_conditions: those that are images, and how many
-            times larger than the state.
+        conditions: names it takes; required: those it cannot run without; image_conditions: those
+            that are images, and how many times larger than the state.
     """
 
     def __init__(
@@ -107,17 +113,20 @@ class Network(torch.nn.Module):
         return self.sign * self.net(x, timestep=t, return_dict=False, **cond)[0]
 
     def _check_size(self, height: int, width: int) -> None:
-        """Refuses what diffusers would stumble over deep inside: sides that positions are not known for."""
+        """Refuses what diffusers would stumble over deep inside: sides that positions are not known
+        for."""
         name = type(self.net).__name__
         table = getattr(getattr(self.net, "pos_embed", None), "pos_embed_max_size", None)
         most = None if table is None else table * getattr(self.net.pos_embed, "patch_size", 1)
         if most is not None and max(height, width) > most:
             raise ValueError(
-                f"{name} takes states of at most {most}x{most}, got {height}x{width}; give smaller images, or denoise in windows with model.tile=..."
+                f"{name} takes states of at most {most}x{most}, got {height}x{width}; give "
+                "smaller images, or denoise in windows with model.tile=..."
             )
         if name in SQUARE and height != width:
             raise ValueError(
-                f"{name} takes square states only, got {height}x{width}; crop or pad the images, or denoise in square windows with "
+                f"{name} takes square states only, got {height}x{width}; crop or pad the "
+                "images, or denoise in square windows with "
                 "model.tile=..., at most the shorter side"
             )
 
@@ -137,12 +146,14 @@ class Network(torch.nn.Module):
             or max(rows / shape[2], columns / shape[3]) >= 0.5
         ):
             raise ValueError(
-                f"the ControlNet is shown an image of shape {shape} beside this state, got control of shape {tuple(control.shape)}"
+                f"the ControlNet is shown an image of shape {shape} beside this state, got "
+                f"control of shape {tuple(control.shape)}"
             )
         if isinstance(scale, Tensor):
             scale = scale.view(-1, 1, 1, 1)
         shared = {k: v for k, v in cond.items() if k in inspect.signature(net.forward).parameters}
-        # The state may have been padded to the network's multiple, below and to the right; an inpainting network's is longer.
+        # The state may have been padded to the network's multiple, below and to the right; an
+        # inpainting network's is longer.
         down, middle = net(
             x[:, : net.config["in_channels"]],
             timestep=t,
@@ -164,7 +175,8 @@ def _keywords(net: torch.nn.Module) -> set[str]:
 
 
 def _required(net: torch.nn.Module, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Conditions a network cannot run without: text where it attends to text, and what its configuration adds."""
+    """Conditions a network cannot run without: text where it attends to text, and what its
+    configuration adds."""
     keywords = _keywords(net)
     blocks = [config.get(part) for part in ("down_block_types", "mid_block_type", "up_block_types")]
     found: list[str] = []

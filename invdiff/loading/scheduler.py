@@ -1,4 +1,5 @@
-"""What a diffusers scheduler configuration says about the network: its noise schedule, what it predicts, the grid it is sampled on."""
+"""What a diffusers scheduler configuration says about the network: its noise schedule, what it
+predicts, the grid it is sampled on."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ DISTILLED = ("LCMScheduler", "TCDScheduler")
 """Schedulers of networks whose x0 is a sample instead of the mean."""
 
 KNOWN = (
-    "those with betas (DDPM, DDIM, PNDM, Euler, Heun, DPMSolver, UniPC, ...), FlowMatchEulerDiscrete, FlowMatchHeunDiscrete, "
+    "those with betas (DDPM, DDIM, PNDM, Euler, Heun, DPMSolver, UniPC, ...), "
+    "FlowMatchEulerDiscrete, FlowMatchHeunDiscrete, "
     "EDMEuler, EDMDPMSolverMultistep, ScoreSdeVe"
 )
 
@@ -54,7 +56,8 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     cls = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not inspect.isclass(cls):
         raise ValueError(
-            f"unknown scheduler {name!r}; known: {KNOWN}. Say what it does: schedule=invdiff.schedules..., predicts=..."
+            f"unknown scheduler {name!r}; known: {KNOWN}. Say what it does: "
+            "schedule=invdiff.schedules..., predicts=..."
         )
     defaults = {
         n: p.default
@@ -67,13 +70,14 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def schedule_of(config: Mapping[str, Any]) -> Schedule:
-    """The noise schedule a diffusers scheduler configuration describes, with its grid as the default spacing."""
+    """The noise schedule a diffusers scheduler configuration describes, with its grid as the
+    default spacing."""
     return read_scheduler(config)["schedule"]
 
 
 def read_scheduler(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of :class:`~invdiff.network.Denoiser` that a diffusers scheduler configuration implies, and ``sign`` of the network's
-    output where it is not ours.
+    """Options of :class:`~invdiff.network.Denoiser` that a diffusers scheduler configuration
+    implies, and ``sign`` of the network's output where it is not ours.
 
     Raises:
         ValueError: what is not understood, with what is.
@@ -86,7 +90,8 @@ def read_scheduler(config: Mapping[str, Any]) -> dict[str, Any]:
     ):  # on a flow, which has no largest sigma / alpha
         if given.get(option):
             warnings.warn(
-                f"{name} asks for {option}, which is about sampling and not done here; the network is unaffected",
+                f"{name} asks for {option}, which is about sampling and not done here; the "
+                "network is unaffected",
                 stacklevel=2,
             )
     if flow:
@@ -94,7 +99,8 @@ def read_scheduler(config: Mapping[str, Any]) -> dict[str, Any]:
     if name.startswith("EDM"):
         return _edm(given)
     if name == "ScoreSdeVeScheduler":
-        # These networks are shown sigma, and their images lie in [0, 1] (diffusers' ScoreSdeVePipeline).
+        # These networks are shown sigma, and their images lie in [0, 1] (diffusers'
+        # ScoreSdeVePipeline).
         return {
             "predicts": "score",
             "schedule": schedules.ve(given["sigma_min"], given["sigma_max"]),
@@ -103,7 +109,8 @@ def read_scheduler(config: Mapping[str, Any]) -> dict[str, Any]:
         }
     if "beta_schedule" not in given:
         raise ValueError(
-            f"a noise schedule cannot be read from {name}; known: {KNOWN}. Say what it does: schedule=..., predicts=..."
+            f"a noise schedule cannot be read from {name}; known: {KNOWN}. Say what it "
+            "does: schedule=..., predicts=..."
         )
     return {
         "predicts": _look_up(PREDICTION_TYPES, given, "prediction_type", "epsilon"),
@@ -112,8 +119,9 @@ def read_scheduler(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def overridden(found: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """``found`` of a checkpoint with ``options`` on top, which are the user's; what they make untrue of the rest is left out, with a
-    warning where the time that the network is shown may then be wrong.
+    """``found`` of a checkpoint with ``options`` on top, which are the user's; what they make
+    untrue of the rest is left out, with a warning where the time that the network is shown may then
+    be wrong.
 
     Args:
         found: options of a Denoiser, and ``sign``; empty, if nothing is known.
@@ -132,7 +140,8 @@ def overridden(found: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str
     both.pop("time", None)
     if not isinstance(schedule, Discrete) and both["predicts"] != "edm":
         warnings.warn(
-            f"how the network counts the time of a {type(schedule).__name__} schedule is not known, so it is shown t from {schedule.t_min:g} to "
+            f"how the network counts the time of a {type(schedule).__name__} schedule is "
+            f"not known, so it is shown t from {schedule.t_min:g} to "
             f"{schedule.t_max:g}; if it counts otherwise, say so: time=lambda t: 1000 * t",
             stacklevel=2,
         )
@@ -167,9 +176,13 @@ def _flow(given: dict[str, Any]) -> dict[str, Any]:
         is_mu = given.get("time_shift_type") == "linear"
         low, high = (low, high) if is_mu else (math.exp(low), math.exp(high))
         raise ValueError(
-            f"the timestep shift of this network depends on the image's size (use_dynamic_shifting); give the one of yours, "
-            f"schedule=invdiff.schedules.flow(shift=S) with S = {'mu' if is_mu else 'exp(mu)'}: {low:.3g} for {given['base_image_seq_len']} patches, "
-            f"{high:.3g} for {given['max_image_seq_len']}, mu linear in the number of patches between"
+            "the timestep shift of this network depends on the image's size "
+            "(use_dynamic_shifting); give the one of yours, "
+            "schedule=invdiff.schedules.flow(shift=S) with S = "
+            f"{'mu' if is_mu else 'exp(mu)'}: {low:.3g} for {given['base_image_seq_len']} "
+            "patches, "
+            f"{high:.3g} for {given['max_image_seq_len']}, mu linear in the number of "
+            "patches between"
         )
     predicts = _look_up(
         FLOW_PREDICTION_TYPES,
@@ -192,7 +205,8 @@ def _edm(given: dict[str, Any]) -> dict[str, Any]:
     kind = given["prediction_type"]
     if kind not in ("epsilon", "v_prediction"):
         raise ValueError(
-            f"unknown prediction_type {kind!r} of {given['_class_name']}; known: epsilon, v_prediction"
+            f"unknown prediction_type {kind!r} of {given['_class_name']}; known: epsilon, "
+            "v_prediction"
         )
     low, high = given["sigma_min"], given["sigma_max"]
     schedule = (
@@ -214,7 +228,8 @@ def check_variance(config: Mapping[str, Any]) -> str | None:
     kind = config.get("variance_type")
     if kind is not None and kind not in VARIANCES:
         raise ValueError(
-            f"variance_type {kind!r} is not understood ('learned' is a network that returns the variance itself); known: {', '.join(VARIANCES)}"
+            f"variance_type {kind!r} is not understood ('learned' is a network that returns "
+            f"the variance itself); known: {', '.join(VARIANCES)}"
         )
     return kind
 
@@ -223,6 +238,7 @@ def _look_up(known: Mapping[str, Any], given: Mapping[str, Any], key: str, defau
     value = given.get(key, default)
     if value not in known:
         raise ValueError(
-            f"unknown {key} {value!r}; known: {', '.join(known)}{', or trained_betas' if key == 'beta_schedule' else ''}"
+            f"unknown {key} {value!r}; known: "
+            f"{', '.join(known)}{', or trained_betas' if key == 'beta_schedule' else ''}"
         )
     return known[value]

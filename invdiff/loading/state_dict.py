@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 
 def filled(make: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The network that ``make`` builds, with these parameters in float32; nothing is initialised at random.
+    """The network that ``make`` builds, with these parameters in float32; nothing is initialised at
+    random.
 
     Raises:
         ValueError: parameters that are missing, left over or of another shape, listed.
@@ -35,7 +36,8 @@ def check_names(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> 
     if any(problems.values()):
         said = "; ".join(f"{what}: {listed(names)}" for what, names in problems.items() if names)
         raise ValueError(
-            f"the parameters do not fit the network they seem to belong to. {said}. Nothing was loaded"
+            f"the parameters do not fit the network they seem to belong to. {said}. Nothing "
+            "was loaded"
         )
 
 
@@ -47,7 +49,8 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
         if t.is_floating_point() and not bool(t.isfinite().all())
     ]:
         raise ValueError(
-            f"parameters are not finite, so the training diverged or the file is damaged: {listed(broken)}"
+            "parameters are not finite, so the training diverged or the file is damaged: "
+            f"{listed(broken)}"
         )
 
 

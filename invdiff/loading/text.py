@@ -1,4 +1,5 @@
-"""What a text-to-image pipeline makes of prompts: its own tokenizer and text encoder (CLIP), read when they are first needed."""
+"""What a text-to-image pipeline makes of prompts: its own tokenizer and text encoder (CLIP), read
+when they are first needed."""
 
 from __future__ import annotations
 
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor
 
 ENCODERS = ("CLIPTextModel",)
-"""Text encoders that are read: those whose last hidden state alone is what the network is shown (Stable Diffusion 1 and 2, LCM)."""
+"""Text encoders that are read: those whose last hidden state alone is what the network is shown
+(Stable Diffusion 1 and 2, LCM)."""
 
 
 class TextEncoder:
-    """Prompts as conditions of a network, as ``StableDiffusionPipeline.encode_prompt`` makes them: padded and cut to the tokenizer's
-    length, encoded to the last hidden state. In float32 whatever the network runs in.
+    """Prompts as conditions of a network, as ``StableDiffusionPipeline.encode_prompt`` makes them:
+    padded and cut to the tokenizer's length, encoded to the last hidden state. In float32 whatever
+    the network runs in.
 
     Args:
         folder: of the pipeline, with ``tokenizer/`` and ``text_encoder/``.
@@ -30,10 +33,12 @@ class TextEncoder:
         self._read: tuple[Any, Any] | None = None
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """``encoder_hidden_states`` (B, L, D) of B prompts; a prompt that is too long is cut, with a warning.
+        """``encoder_hidden_states`` (B, L, D) of B prompts; a prompt that is too long is cut, with
+        a warning.
 
         Raises:
-            ValueError: transformers is not installed; encoders that are not read here, or weights that are not complete.
+            ValueError: transformers is not installed; encoders that are not read here, or weights
+                that are not complete.
         """
         tokenizer, net = self._read = self._read or self._load()
         net.to(self.device)
@@ -48,7 +53,8 @@ class TextEncoder:
         for prompt in prompts:
             if len(tokenizer(prompt, truncation=False, verbose=False).input_ids) > length:
                 warnings.warn(
-                    f"the prompt {prompt[:60]!r}... is longer than {length} tokens; the rest is not heeded",
+                    f"the prompt {prompt[:60]!r}... is longer than {length} tokens; the "
+                    "rest is not heeded",
                     stacklevel=3,
                 )
         mask = (
@@ -72,13 +78,15 @@ class TextEncoder:
             from transformers.utils import logging
         except ImportError as error:
             raise ValueError(
-                "prompts need the text encoder's package: pip install 'invdiff[text]' (transformers)"
+                "prompts need the text encoder's package: pip install 'invdiff[text]' "
+                "(transformers)"
             ) from error
         folder = self.folder / "text_encoder"
         pickled = not any(folder.glob("*.safetensors"))
         if pickled and not self.allow_pickle:
             raise ValueError(
-                f"no safetensors in {folder}; pickles (.bin) can run code when they are read: convert them, or allow_pickle=True if you trust "
+                f"no safetensors in {folder}; pickles (.bin) can run code when they are "
+                "read: convert them, or allow_pickle=True if you trust "
                 "whoever made them"
             )
         variant = (
@@ -108,7 +116,8 @@ class TextEncoder:
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if names := sorted(map(str, info[kind])):
                 raise ValueError(
-                    f"{folder} has {len(names)} {kind.replace('_', ' ')}, nothing was loaded: {', '.join(names[:8])}"
+                    f"{folder} has {len(names)} {kind.replace('_', ' ')}, nothing was "
+                    f"loaded: {', '.join(names[:8])}"
                 )
         return tokenizer, net.float().eval().requires_grad_(False)
 
@@ -118,7 +127,8 @@ class TextEncoder:
         config = self.folder / "text_encoder" / "config.json"
         if not config.is_file() or not (self.folder / "tokenizer").is_dir():
             raise ValueError(
-                f"{self.folder} has no tokenizer/ or no text_encoder/config.json, so prompts cannot be encoded"
+                f"{self.folder} has no tokenizer/ or no text_encoder/config.json, so "
+                "prompts cannot be encoded"
             )
         names = json.loads(config.read_text()).get("architectures") or ["an unknown class"]
         if len(several) > 1 or names[0] not in ENCODERS:
@@ -128,7 +138,8 @@ class TextEncoder:
                 else f"a {names[0]} as text encoder"
             )
             raise ValueError(
-                f"{self.folder} has {what}; of prompts, a single {' or '.join(ENCODERS)} is read. Encode them with the pipeline's own "
+                f"{self.folder} has {what}; of prompts, a single {' or '.join(ENCODERS)} is "
+                "read. Encode them with the pipeline's own "
                 "encode_prompt and give the result as conditions: encoder_hidden_states=..."
             )
 

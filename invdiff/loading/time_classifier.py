@@ -1,4 +1,5 @@
-"""The noise-aware classifier network, as a diffusers model: the encoder half of a small UNet with a head of logits."""
+"""The noise-aware classifier network, as a diffusers model: the encoder half of a small UNet with a
+head of logits."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 
 
 class TimeClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """log p(y | x_t, t) of noisy images: ``net(x_t, t) -> logits``, x_t (B, C, H, W), t (B,), logits (B, num_classes).
+    """log p(y | x_t, t) of noisy images: ``net(x_t, t) -> logits``, x_t (B, C, H, W), t (B,),
+    logits (B, num_classes).
 
-    The encoder of a UNet and a global mean, as the noisy classifiers of Dhariwal & Nichol (2021, section 4) without attention.
+    The encoder of a UNet and a global mean, as the noisy classifiers of Dhariwal & Nichol (2021,
+    section 4) without attention.
     """
 
     @register_to_config

@@ -15,16 +15,20 @@ from invdiff.schedules import Level, Schedule
 
 
 class NoisyClassifier:
-    """Wraps ``classifier(x_t, t) -> logits``, trained on the noisy states of a schedule (Dhariwal & Nichol 2021, section 4).
+    """Wraps ``classifier(x_t, t) -> logits``, trained on the noisy states of a schedule (Dhariwal &
+    Nichol 2021, section 4).
 
-    As with a :class:`~invdiff.network.Denoiser`, states of any schedule are accepted: x_t is rescaled to the classifier's own
-    frame and the time it is shown has the same log-SNR. A module is switched to ``eval()``, its parameters need no gradients.
+    As with a :class:`~invdiff.network.Denoiser`, states of any schedule are accepted: x_t is
+    rescaled to the classifier's own frame and the time it is shown has the same log-SNR. A module
+    is switched to ``eval()``, its parameters need no gradients.
 
     Args:
-        net: ``net(x_t, t) -> logits``, x_t (B, C, H, W) in the range of the network it guides, t (B,), logits (B, classes).
+        net: ``net(x_t, t) -> logits``, x_t (B, C, H, W) in the range of the network it guides, t
+            (B,), logits (B, classes).
         schedule: the schedule it was trained on.
         time: maps the schedule's time, or the level, to what it is shown, as for a Denoiser.
-        quantize: show it whole numbers (nearest level), for classifiers that look their time up in a table.
+        quantize: show it whole numbers (nearest level), for classifiers that look their time up in
+            a table.
         channels: of its images, for messages.
         name: how it is called in messages.
     """
@@ -73,14 +77,17 @@ class NoisyClassifier:
         return self.net(x, self._frame.times(place.time, x)).to(x_t.dtype).log_softmax(dim=1)
 
     def classes(self, shape: tuple[int, ...], **like: Any) -> int:
-        """How many labels it tells apart, found by trying it on one empty image of ``shape`` (C, H, W).
+        """How many labels it tells apart, found by trying it on one empty image of ``shape`` (C, H,
+        W).
 
         Raises:
-            ValueError: it takes no time, takes other channels, or returns something else than (B, classes).
+            ValueError: it takes no time, takes other channels, or returns something else than (B,
+                classes).
         """
         if self.channels is not None and self.channels != shape[0]:
             raise ValueError(
-                f"{self.name} classifies images with {self.channels} channels, but the network makes {shape[0]}"
+                f"{self.name} classifies images with {self.channels} channels, but the "
+                f"network makes {shape[0]}"
             )
         x, level = torch.zeros(1, *shape, **like), self.schedule(self.schedule.t_max)
         call = self.net.forward if isinstance(self.net, torch.nn.Module) else self.net
@@ -89,8 +96,10 @@ class NoisyClassifier:
                 inspect.signature(call).bind(x, x)
         except TypeError as error:
             raise ValueError(
-                f"{self.name} cannot be called as classifier(x_t, t): {error}. Classifier guidance needs a classifier that was trained on "
-                "noisy images and is told the noise level; one of clean images works on the estimate: ClassifierGuidance(log_prob=..., of='x0')"
+                f"{self.name} cannot be called as classifier(x_t, t): {error}. Classifier "
+                "guidance needs a classifier that was trained on "
+                "noisy images and is told the noise level; one of clean images works on "
+                "the estimate: ClassifierGuidance(log_prob=..., of='x0')"
             ) from error
         try:
             with torch.no_grad():
@@ -101,6 +110,7 @@ class NoisyClassifier:
             ) from error
         if log_p.ndim != 2 or len(log_p) != 1:
             raise ValueError(
-                f"{self.name} must return logits (B, classes), got shape {tuple(log_p.shape)} for one image"
+                f"{self.name} must return logits (B, classes), got shape "
+                f"{tuple(log_p.shape)} for one image"
             )
         return log_p.shape[1]

@@ -1,4 +1,5 @@
-"""Where a network finds a state of any schedule: its own level of the same log-SNR, and the time it is shown of it."""
+"""Where a network finds a state of any schedule: its own level of the same log-SNR, and the time it
+is shown of it."""
 
 from __future__ import annotations
 
@@ -15,10 +16,12 @@ from invdiff.schedules import Level, Schedule
 
 @dataclass(frozen=True)
 class OfLevel:
-    """What a network is shown as a function of the noise level itself, so that it stays right whatever schedule the network is read with.
+    """What a network is shown as a function of the noise level itself, so that it stays right
+    whatever schedule the network is read with.
 
     Attributes:
-        function: e.g. ``lambda level: level.alpha``, of a :class:`~invdiff.schedules.Level` of the network's own schedule.
+        function: e.g. ``lambda level: level.alpha``, of a :class:`~invdiff.schedules.Level` of the
+            network's own schedule.
     """
 
     function: Callable[[Level], Tensor]
@@ -28,7 +31,8 @@ Time = Callable[[Tensor], Tensor] | OfLevel
 
 
 class Place(NamedTuple):
-    """A level in a network's own frame: the time it is shown, alpha and sigma, and the factor that brings x_t there."""
+    """A level in a network's own frame: the time it is shown, alpha and sigma, and the factor that
+    brings x_t there."""
 
     time: float
     alpha: float
@@ -41,7 +45,8 @@ class Frame:
 
     Args:
         schedule: what it was trained on.
-        time: maps the schedule's time, or the level, to what the network is shown; None: the schedule's time.
+        time: maps the schedule's time, or the level, to what the network is shown; None: the
+            schedule's time.
         quantize: whole times only (nearest level).
     """
 
@@ -56,7 +61,8 @@ class Frame:
         return self._places(float(level.alpha), float(level.sigma))
 
     def times(self, time: float, x: Tensor) -> Tensor:
-        """The time as the network takes it, one for each of the states x (B, ...): (B,), whole numbers if it is quantised."""
+        """The time as the network takes it, one for each of the states x (B, ...): (B,), whole
+        numbers if it is quantised."""
         return torch.full(
             x.shape[:1], time, dtype=torch.long if self.quantize else x.dtype, device=x.device
         )

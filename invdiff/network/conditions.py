@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 def check_labels(
     label: Any, images: int, classes: int, name: str, null: int | None = None
 ) -> Tensor:
-    """Labels as a (images,) tensor of whole numbers; refuses what is not a class of ``name`` (nor its null label)."""
+    """Labels as a (images,) tensor of whole numbers; refuses what is not a class of ``name`` (nor
+    its null label)."""
     if label is None:
         raise ValueError(
-            f"{name} has no null class, so it cannot run without a label; give one of 0..{classes - 1}"
+            f"{name} has no null class, so it cannot run without a label; give one of "
+            f"0..{classes - 1}"
         )
     try:
         labels = torch.as_tensor(label)
@@ -27,7 +29,8 @@ def check_labels(
         raise TypeError(f"label must be a whole number, one for each image, or None, got {label!r}")
     if labels.ndim > 1 or (labels.ndim == 1 and len(labels) != images):
         raise ValueError(
-            f"label must be one number or one for each of the {images} images, got shape {tuple(labels.shape)}"
+            f"label must be one number or one for each of the {images} images, got shape "
+            f"{tuple(labels.shape)}"
         )
     if labels.device.type != "meta":
         for value in labels.unique().tolist():

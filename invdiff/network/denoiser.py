@@ -44,42 +44,59 @@ def weights_hash(module: torch.nn.Module) -> str:
 class Denoiser:
     """Wraps ANY network ``net(x_t, t, **cond)`` as a prior.
 
-    States of any schedule are accepted: x_t is rescaled to the network's own frame, and the time it is shown is the one
-    with the same log-SNR. A module is switched to ``eval()`` and its parameters no longer require gradients.
+    States of any schedule are accepted: x_t is rescaled to the network's own frame, and the time it
+    is shown is the one with the same log-SNR. A module is switched to ``eval()`` and its parameters
+    no longer require gradients.
 
     Args:
-        net: callable ``net(x, t, **cond)``; x (B, ...), t (B,) in the schedule's own time. Its output has x's shape, or
-            twice the channels with ``learned_variance``.
-        predicts: ``"eps"``, ``"x0"`` (the posterior mean), ``"v"`` (Salimans & Ho 2022), ``"score"``, ``"edm"`` (the raw
-            network of Karras et al. 2022, table 1: c_in, c_skip and c_out are applied here, and c_noise unless ``time`` is given) or
-            ``"velocity"`` (dx_t/dt of the schedule).
-        schedule: the schedule the network was trained on, or its name (:func:`~invdiff.schedules.make_schedule`).
-        data_range: (low, high) of its images; ``None`` where its units are the user's (vectors, latents).
-        clip: clip x0 to the data range, within autograd; by default wherever ``data_range`` is given.
-        learned_variance: the output carries a second set of channels, v in [-1, 1] (Nichol & Dhariwal 2021, eq. 15).
+        net: callable ``net(x, t, **cond)``; x (B, ...), t (B,) in the schedule's own time. Its
+            output has x's shape, or twice the channels with ``learned_variance``.
+        predicts: ``"eps"``, ``"x0"`` (the posterior mean), ``"v"`` (Salimans & Ho 2022),
+            ``"score"``, ``"edm"`` (the raw network of Karras et al. 2022, table 1: c_in, c_skip and
+            c_out are applied here, and c_noise unless ``time`` is given) or ``"velocity"`` (dx_t/dt
+            of the schedule).
+        schedule: the schedule the network was trained on, or its name
+            (:func:`~invdiff.schedules.make_schedule`).
+        data_range: (low, high) of its images; ``None`` where its units are the user's (vectors,
+            latents).
+        clip: clip x0 to the data range, within autograd; by default wherever ``data_range`` is
+            given.
+        learned_variance: the output carries a second set of channels, v in [-1, 1] (Nichol &
+            Dhariwal 2021, eq. 15).
         num_classes: number of labels of a class-conditional network, given to it as ``label``.
-        null_label: index of the unconditional label; by default ``num_classes``. ``False``: the network has none.
-        cond_channels: channels of the image that the network is shown beside the state, given to it as ``cond`` in the network's
-            range: its input is ``[cond, x_t]`` (SR3, Palette). A network without it is given ``cond`` as a keyword if it takes one.
-        factor: of a network trained for super-resolution, how many times larger its images are than what it is shown of them.
-        classifier: a :class:`~invdiff.network.NoisyClassifier` of the same data, for classifier guidance.
-        time: maps the schedule's time to what the network is shown, e.g. ``lambda t: 1000 * t``; or, for a network conditioned on the
-            noise level, maps that: ``OfLevel(lambda level: level.alpha)`` for SR3, see :class:`~invdiff.network.OfLevel`.
-        quantize: show the network integer times (nearest level), for networks that look their time up in a table.
+        null_label: index of the unconditional label; by default ``num_classes``. ``False``: the
+            network has none.
+        cond_channels: channels of the image that the network is shown beside the state, given to it
+            as ``cond`` in the network's range: its input is ``[cond, x_t]`` (SR3, Palette). A
+            network without it is given ``cond`` as a keyword if it takes one.
+        factor: of a network trained for super-resolution, how many times larger its images are than
+            what it is shown of them.
+        classifier: a :class:`~invdiff.network.NoisyClassifier` of the same data, for classifier
+            guidance.
+        time: maps the schedule's time to what the network is shown, e.g. ``lambda t: 1000 * t``;
+            or, for a network conditioned on the noise level, maps that: ``OfLevel(lambda level:
+            level.alpha)`` for SR3, see :class:`~invdiff.network.OfLevel`.
+        quantize: show the network integer times (nearest level), for networks that look their time
+            up in a table.
         sigma_data: standard deviation of the data, of ``"edm"`` networks.
-        multiple: the network needs image sides that divide by this; states are padded by reflection and cropped, and so are those that
-            are smaller than the ``fixed_size`` (H, W) that ``net`` declares.
-        dtype: ``torch.bfloat16`` or ``torch.float16`` run the network under autocast, ``torch.float64`` turns a module's weights
-            to it; states stay as they are, whatever the network runs in.
-        channels_last, compile, gradient_checkpointing: memory layout; ``torch.compile``; the network's own
-            checkpointing (diffusers' ``enable_gradient_checkpointing``), which trades time for memory.
-        autoencoder: of a latent diffusion network: its states are latents, while images and measurements stay what they are
-            (:class:`~invdiff.network.Autoencoder`).
-        text: ``text(prompts) -> conditions`` of a list of B prompts, tensors with B entries by the names under which the network takes
-            them; see :meth:`conditions_of`.
-        tile: side of the windows in which larger images are denoised, in pixels of the images also where states are latents, see
-            :class:`~invdiff.network.tiling.Tiled`; None: images are not cut. Decoding is the autoencoder's own affair.
-        tile_overlap: what neighbouring windows share, in pixels, by default a quarter of ``tile``; tile_batch: windows at once.
+        multiple: the network needs image sides that divide by this; states are padded by reflection
+            and cropped, and so are those that are smaller than the ``fixed_size`` (H, W) that
+            ``net`` declares.
+        dtype: ``torch.bfloat16`` or ``torch.float16`` run the network under autocast,
+            ``torch.float64`` turns a module's weights to it; states stay as they are, whatever the
+            network runs in.
+        channels_last, compile, gradient_checkpointing: memory layout; ``torch.compile``; the
+            network's own checkpointing (diffusers' ``enable_gradient_checkpointing``), which trades
+            time for memory.
+        autoencoder: of a latent diffusion network: its states are latents, while images and
+            measurements stay what they are (:class:`~invdiff.network.Autoencoder`).
+        text: ``text(prompts) -> conditions`` of a list of B prompts, tensors with B entries by the
+            names under which the network takes them; see :meth:`conditions_of`.
+        tile: side of the windows in which larger images are denoised, in pixels of the images also
+            where states are latents, see :class:`~invdiff.network.tiling.Tiled`; None: images are
+            not cut. Decoding is the autoencoder's own affair.
+        tile_overlap: what neighbouring windows share, in pixels, by default a quarter of ``tile``;
+            tile_batch: windows at once.
         channels, image_size: what the network was trained on, for messages and defaults.
         name: how it is called in records.
     """
@@ -123,7 +140,8 @@ class Denoiser:
         schedule = make_schedule(schedule)
         if predicts == "velocity" and isinstance(schedule, Discrete):
             raise ValueError(
-                "a velocity is dx_t/dt and needs a schedule in continuous time, e.g. schedules.flow(); give time= if the network counts in steps"
+                "a velocity is dx_t/dt and needs a schedule in continuous time, e.g. "
+                "schedules.flow(); give time= if the network counts in steps"
             )
         if data_range is not None and not (
             isinstance(data_range, Sequence)
@@ -172,7 +190,8 @@ class Denoiser:
         if gradient_checkpointing:
             if not hasattr(net, "enable_gradient_checkpointing"):
                 raise ValueError(
-                    "gradient_checkpointing=True needs a network with enable_gradient_checkpointing(), as diffusers' models have"
+                    "gradient_checkpointing=True needs a network with "
+                    "enable_gradient_checkpointing(), as diffusers' models have"
                 )
             net.enable_gradient_checkpointing()
             if autoencoder is not None and hasattr(
@@ -188,7 +207,8 @@ class Denoiser:
             )
 
     def _tiled(self, tile: int, overlap: int | None, batch: int | None) -> Tiled:
-        """The network in windows; sizes are those of images, which a latent stands for ``factor`` of."""
+        """The network in windows; sizes are those of images, which a latent stands for ``factor``
+        of."""
         for name, value in {"tile": tile, "tile_overlap": overlap, "tile_batch": batch}.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
                 raise TypeError(f"{name} is a whole number, got {value!r}")
@@ -196,7 +216,8 @@ class Denoiser:
         unit = self.multiple * factor
         if tile % unit or tile < 1:
             raise ValueError(
-                f"tile must be a multiple of {unit}, which the network needs the sides of images to be, got {tile}"
+                f"tile must be a multiple of {unit}, which the network needs the sides of "
+                f"images to be, got {tile}"
             )
         shared = tile // 4 if overlap is None else overlap
         return Tiled(
@@ -243,14 +264,15 @@ class Denoiser:
 
     @property
     def hash(self) -> str | None:
-        """SHA-256 of the weights, of a module with any; which storage or dtype they are kept in counts. Of an exported network, of its
-        file."""
+        """SHA-256 of the weights, of a module with any; which storage or dtype they are kept in
+        counts. Of an exported network, of its file."""
         if (of_file := getattr(self.net, "file_hash", None)) is not None:
             return of_file
         return weights_hash(self.net) if isinstance(self.net, torch.nn.Module) else None
 
     def takes(self, condition: str) -> bool:
-        """Whether the network has a keyword of that name; assumed where neither its ``conditions`` nor its signature tell."""
+        """Whether the network has a keyword of that name; assumed where neither its ``conditions``
+        nor its signature tell."""
         if (names := getattr(self.net, "conditions", None)) is not None:
             return condition in names
         net = self.net.forward if isinstance(self.net, torch.nn.Module) else self.net
@@ -262,7 +284,8 @@ class Denoiser:
 
     @property
     def upsampling(self) -> str:
-        """How the image it is shown is brought to the state's size: as the network says it was trained, else bicubic."""
+        """How the image it is shown is brought to the state's size: as the network says it was
+        trained, else bicubic."""
         return getattr(self.net, "upsampling", "bicubic")
 
     @property
@@ -278,9 +301,10 @@ class Denoiser:
         Args:
             x_t: (B, ...), in the network's data range, noised as ``level`` of any schedule says.
             level: the noise level, see :class:`~invdiff.schedules.Level`.
-            clip_x0: ``False`` leaves x0 as it is, for who combines predictions and then calls :meth:`Prediction.clip`.
-            cond: what the network is conditioned on; ``label``: an int, a (B,) tensor, or None for unconditional; ``cond``: the
-                image of ``cond_channels``, (B, cond_channels, H, W).
+            clip_x0: ``False`` leaves x0 as it is, for who combines predictions and then calls
+                :meth:`Prediction.clip`.
+            cond: what the network is conditioned on; ``label``: an int, a (B,) tensor, or None for
+                unconditional; ``cond``: the image of ``cond_channels``, (B, cond_channels, H, W).
         """
         t, alpha, sigma, scale = self._frame(level)
         x = x_t if scale == 1.0 else x_t * scale
@@ -289,7 +313,8 @@ class Denoiser:
         if self.learned_variance:
             if out.shape[1] != 2 * x.shape[1]:
                 raise ValueError(
-                    f"learned_variance=True expects {2 * x.shape[1]} output channels for {x.shape[1]} input channels, got {out.shape[1]}"
+                    f"learned_variance=True expects {2 * x.shape[1]} output channels for "
+                    f"{x.shape[1]} input channels, got {out.shape[1]}"
                 )
             out, v = out.chunk(2, dim=1)
             fraction = (v + 1) / 2
@@ -300,7 +325,8 @@ class Denoiser:
                 else ""
             )
             raise ValueError(
-                f"the network returned shape {tuple(out.shape)} for a state of shape {tuple(x.shape)}{hint}"
+                f"the network returned shape {tuple(out.shape)} for a state of shape "
+                f"{tuple(x.shape)}{hint}"
             )
         x0, eps = self._parameterisation(x, out, alpha, sigma)
         prediction = Prediction(
@@ -309,14 +335,17 @@ class Denoiser:
         return prediction.clip() if clip_x0 else prediction
 
     def labels(self, label: int | Sequence[int] | Tensor | None, images: int) -> Tensor:
-        """The labels of a batch, (images,), from one for all, one for each, or None: the null label.
+        """The labels of a batch, (images,), from one for all, one for each, or None: the null
+        label.
 
         Raises:
-            ValueError: a network without classes or without a null class, a label it does not know, a wrong number of them.
+            ValueError: a network without classes or without a null class, a label it does not know,
+                a wrong number of them.
         """
         if self.num_classes is None:
             raise ValueError(
-                f"{self.name} is not class-conditional (num_classes is not set), but label={label} was given"
+                f"{self.name} is not class-conditional (num_classes is not set), but "
+                f"label={label} was given"
             )
         return check_labels(
             self.null_label if label is None else label,
@@ -329,14 +358,17 @@ class Denoiser:
     def conditions_of(
         self, prompt: str | Sequence[str], images: int | None = None
     ) -> dict[str, Tensor]:
-        """What the network is shown of prompts: ``generate(denoiser, (4, 3, 512, 512), **denoiser.conditions_of("a cat", 4))``.
+        """What the network is shown of prompts: ``generate(denoiser, (4, 3, 512, 512),
+        **denoiser.conditions_of("a cat", 4))``.
 
         Args:
-            prompt: one for all images, or a list with one for each; ``""`` is the null condition of classifier-free guidance.
+            prompt: one for all images, or a list with one for each; ``""`` is the null condition of
+                classifier-free guidance.
             images: how many images there are, by default as many as prompts.
 
         Returns:
-            One entry for each image, by the network's names, e.g. ``encoder_hidden_states`` (images, L, D).
+            One entry for each image, by the network's names, e.g. ``encoder_hidden_states``
+            (images, L, D).
 
         Raises:
             ValueError: a network that came without a text encoder; a wrong number of prompts.
@@ -344,7 +376,8 @@ class Denoiser:
         """
         if self.text is None:
             raise ValueError(
-                f"{self.name} has no text encoder, so it takes no prompt; one comes with a pipeline folder (text_encoder/, tokenizer/) of a network "
+                f"{self.name} has no text encoder, so it takes no prompt; one comes with a "
+                "pipeline folder (text_encoder/, tokenizer/) of a network "
                 "that is conditioned on text"
             )
         prompts = [prompt] * (images or 1) if isinstance(prompt, str) else list(prompt)
@@ -352,7 +385,8 @@ class Denoiser:
             raise TypeError(f"a prompt is text, or a list with one for each image, got {prompt!r}")
         if not prompts or images not in (None, len(prompts)):
             raise ValueError(
-                f"give one prompt for all images or one for each of the {images or ''} images, got {len(prompts)}"
+                f"give one prompt for all images or one for each of the {images or ''} "
+                f"images, got {len(prompts)}"
             )
         distinct = list(dict.fromkeys(prompts))
         each = [distinct.index(p) for p in prompts]
@@ -394,7 +428,8 @@ class Denoiser:
         return out[..., : size[0], : size[1]] if grown else out
 
     def _evaluate(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """The network's output; refuses what is no tensor, and to pass off one without gradient where a gradient is asked for."""
+        """The network's output; refuses what is no tensor, and to pass off one without gradient
+        where a gradient is asked for."""
         asked = torch.is_grad_enabled() and x.requires_grad
         try:
             out = self.net(x, t, **cond)
@@ -404,25 +439,30 @@ class Denoiser:
             out = x.detach()
         if not isinstance(out, Tensor):
             raise TypeError(
-                f"{self.name} returned a {type(out).__name__} instead of a tensor; wrap it, e.g. invdiff.Denoiser(lambda x, t: net(x, t).sample, ...), "
+                f"{self.name} returned a {type(out).__name__} instead of a tensor; wrap it, "
+                "e.g. invdiff.Denoiser(lambda x, t: net(x, t).sample, ...), "
                 "or load_model(folder) for a network of diffusers"
             )
         if asked and not out.requires_grad:
             raise ValueError(
-                f"{self.name} gives no gradient of its output with respect to its input (NumPy, JAX, ONNX, or a detached tensor inside), which "
-                "this method differentiates; use a method that needs none, such as replace or repaint, or a differentiable network"
+                f"{self.name} gives no gradient of its output with respect to its input "
+                "(NumPy, JAX, ONNX, or a detached tensor inside), which "
+                "this method differentiates; use a method that needs none, such as replace "
+                "or repaint, or a differentiable network"
             )
         return out
 
     def _image_condition(self, cond: Tensor | None, x: Tensor) -> Tensor:
         if cond is None:
             raise ValueError(
-                f"{self.name} is shown an image beside the state and cannot run without it; use the method 'sr3', or give cond="
+                f"{self.name} is shown an image beside the state and cannot run without it; "
+                "use the method 'sr3', or give cond="
             )
         expected = (len(x), self.cond_channels, *x.shape[2:])
         if tuple(cond.shape) != expected:
             raise ValueError(
-                f"{self.name} is shown an image of shape {expected} beside the state, got cond of shape {tuple(cond.shape)}"
+                f"{self.name} is shown an image of shape {expected} beside the state, got "
+                f"cond of shape {tuple(cond.shape)}"
             )
         return cond.to(x)
 
@@ -469,8 +509,13 @@ class Denoiser:
     def _needs_signal(self, alpha: float) -> None:
         if alpha == 0:
             raise ValueError(
-                f"x0 cannot be found from {self.predicts} at alpha = 0 (pure noise); start just below the last level, or use a network that predicts v, x0 or velocity"
+                f"x0 cannot be found from {self.predicts} at alpha = 0 (pure noise); start "
+                "just below the last level, or use a network that predicts v, x0 or "
+                "velocity"
             )
 
     def __repr__(self) -> str:
-        return f"Denoiser({self.name}, predicts={self.predicts!r}, schedule={type(self.schedule).__name__}, data_range={self.data_range})"
+        return (
+            f"Denoiser({self.name}, predicts={self.predicts!r}, "
+            f"schedule={type(self.schedule).__name__}, data_range={self.data_range})"
+        )

@@ -1,4 +1,5 @@
-"""Evaluations of a network: counted while they happen, on states padded to the sizes that it takes."""
+"""Evaluations of a network: counted while they happen, on states padded to the sizes that it
+takes."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def count(output: Tensor, images: int) -> None:
 
 
 def padded(x: Tensor, multiple: int, least: tuple[int, int]) -> Tensor:
-    """x with its sides padded, below and to the right, to a multiple, and to no less than a network of a fixed size takes."""
+    """x with its sides padded, below and to the right, to a multiple, and to no less than a network
+    of a fixed size takes."""
     bottom, right = (
         max(-(-n // multiple) * multiple, low) - n
         for n, low in zip(x.shape[-2:], least, strict=True)

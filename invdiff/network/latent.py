@@ -1,4 +1,5 @@
-"""Latent diffusion: an autoencoder between the images of a measurement and the states of a network."""
+"""Latent diffusion: an autoencoder between the images of a measurement and the states of a
+network."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ class Autoencoder:
         image_channels: of the images.
         data_range: (low, high) of the images.
         net: the module behind both, if there is one, moved with the network.
-        posterior: x -> (mean, std) of q(z | x), both shaped as the latents, where a run is to start from a draw of it instead of from
-            ``encode``; each image's noise is its own.
+        posterior: x -> (mean, std) of q(z | x), both shaped as the latents, where a run is to start
+            from a draw of it instead of from ``encode``; each image's noise is its own.
     """
 
     encode: Callable[[Tensor], Tensor]
@@ -38,12 +39,14 @@ class Autoencoder:
         images, channels, *size = image
         if channels != self.image_channels:
             raise ValueError(
-                f"the autoencoder takes images with {self.image_channels} channels, got {channels} (image shape {tuple(image[1:])})"
+                f"the autoencoder takes images with {self.image_channels} channels, got "
+                f"{channels} (image shape {tuple(image[1:])})"
             )
         if any(n % self.factor for n in size):
             fits = "x".join(str(n // self.factor * self.factor) for n in size)
             raise ValueError(
-                f"the autoencoder takes sides that divide by {self.factor}, got {size[0]}x{size[1]}; crop to {fits}"
+                f"the autoencoder takes sides that divide by {self.factor}, got "
+                f"{size[0]}x{size[1]}; crop to {fits}"
             )
         return (images, self.channels, *(n // self.factor for n in size))
 

@@ -22,7 +22,8 @@ class Prediction:
         level: its noise level.
         x0: the posterior mean E[x0 | x_t], possibly moved by guidance.
         eps: the noise, re-derived from x0 or kept, as the guidance decides.
-        variance_fraction: learned variance f in [0, 1], log var = f log(beta) + (1 - f) log(beta tilde).
+        variance_fraction: learned variance f in [0, 1], log var = f log(beta) + (1 - f) log(beta
+            tilde).
         clip_range: what the network clips x0 to; None where it does not.
     """
 
@@ -34,17 +35,20 @@ class Prediction:
     clip_range: tuple[float, float] | None = None
 
     def move_x0(self, dx: Tensor) -> Prediction:
-        """x0 + dx with the same eps: the next state shifts by exactly alpha_s * dx (DPS, DDNM, PiGDM)."""
+        """x0 + dx with the same eps: the next state shifts by exactly alpha_s * dx (DPS, DDNM,
+        PiGDM)."""
         return replace(self, x0=self.x0 + dx)
 
     def move(self, dx: Tensor) -> Prediction:
-        """x0 + dx, with eps re-derived so that x_t stays alpha * x0 + sigma * eps (clipping, classifier guidance)."""
+        """x0 + dx, with eps re-derived so that x_t stays alpha * x0 + sigma * eps (clipping,
+        classifier guidance)."""
         return replace(
             self, x0=self.x0 + dx, eps=self.eps - dx * (self.level.alpha / self.level.sigma)
         )
 
     def clip(self) -> Prediction:
-        """x0 clipped to the network's range, with eps re-derived from x_t; unchanged where the network does not clip."""
+        """x0 clipped to the network's range, with eps re-derived from x_t; unchanged where the
+        network does not clip."""
         if self.clip_range is None:
             return self
         x0 = self.x0.clamp(*self.clip_range)

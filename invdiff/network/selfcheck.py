@@ -1,7 +1,8 @@
-"""Is a network read rightly? Asked to denoise a photograph as it is read and as it might be, it tells a wrong ``predicts``, schedule or range.
+"""Is a network read rightly? Asked to denoise a photograph as it is read and as it might be, it
+tells a wrong ``predicts``, schedule or range.
 
-What this cannot tell: a ``data_range`` that is a part of the true one. A network of (-1, 1) that is read as (0, 1) sees a bright photograph
-of low contrast, and denoises it as well.
+What this cannot tell: a ``data_range`` that is a part of the true one. A network of (-1, 1) that is
+read as (0, 1) sees a bright photograph of low contrast, and denoises it as well.
 """
 
 from __future__ import annotations
@@ -24,16 +25,19 @@ NOISE = (0.05, 0.2, 1.0)
 AT_LEAST = 3.0
 """What a network of photographs that is read rightly gains over each noisy photograph, in dB."""
 MARGIN = 0.7
-"""By how much, on average over :data:`NOISE`, another predicts or schedule must be better before it is proposed, in dB."""
+"""By how much, on average over :data:`NOISE`, another predicts or schedule must be better before it
+is proposed, in dB."""
 RANGE_MARGIN = 0.4
-"""The same for another range over the first two of :data:`NOISE`: it changes less, and where noise drowns the range nothing."""
+"""The same for another range over the first two of :data:`NOISE`: it changes less, and where noise
+drowns the range nothing."""
 RANGES = ((-1.0, 1.0), (0.0, 1.0), (0.0, 255.0))
 LARGEST = 256
 """Side of the shipped photograph."""
 
 
 class Reading(NamedTuple):
-    """Options with which a network might be read, in words too; at how many levels and by how much it must be better."""
+    """Options with which a network might be read, in words too; at how many levels and by how much
+    it must be better."""
 
     options: dict[str, Any]
     text: str
@@ -42,10 +46,11 @@ class Reading(NamedTuple):
 
 
 def self_check(denoiser: Denoiser) -> list[str]:
-    """What is probably wrong with the reading of an image network, a sentence each; empty where nothing is.
+    """What is probably wrong with the reading of an image network, a sentence each; empty where
+    nothing is.
 
-    It costs about sixty evaluations of a 64x64 image, or of the only size that an exported network takes. What cannot be asked is not checked,
-    see :func:`why_unchecked`.
+    It costs about sixty evaluations of a 64x64 image, or of the only size that an exported network
+    takes. What cannot be asked is not checked, see :func:`why_unchecked`.
     """
     if why_unchecked(denoiser) is not None:
         return []
@@ -62,13 +67,16 @@ def self_check(denoiser: Denoiser) -> list[str]:
         before = given[: best.levels].mean()
         named = " and ".join(name for name in best.options if name != "time")
         return [
-            f"{denoiser.name} denoises a photograph by {before:.1f} dB on average as it is read, with {best.text} by {before + better:.1f} dB; "
+            f"{denoiser.name} denoises a photograph by {before:.1f} dB on average as it is "
+            f"read, with {best.text} by {before + better:.1f} dB; "
             f"is its {named} right?"
         ]
     if given.min() < AT_LEAST:
         return [
-            f"{denoiser.name} denoises a photograph badly under every reading tried, as it is read by {given.min():.1f} dB at the least; it is "
-            "a network of something else than photographs, or its predicts, schedule, time or data_range is wrong in another way"
+            f"{denoiser.name} denoises a photograph badly under every reading tried, as it "
+            f"is read by {given.min():.1f} dB at the least; it is "
+            "a network of something else than photographs, or its predicts, schedule, time "
+            "or data_range is wrong in another way"
         ]
     return []
 
@@ -98,8 +106,8 @@ def _side(denoiser: Denoiser) -> int:
 
 
 def gains(denoiser: Denoiser, photo: Tensor, levels: int = len(NOISE)) -> Tensor:
-    """What denoising gains over the noisy photograph at the first levels of :data:`NOISE`, (levels,), in dB, at least -100;
-    nothing is clipped.
+    """What denoising gains over the noisy photograph at the first levels of :data:`NOISE`,
+    (levels,), in dB, at least -100; nothing is clipped.
 
     Args:
         photo: (1, C, H, W) in [0, 1].
@@ -117,7 +125,8 @@ def gains(denoiser: Denoiser, photo: Tensor, levels: int = len(NOISE)) -> Tensor
 
 
 def _best(denoiser: Denoiser, given: Tensor, photo: Tensor) -> tuple[float, Reading | None]:
-    """The reading that is most convincingly better than the given one, and by how many dB on average; (0, None) if none is."""
+    """The reading that is most convincingly better than the given one, and by how many dB on
+    average; (0, None) if none is."""
     found: list[tuple[float, Reading | None]] = [(0.0, None)]
     for reading in _readings(denoiser):
         try:
@@ -135,7 +144,8 @@ def _best(denoiser: Denoiser, given: Tensor, photo: Tensor) -> tuple[float, Read
 
 
 def _readings(denoiser: Denoiser) -> Iterator[Reading]:
-    """What a network might be instead: each of the usual schedules with what is predicted on it, in the time that such networks count."""
+    """What a network might be instead: each of the usual schedules with what is predicted on it, in
+    the time that such networks count."""
     own = denoiser.schedule
     discrete = isinstance(own, Discrete)
     for predicts in ("eps", "x0", "v", "score", *(() if discrete else ("velocity",))):

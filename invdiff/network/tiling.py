@@ -1,4 +1,5 @@
-"""Tiled denoising: large images through a network in overlapping windows, in the memory of a few of them."""
+"""Tiled denoising: large images through a network in overlapping windows, in the memory of a few of
+them."""
 
 from __future__ import annotations
 
@@ -17,16 +18,19 @@ Window = tuple[slice, slice]
 class Tiled:
     """A network applied window by window; where windows overlap their outputs are blended linearly.
 
-    Gradients are taken window by window too, each evaluated once more for it, so memory stays flat there as well; a gradient of
-    the gradient is refused. A window sees nothing beyond its border, so ``overlap`` should cover what the network looks at, and
-    normalisation is over the window instead of the image.
+    Gradients are taken window by window too, each evaluated once more for it, so memory stays flat
+    there as well; a gradient of the gradient is refused. A window sees nothing beyond its border,
+    so ``overlap`` should cover what the network looks at, and normalisation is over the window
+    instead of the image.
 
     Args:
-        net: ``net(x, t, **cond)``, x (B, C, H, W), output (B, C', H, W). Conditions that are images of x's size are cut as x is.
+        net: ``net(x, t, **cond)``, x (B, C, H, W), output (B, C', H, W). Conditions that are images
+            of x's size are cut as x is.
         size: side of a window, in entries of x; what is no larger than this is not cut.
         overlap: entries that neighbours share, at least.
         batch: windows at once.
-        larger: conditions that are images k times as large as x, and are cut with it, ``{name: k}``.
+        larger: conditions that are images k times as large as x, and are cut with it, ``{name:
+            k}``.
     """
 
     net: Callable[..., Tensor]
@@ -38,7 +42,8 @@ class Tiled:
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < self.size or self.batch < 1:
             raise ValueError(
-                f"tiles need 0 <= overlap < size and at least one at once, got size {self.size}, overlap {self.overlap}, {self.batch} at once"
+                "tiles need 0 <= overlap < size and at least one at once, got size "
+                f"{self.size}, overlap {self.overlap}, {self.batch} at once"
             )
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
@@ -48,12 +53,14 @@ class Tiled:
             asked := [k for k, v in cond.items() if isinstance(v, Tensor) and v.requires_grad]
         ):
             raise ValueError(
-                f"in tiles, gradients are taken with respect to the state alone, not to {', '.join(asked)}: detach it, or no tile="
+                "in tiles, gradients are taken with respect to the state alone, not to "
+                f"{', '.join(asked)}: detach it, or no tile="
             )
         return _Blend.apply(self, x, t, cond)
 
     def windows(self, x: Tensor) -> Iterator[list[tuple[Window, Tensor]]]:
-        """The windows of an image, ``batch`` at a time, each with the weights of its pixels; a pixel's weights add up to one."""
+        """The windows of an image, ``batch`` at a time, each with the weights of its pixels; a
+        pixel's weights add up to one."""
         rows, columns = self._spans(x, -2), self._spans(x, -1)
         part: list[tuple[Window, Tensor]] = []
         for row, row_weight in rows:
@@ -66,7 +73,8 @@ class Tiled:
             yield part
 
     def _spans(self, x: Tensor, dim: int) -> list[tuple[slice, Tensor]]:
-        """Evenly spread spans of one length along a dimension, the first and the last at the border, with linear ramps."""
+        """Evenly spread spans of one length along a dimension, the first and the last at the
+        border, with linear ramps."""
         n = x.shape[dim]
         size = min(self.size, n)
         count = 1 + -(-(n - size) // (self.size - self.overlap))
@@ -88,7 +96,8 @@ class Tiled:
         cond: dict[str, Any],
         part: list[tuple[Window, Tensor]],
     ) -> Tensor:
-        """The network on some windows of x, stacked along the batch; t and cond are those of the whole images."""
+        """The network on some windows of x, stacked along the batch; t and cond are those of the
+        whole images."""
 
         def cut(value: Any, times: int | None = None) -> Any:
             if not isinstance(value, Tensor) or value.ndim == 0:
@@ -106,7 +115,8 @@ class Tiled:
 
 
 class _Blend(torch.autograd.Function):
-    """The weighted sum of the windows' outputs, and its gradient, holding the graph of one batch of windows at a time."""
+    """The weighted sum of the windows' outputs, and its gradient, holding the graph of one batch of
+    windows at a time."""
 
     @staticmethod
     def forward(ctx: Any, tiled: Tiled, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
@@ -159,6 +169,7 @@ def _filled(image: Tensor, height: int, width: int) -> Tensor:
         return image
     if min(missing) < 0:
         raise ValueError(
-            f"an image condition of {tuple(image.shape[-2:])} is larger than the {(height, width)} that fit the state"
+            f"an image condition of {tuple(image.shape[-2:])} is larger than the "
+            f"{(height, width)} that fit the state"
         )
     return F.pad(image, (0, missing[1], 0, missing[0]), mode="replicate")

@@ -1,6 +1,8 @@
-"""Plug-ins by name. Built-ins are declared in our own pyproject.toml through the same entry-point groups.
+"""Plug-ins by name. Built-ins are declared in our own pyproject.toml through the same entry-point
+groups.
 
-Loading is lazy: names are read from package metadata, and a plug-in's module is imported when it is asked for.
+Loading is lazy: names are read from package metadata, and a plug-in's module is imported when it is
+asked for.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ def _name(package: Distribution) -> str:
 
 
 def list_plugins(kind: str) -> dict[str, str]:
-    """Name -> where it comes from, e.g. ``{"dps": "invdiff (invdiff.guidance.dps:DPS)"}``. Imports nothing."""
+    """Name -> where it comes from, e.g. ``{"dps": "invdiff (invdiff.guidance.dps:DPS)"}``. Imports
+    nothing."""
     return {
         name: "; ".join(f"{package_of(p)} ({p.value})" for p in points)
         for name, points in _found(kind).items()
@@ -67,7 +70,8 @@ def list_plugins(kind: str) -> dict[str, str]:
 
 
 def find(target: str) -> list[tuple[str, EntryPoint]]:
-    """Kind and entry point of the plug-ins of that name, and of all those of the package of that name. Imports nothing.
+    """Kind and entry point of the plug-ins of that name, and of all those of the package of that
+    name. Imports nothing.
 
     Raises:
         UnknownNameError: there are none; lists the packages that have some, and the nearest name.
@@ -87,7 +91,8 @@ def find(target: str) -> list[tuple[str, EntryPoint]]:
         )
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UnknownNameError(
-            f"no plug-in and no package with plug-ins is called {target!r}.{hint} Packages: {', '.join(packages)}."
+            f"no plug-in and no package with plug-ins is called {target!r}.{hint} Packages: "
+            f"{', '.join(packages)}."
         )
     return found
 
@@ -107,7 +112,8 @@ def load(kind: str, name: str) -> Any:
     found = _found(kind)
     if name not in found:
         raise UnknownNameError(
-            f"unknown {_SINGULAR[kind]} {name!r}.{did_you_mean(name, found)} Known: {', '.join(found) or 'none'}."
+            f"unknown {_SINGULAR[kind]} {name!r}.{did_you_mean(name, found)} Known: "
+            f"{', '.join(found) or 'none'}."
         )
     points = found[name]
     if len(points) > 1:
@@ -119,13 +125,16 @@ def load(kind: str, name: str) -> Any:
         return points[0].load()
     except Exception as error:
         raise PluginError(
-            f"{_SINGULAR[kind]} {name!r} of package {package_of(points[0])} cannot be loaded: {type(error).__name__}: {error}"
+            f"{_SINGULAR[kind]} {name!r} of package {package_of(points[0])} cannot be "
+            f"loaded: {type(error).__name__}: {error}"
         ) from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The nearest of the known names as a sentence to add to a message; empty where none is near."""
-    # Of equally close names one of the same letters: with many short ones the likeliest slip is their order.
+    """The nearest of the known names as a sentence to add to a message; empty where none is
+    near."""
+    # Of equally close names one of the same letters: with many short ones the likeliest slip is
+    # their order.
     near = sorted(
         difflib.get_close_matches(name, list(known)),
         key=lambda other: sorted(other) != sorted(name),
@@ -163,12 +172,14 @@ def name_of(kind: str, factory: Any) -> str:
         if any(p.value == value for p in points):
             return name
     raise ValueError(
-        f"{value} is not registered in the entry-point group invdiff.{kind}, so it cannot be recorded by name"
+        f"{value} is not registered in the entry-point group invdiff.{kind}, so it cannot "
+        "be recorded by name"
     )
 
 
 def call(factory: Callable[..., Any], what: str, parameters: dict[str, Any]) -> Any:
-    """Calls a registered factory; a parameter it does not have, or a text for a number, is an error that says what it takes."""
+    """Calls a registered factory; a parameter it does not have, or a text for a number, is an error
+    that says what it takes."""
     takes = {
         n: p
         for n, p in inspect.signature(factory).parameters.items()
@@ -179,7 +190,9 @@ def call(factory: Callable[..., Any], what: str, parameters: dict[str, Any]) -> 
         default = takes[name].default
         if isinstance(default, int | float) and (value is None or isinstance(value, str)):
             raise ValueError(
-                f"{name} of {what} is {'true or false' if isinstance(default, bool) else 'a number'} (default {default}), got {value!r}"
+                f"{name} of {what} is "
+                f"{'true or false' if isinstance(default, bool) else 'a number'} (default "
+                f"{default}), got {value!r}"
             )
     return factory(**parameters)
 
@@ -189,5 +202,6 @@ def check_names(what: str, given: Iterable[str], allowed: Sequence[str]) -> None
     for name in given:
         if name not in allowed:
             raise ValueError(
-                f"{what} has no parameter {name!r}.{did_you_mean(name, allowed)} It has: {', '.join(allowed) or 'none'}."
+                f"{what} has no parameter {name!r}.{did_you_mean(name, allowed)} It has: "
+                f"{', '.join(allowed) or 'none'}."
             )

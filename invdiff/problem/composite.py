@@ -123,7 +123,8 @@ class LinearComposition(Composition, LinearOperator):
 def composed(
     parts: Sequence[Part], shape: Shape | None = None, state: Mapping[str, Tensor] | None = None
 ) -> Operator:
-    """One operator after the other, in the order in which they act; linear where all of them are."""
+    """One operator after the other, in the order in which they act; linear where all of them
+    are."""
     return assemble(Composition, LinearComposition, parts, shape, state or {})
 
 
@@ -134,10 +135,12 @@ def assemble(
     shape: Shape | None,
     state: Mapping[str, Tensor],
 ) -> Operator:
-    """A composite of these parts, ``linear`` where all of them are. With a shape it is bound, to the tensors in ``state``."""
+    """A composite of these parts, ``linear`` where all of them are. With a shape it is bound, to
+    the tensors in ``state``."""
     if isinstance(parts, str | Mapping) or not isinstance(parts, Sequence) or not parts:
         raise ValueError(
-            f"parts must be a list of operators, e.g. [{{name: blur, sigma: 2}}, {{name: sr, factor: 4}}], got {parts!r}"
+            f"parts must be a list of operators, e.g. [{{name: blur, sigma: 2}}, {{name: "
+            f"sr, factor: 4}}], got {parts!r}"
         )
     made, here = list[Operator](), shape
     for k, part in enumerate(parts):
@@ -159,7 +162,8 @@ def _made(part: Part, shape: Shape | None, state: Mapping[str, Tensor]) -> Opera
         return as_operator(part)
     if not isinstance(part.get("name"), str):
         raise ValueError(
-            f"a part is an operator's name with its parameters, e.g. {{name: blur, sigma: 2}}, got {dict(part)}"
+            f"a part is an operator's name with its parameters, e.g. {{name: blur, sigma: "
+            f"2}}, got {dict(part)}"
         )
     parameters = {key: value for key, value in part.items() if key != "name"}
     if shape is None:

@@ -9,7 +9,8 @@ from invdiff.problem.operator import Operator
 
 
 def make_operator(operator: str | Any, **parameters: Any) -> Operator:
-    """An operator by registered name with its parameters, or from a ``deepinv.physics.Physics`` object."""
+    """An operator by registered name with its parameters, or from a ``deepinv.physics.Physics``
+    object."""
     if isinstance(operator, str):
         return call(load("operators", operator), f"operator {operator!r}", parameters)
     if parameters:
@@ -28,5 +29,6 @@ def as_operator(operator: Any) -> Operator:
 
         return from_physics(operator)
     raise TypeError(
-        f"an operator is a registered name, an invdiff Operator or a deepinv Physics, got {type(operator).__name__}"
+        "an operator is a registered name, an invdiff Operator or a deepinv Physics, got "
+        f"{type(operator).__name__}"
     )

@@ -22,7 +22,8 @@ FORMAT = 1
 
 
 def per_image(sigma: float | Sequence[float] | Tensor, y: Tensor) -> Tensor | float:
-    """sigma as a number, or a tensor that broadcasts against y (B, ...): from one number per image, or per pixel."""
+    """sigma as a number, or a tensor that broadcasts against y (B, ...): from one number per image,
+    or per pixel."""
     if isinstance(sigma, int | float):
         if not (sigma >= 0 and math.isfinite(sigma)):
             raise ValueError(f"sigma must be a finite number >= 0, got {sigma}")
@@ -34,7 +35,8 @@ def per_image(sigma: float | Sequence[float] | Tensor, y: Tensor) -> Tensor | fl
         std = std.view(-1, *(1,) * (y.ndim - 1))
     if std.ndim != y.ndim or any(a not in (1, b) for a, b in zip(std.shape, y.shape, strict=False)):
         raise ValueError(
-            f"sigma must be a number, one per image ({len(y)}) or broadcast against y {tuple(y.shape)}, got shape {tuple(std.shape)}"
+            f"sigma must be a number, one per image ({len(y)}) or broadcast against y "
+            f"{tuple(y.shape)}, got shape {tuple(std.shape)}"
         )
     if std.device.type != "meta" and not bool((std >= 0).all() & std.isfinite().all()):
         raise ValueError("sigma must be finite and not negative everywhere")
@@ -46,9 +48,11 @@ class Measurement:
     """``y = A(x) + sigma * n``.
 
     Args:
-        y: (B, ...), what was measured; values where the operator measures nothing (missing pixels) are set to zero.
+        y: (B, ...), what was measured; values where the operator measures nothing (missing pixels)
+            are set to zero.
         operator: A; it is bound to the image shape here if it was not.
-        sigma: standard deviation of the noise: a number, one per image, or per pixel (any tensor that broadcasts to y).
+        sigma: standard deviation of the noise: a number, one per image, or per pixel (any tensor
+            that broadcasts to y).
     """
 
     y: Tensor
@@ -62,11 +66,14 @@ class Measurement:
             operator = operator.bind(operator.image_shape(tuple(self.y.shape[1:])))
         if tuple(self.y.shape[1:]) != operator.measurement_shape:
             raise ValueError(
-                f"y has shape {tuple(self.y.shape[1:])} per image, but {type(operator).__name__} gives {operator.measurement_shape} for images of shape {operator.shape}"
+                f"y has shape {tuple(self.y.shape[1:])} per image, but "
+                f"{type(operator).__name__} gives {operator.measurement_shape} for images "
+                f"of shape {operator.shape}"
             )
         if self.y.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
             raise TypeError(
-                f"y must be float32, float64 or complex, with images in [0, 1]; got {self.y.dtype} (divide 8-bit values by 255)"
+                "y must be float32, float64 or complex, with images in [0, 1]; got "
+                f"{self.y.dtype} (divide 8-bit values by 255)"
             )
         object.__setattr__(self, "y", operator._like(self.y)._observed(self.y))
         object.__setattr__(self, "operator", operator)
@@ -82,7 +89,8 @@ class Measurement:
         return self.operator.shape
 
     def image_sigma(self, who: str) -> Tensor | float:
-        """sigma as a number, or one per image as (B, 1, ...) that broadcasts against images; for methods whose algebra needs that.
+        """sigma as a number, or one per image as (B, 1, ...) that broadcasts against images; for
+        methods whose algebra needs that.
 
         Raises:
             ValueError: sigma differs between the pixels of an image.
@@ -91,28 +99,34 @@ class Measurement:
             return self.sigma
         if self.sigma[0].numel() > 1:
             raise ValueError(
-                f"{who} needs one sigma per image, but this measurement has one per pixel (Poisson noise, or a map); "
-                "use a method that weighs the pixels, such as dps with likelihood=true, or give one sigma per image"
+                f"{who} needs one sigma per image, but this measurement has one per pixel "
+                "(Poisson noise, or a map); "
+                "use a method that weighs the pixels, such as dps with likelihood=true, or "
+                "give one sigma per image"
             )
         return self.sigma.view(-1, *(1,) * len(self.image_shape))
 
     @property
     def mean_variance(self) -> Tensor | float:
-        """sigma² as a number, or its mean over the pixels of every image as (B, 1, ...) that broadcasts against images."""
+        """sigma² as a number, or its mean over the pixels of every image as (B, 1, ...) that
+        broadcasts against images."""
         if isinstance(self.sigma, float):
             return self.sigma**2
         return self.sigma.square().flatten(1).mean(1).view(-1, *(1,) * len(self.image_shape))
 
     def linear_estimate(self) -> Tensor:
-        """An image made from y alone: (A* A + sigma²)^-1 A* y, which is A† y without noise and the posterior mean of a prior N(0, I) with it.
+        """An image made from y alone: (A* A + sigma²)^-1 A* y, which is A† y without noise and the
+        posterior mean of a prior N(0, I) with it.
 
-        So that noise is not amplified where A measures little, as A† does. Where sigma differs between pixels, their mean sigma² counts.
+        So that noise is not amplified where A measures little, as A† does. Where sigma differs
+        between pixels, their mean sigma² counts.
         """
         assert isinstance(self.operator, LinearOperator)
         return self.operator.pinv(self.y, ridge=self.mean_variance)
 
     def estimate(self) -> Tensor | None:
-        """An image made from y alone, in the range of this measurement: the linear estimate, or y itself where it is an image; else None."""
+        """An image made from y alone, in the range of this measurement: the linear estimate, or y
+        itself where it is an image; else None."""
         if isinstance(self.operator, LinearOperator):
             return self.linear_estimate()
         if self.y.shape[1:] != self.image_shape:
@@ -136,12 +150,13 @@ class Measurement:
         )
         if not sigma.is_meta and bool(silent.any()):
             raise ValueError(
-                f"{who} weighs by 1/sigma², but sigma is zero{'' if sigma.ndim == 0 else ' somewhere'}; give the noise a sigma > 0"
+                f"{who} weighs by 1/sigma², but sigma is "
+                f"zero{'' if sigma.ndim == 0 else ' somewhere'}; give the noise a sigma > 0"
             )
 
     def component_sigma(self, who: str) -> Tensor:
-        """Standard deviation sigma / s_i of the noise on y's components (U* y)_i / s_i, of a spectral operator; in the layout of V* x, zero
-        where y has no component.
+        """Standard deviation sigma / s_i of the noise on y's components (U* y)_i / s_i, of a
+        spectral operator; in the layout of V* x, zero where y has no component.
 
         Raises:
             ValueError: as :meth:`image_sigma`.
@@ -165,10 +180,12 @@ class Measurement:
         return torch.linalg.vector_norm(self.residual(x).flatten(1), dim=1)
 
     def consistency(self, x: Tensor) -> Tensor:
-        """‖A(x) − y‖ / (sigma sqrt(m)) of every image, (B,), over the m values that were measured: about 1 where x fits y as well as the
-        noise allows, far above 1 where it does not fit, far below where it fits the noise.
+        """‖A(x) − y‖ / (sigma sqrt(m)) of every image, (B,), over the m values that were measured:
+        about 1 where x fits y as well as the noise allows, far above 1 where it does not fit, far
+        below where it fits the noise.
 
-        Each value is weighed by its own sigma; complex noise has E|n|² = sigma². nan where a sigma is zero, or nothing is measured.
+        Each value is weighed by its own sigma; complex noise has E|n|² = sigma². nan where a sigma
+        is zero, or nothing is measured.
         """
         r = self.residual(x)
         std = torch.as_tensor(self.sigma, dtype=r.real.dtype, device=r.device)
@@ -179,8 +196,8 @@ class Measurement:
     def log_likelihood(self, x: Tensor) -> Tensor:
         """log p(y | x) of every image, (B,): Gaussian, over what was measured; needs sigma > 0.
 
-        Complex noise has E|n|² = sigma², so its density is exp(−|r|²/sigma²) / (pi sigma²). Where a tensor sigma is zero the result
-        is not finite.
+        Complex noise has E|n|² = sigma², so its density is exp(−|r|²/sigma²) / (pi sigma²). Where a
+        tensor sigma is zero the result is not finite.
         """
         r = self.residual(x)
         if isinstance(self.sigma, float) and self.sigma == 0:
@@ -217,7 +234,8 @@ class Measurement:
         return Measurement(self.y[index], self.operator.select(index), sigma)
 
     def to_range(self, low: float, high: float) -> Measurement:
-        """The measurement of ``x' = low + (high − low) x``, for x in [0, 1] (design, conventions: Range)."""
+        """The measurement of ``x' = low + (high − low) x``, for x in [0, 1] (design, conventions:
+        Range)."""
         width = high - low
         if isinstance(self.operator, LinearOperator):
             images = len(self) if self.operator.per_image else 1
@@ -246,7 +264,8 @@ class Measurement:
         tensors |= _tensors_in("parameter", self.operator.parameters)
         if isinstance(self.sigma, Tensor):
             tensors["sigma"] = self.sigma
-        # Copies: safetensors refuses tensors that share memory, as a state may share its parameter's.
+        # Copies: safetensors refuses tensors that share memory, as a state may share its
+        # parameter's.
         return {
             k: v.detach().cpu().resolve_conj().clone(memory_format=torch.contiguous_format)
             for k, v in tensors.items()
@@ -269,7 +288,8 @@ class Measurement:
         }
 
     def save(self, path: str | Path) -> None:
-        """Writes one ``.safetensors`` file: tensors, and as JSON metadata the operator, its parameters, sigma and hash."""
+        """Writes one ``.safetensors`` file: tensors, and as JSON metadata the operator, its
+        parameters, sigma and hash."""
         from safetensors.torch import save
 
         from invdiff.files import write_atomically
@@ -279,7 +299,8 @@ class Measurement:
 
     @classmethod
     def load(cls, path: str | Path) -> Measurement:
-        """Reads what :meth:`save` wrote; a file whose content does not match its hash is refused."""
+        """Reads what :meth:`save` wrote; a file whose content does not match its hash is
+        refused."""
         from safetensors import SafetensorError, safe_open
 
         from invdiff.plugins.registry import load
@@ -305,7 +326,8 @@ class Measurement:
             )
         if described["format"] > FORMAT:
             raise ValueError(
-                f"{path} was written by a newer invdiff (format {described['format']}); this one reads up to {FORMAT}"
+                f"{path} was written by a newer invdiff (format {described['format']}); "
+                f"this one reads up to {FORMAT}"
             )
         parameters = described["parameters"]
         for key, tensor in tensors.items():
@@ -329,7 +351,8 @@ class Measurement:
 
 
 def _plain(value: Any) -> Any:
-    """A parameter as plain data. Operators among it become mappings of their name and parameters; tensors are left out."""
+    """A parameter as plain data. Operators among it become mappings of their name and parameters;
+    tensors are left out."""
     from invdiff.plugins.registry import name_of
 
     if isinstance(value, Operator):

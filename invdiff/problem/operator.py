@@ -1,9 +1,10 @@
 """Forward operators ``y = A(x)``: the contract that built-in and third-party operators fulfil.
 
-An operator is a frozen dataclass: its fields are its parameters. What depends on the image's shape (masks, kernels,
-matrices) is made by ``make_state(shape)`` when the operator is bound, as a pure function of parameters and shape; no call
-changes an operator. Subclasses write ``make_state`` and the underscored methods, which always see a bound operator whose
-state lies on the device and in the dtype of their argument.
+An operator is a frozen dataclass: its fields are its parameters. What depends on the image's shape
+(masks, kernels, matrices) is made by ``make_state(shape)`` when the operator is bound, as a pure
+function of parameters and shape; no call changes an operator. Subclasses write ``make_state`` and
+the underscored methods, which always see a bound operator whose state lies on the device and in the
+dtype of their argument.
 
     @dataclass(frozen=True, eq=False)
     class Scale(LinearOperator):
@@ -50,10 +51,11 @@ class Operator(ABC):
     def __post_init__(self) -> None:
         object.__setattr__(self, "_memo", {})
 
-    # What subclasses write -------------------------------------------------------------------------------------------
+    # What subclasses write ------------------------------------------------------------------------
 
     def make_state(self, shape: Shape) -> dict[str, Tensor]:
-        """The tensors of this operator for images of ``shape``, float64 on the CPU; a pure function of its parameters."""
+        """The tensors of this operator for images of ``shape``, float64 on the CPU; a pure function
+        of its parameters."""
         return {}
 
     @abstractmethod
@@ -61,11 +63,13 @@ class Operator(ABC):
         """A(x) for x (B, *shape)."""
 
     def image_shape(self, measurement_shape: Shape) -> Shape:
-        """The image shape that gives measurements of ``measurement_shape`` (both without the batch)."""
+        """The image shape that gives measurements of ``measurement_shape`` (both without the
+        batch)."""
         return measurement_shape
 
     def _observed(self, y: Tensor) -> Tensor:
-        """y (B, *measurement shape) with zeros where nothing is measured, such as at missing pixels."""
+        """y (B, *measurement shape) with zeros where nothing is measured, such as at missing
+        pixels."""
         return y
 
     def fit(self, shape: Shape) -> Shape:
@@ -82,7 +86,7 @@ class Operator(ABC):
         """What messages call an operator of this class where a method requires one."""
         return f"a {cls.__name__}"
 
-    # What users call -------------------------------------------------------------------------------------------------
+    # What users call ------------------------------------------------------------------------------
 
     def __call__(self, x: Tensor) -> Tensor:
         """A(x), for x (B, *shape)."""
@@ -105,18 +109,22 @@ class Operator(ABC):
         """Simulates ``y = A(x) + sigma * n``, with Poisson noise of the given gain before it.
 
         Args:
-            x: (B, C, H, W) images in [0, 1], or any (B, ...). Warns of what looks like images in another range.
-            sigma: standard deviation of the Gaussian noise, in the units of y; a number or one per image.
+            x: (B, C, H, W) images in [0, 1], or any (B, ...). Warns of what looks like images in
+                another range.
+            sigma: standard deviation of the Gaussian noise, in the units of y; a number or one per
+                image.
             seed: of the noise; image k draws its own stream.
-            gain: y is ``gain * Poisson(A(x) / gain)`` before the Gaussian noise; 0 is none. The measurement's sigma is
-                then estimated per pixel, ``sqrt(sigma^2 + gain * y)``, as in the Gaussian approximation.
+            gain: y is ``gain * Poisson(A(x) / gain)`` before the Gaussian noise; 0 is none. The
+                measurement's sigma is then estimated per pixel, ``sqrt(sigma^2 + gain * y)``, as in
+                the Gaussian approximation.
             image_ids: the k of each image; by default 0..B-1.
         """
         from invdiff.problem.measurement import Measurement, per_image
 
         if not x.is_floating_point():
             raise TypeError(
-                f"x must be a float tensor, images in [0, 1]; got {x.dtype} (divide 8-bit values by 255)"
+                f"x must be a float tensor, images in [0, 1]; got {x.dtype} (divide 8-bit "
+                "values by 255)"
             )
         if gain < 0:
             raise ValueError(f"gain must not be negative, got {gain}")
@@ -180,7 +188,8 @@ class Operator(ABC):
         return dataclasses.replace(self, state={k: move(v) for k, v in self.state.items()})
 
     def select(self, images: Tensor) -> Self:
-        """The operator of some images of the batch. State with a batch dimension (named in ``per_image``) is indexed."""
+        """The operator of some images of the batch. State with a batch dimension (named in
+        ``per_image``) is indexed."""
         batched = {k: v[images.to(v.device)] for k, v in self.state.items() if k in self.per_image}
         return dataclasses.replace(self, state={**self.state, **batched}) if batched else self
 
@@ -211,7 +220,9 @@ class Operator(ABC):
         bound = self.bind(shape)
         if tuple(y.shape[1:]) != bound.measurement_shape:
             raise ValueError(
-                f"{type(self).__name__} gives measurements of shape {bound.measurement_shape} for images of shape {shape}, got {tuple(y.shape[1:])}"
+                f"{type(self).__name__} gives measurements of shape "
+                f"{bound.measurement_shape} for images of shape {shape}, got "
+                f"{tuple(y.shape[1:])}"
             )
         return bound._like(y)
 
@@ -240,7 +251,8 @@ def _real_of(dtype: torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True, eq=False)
 class LinearOperator(Operator):
-    """``y = A x``. ``pinv`` and ``prox`` are solved by conjugate gradients unless a subclass knows better."""
+    """``y = A x``. ``pinv`` and ``prox`` are solved by conjugate gradients unless a subclass knows
+    better."""
 
     @abstractmethod
     def _adjoint(self, y: Tensor) -> Tensor:
@@ -263,8 +275,9 @@ class LinearOperator(Operator):
     def pinv(self, y: Tensor, ridge: float | Tensor = 0.0) -> Tensor:
         """The Moore-Penrose pseudo-inverse A† y: the smallest of the images that fit y best.
 
-        With a ridge >= 0, a number or one per image, it is regularised: (A* A + ridge)^-1 A* y = A* (A A* + ridge)^-1 y. Both are
-        one map whose limit at 0 is A†, so methods with noise need no second formula for measurements without.
+        With a ridge >= 0, a number or one per image, it is regularised: (A* A + ridge)^-1 A* y = A*
+        (A A* + ridge)^-1 y. Both are one map whose limit at 0 is A†, so methods with noise need no
+        second formula for measurements without.
         """
         return self._for_measurement(y)._pinv(
             y, broadcastable(ridge, y.ndim if self.shape is None else 1 + len(self.shape))
@@ -276,14 +289,16 @@ class LinearOperator(Operator):
 
 
 def _check_range(x: Tensor) -> None:
-    """Warns where x looks like images, but not like images in [0, 1]: latents, vectors and toys of a few pixels are as they are."""
+    """Warns where x looks like images, but not like images in [0, 1]: latents, vectors and toys of
+    a few pixels are as they are."""
     if x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < 16 or x.is_meta or len(x) == 0:
         return
     low, high = (float(v) for v in x.detach().aminmax())
     if low < -0.5 or high > 1.5:
         range_, how = ("[0, 255]", "x / 255") if high > 2 else ("[-1, 1]", "(x + 1) / 2")
         warnings.warn(
-            f"x has values from {low:.3g} to {high:.3g}, but images are in [0, 1] here, whatever the network's own range; "
+            f"x has values from {low:.3g} to {high:.3g}, but images are in [0, 1] here, "
+            "whatever the network's own range; "
             f"if these are in {range_}, give {how}",
             stacklevel=3,
         )

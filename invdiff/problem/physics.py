@@ -1,11 +1,15 @@
-"""Everything that touches deepinv (https://deepinv.github.io, 0.5.*): its physics as operators, its motion kernels.
+"""Everything that touches deepinv (https://deepinv.github.io, 0.5.*): its physics as operators, its
+motion kernels.
 
-    Physics               -> PhysicsOperator          y = A(x)
-    LinearPhysics         -> LinearPhysicsOperator    with A* from ``A_adjoint``; A† and prox by our conjugate gradients
-    DecomposablePhysics   -> SpectralPhysicsOperator  A = U diag(mask) V*, once bound, where its parts are an SVD in our sense
+    Physics              -> PhysicsOperator          y = A(x)
+    LinearPhysics        -> LinearPhysicsOperator    with A* from ``A_adjoint``; A† and prox by our
+                                                     conjugate gradients
+    DecomposablePhysics  -> SpectralPhysicsOperator  A = U diag(mask) V*, once bound, where its
+                                                     parts are an SVD in our sense
 
-Noise and sensor model of the physics are not part of A: give the noise to the measurement as sigma. The physics is copied and
-called without keyword arguments, which in deepinv would change it for good.
+Noise and sensor model of the physics are not part of A: give the noise to the measurement as sigma.
+The physics is copied and called without keyword arguments, which in deepinv would change it for
+good.
 """
 
 from __future__ import annotations
@@ -30,8 +34,8 @@ from invdiff.problem.spectral import SpectralOperator
 def motion_kernel(size: int, intensity: float, seed: int) -> Tensor:
     """The kernel (size, size) of a random camera path, a pure function of its arguments, float64.
 
-    The path is a Gaussian process of standard deviation ``intensity / 2`` in units of half the kernel (deepinv's
-    ``MotionBlurGenerator``, after Schuler et al. 2015).
+    The path is a Gaussian process of standard deviation ``intensity / 2`` in units of half the
+    kernel (deepinv's ``MotionBlurGenerator``, after Schuler et al. 2015).
     """
     generator = deepinv.physics.generator.MotionBlurGenerator(
         (size, size),
@@ -42,14 +46,15 @@ def motion_kernel(size: int, intensity: float, seed: int) -> Tensor:
     kernel = generator.step(1)["filter"][0, 0].to(torch.float64)
     if not bool(kernel.sum() > 0):
         raise ValueError(
-            f"the camera path of seed {seed} leaves the kernel of {size} pixels; take another seed or less intensity"
+            f"the camera path of seed {seed} leaves the kernel of {size} pixels; take "
+            "another seed or less intensity"
         )
     return kernel / kernel.sum()
 
 
 def edm_network(kind: str, config: dict[str, Any]) -> torch.nn.Module:
-    """deepinv's ``NCSNpp`` (``"ncsn"`` or ``"ddpm"``) or ``ADMUNet`` (``"adm"``), without weights worth having. Nothing is downloaded,
-    and the global random numbers stay as they were."""
+    """deepinv's ``NCSNpp`` (``"ncsn"`` or ``"ddpm"``) or ``ADMUNet`` (``"adm"``), without weights
+    worth having. Nothing is downloaded, and the global random numbers stay as they were."""
     with torch.random.fork_rng(devices=[]):
         if kind == "adm":
             return deepinv.models.ADMUNet(pretrained=None, **config)
@@ -84,7 +89,8 @@ def _tensors(physics: Physics) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class PhysicsOperator(Operator):
-    """Any ``deepinv.physics.Physics``; made by :func:`from_physics`. It cannot be written to a file.
+    """Any ``deepinv.physics.Physics``; made by :func:`from_physics`. It cannot be written to a
+    file.
 
     Attributes:
         physics: the copy.
@@ -120,11 +126,13 @@ class PhysicsOperator(Operator):
             y = self.physics.A(self._zeros(shape))
         except Exception as error:
             raise ValueError(
-                f"deepinv's {name} does not work on images of shape {shape}: {type(error).__name__}: {error}"
+                f"deepinv's {name} does not work on images of shape {shape}: "
+                f"{type(error).__name__}: {error}"
             ) from error
         if not isinstance(y, Tensor):
             raise ValueError(
-                f"deepinv's {name} gives a {type(y).__name__}; only physics that give one tensor are supported"
+                f"deepinv's {name} gives a {type(y).__name__}; only physics that give one "
+                "tensor are supported"
             )
         return y
 
@@ -155,7 +163,8 @@ class PhysicsOperator(Operator):
             except ValueError:
                 continue
         raise ValueError(
-            f"deepinv's {type(self.physics).__name__} does not tell which images give measurements of shape {measurement_shape}; "
+            f"deepinv's {type(self.physics).__name__} does not tell which images give "
+            f"measurements of shape {measurement_shape}; "
             "say it: invdiff.make_operator(physics).bind((C, H, W))"
         )
 
@@ -206,7 +215,8 @@ class PhysicsOperator(Operator):
 
 @dataclass(frozen=True, eq=False)
 class LinearPhysicsOperator(PhysicsOperator, LinearOperator):
-    """A ``deepinv.physics.LinearPhysics``. Bound, it becomes a :class:`SpectralPhysicsOperator` where that is exact."""
+    """A ``deepinv.physics.LinearPhysics``. Bound, it becomes a :class:`SpectralPhysicsOperator`
+    where that is exact."""
 
     def _bound(self, shape: Shape, output_shape: Shape, images: int) -> Self:
         bound = super()._bound(shape, output_shape, images)
@@ -222,10 +232,12 @@ class LinearPhysicsOperator(PhysicsOperator, LinearOperator):
 
 @dataclass(frozen=True, eq=False)
 class SpectralPhysicsOperator(LinearPhysicsOperator, SpectralOperator):
-    """A ``deepinv.physics.DecomposablePhysics`` whose U, mask and V are a singular value decomposition of our layout."""
+    """A ``deepinv.physics.DecomposablePhysics`` whose U, mask and V are a singular value
+    decomposition of our layout."""
 
     def is_exact(self) -> bool:
-        """Checks on random arrays that V is orthogonal, U isometric where it matters, s >= 0 and U s V* = A."""
+        """Checks on random arrays that V is orthogonal, U isometric where it matters, s >= 0 and U
+        s V* = A."""
         assert self.shape is not None and self.output_shape is not None
         like = self._zeros(self.shape)
         if like.device.type == "meta":
@@ -260,7 +272,8 @@ class SpectralPhysicsOperator(LinearPhysicsOperator, SpectralOperator):
             return False
 
     def _weights(self) -> Tensor | float:
-        """BlurFFT keeps half of the frequencies: those that stand for two weigh sqrt(2), which makes V orthogonal."""
+        """BlurFFT keeps half of the frequencies: those that stand for two weigh sqrt(2), which
+        makes V orthogonal."""
         if not isinstance(self.physics, BlurFFT):
             return 1.0
         assert self.shape is not None

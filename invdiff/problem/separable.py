@@ -1,10 +1,13 @@
-"""Operators that act on rows and columns apart: ``A X = R X Cᵀ`` for every channel X (H, W), with small matrices R and C.
+"""Operators that act on rows and columns apart: ``A X = R X Cᵀ`` for every channel X (H, W), with
+small matrices R and C.
 
-With ``R = U_R S_R V_Rᵀ`` and ``C = U_C S_C V_Cᵀ`` the singular value decomposition of A is exact and cheap:
+With ``R = U_R S_R V_Rᵀ`` and ``C = U_C S_C V_Cᵀ`` the singular value decomposition of A is exact
+and cheap:
 
     A X = U_R (S_R (V_Rᵀ X V_C) S_C) U_Cᵀ,    singular values s_ij = S_R,i S_C,j
 
-R is h×H and C is w×W with h <= H, w <= W. Spectral arrays have the image's layout (C, H, W), with zeros beyond (h, w).
+R is h×H and C is w×W with h <= H, w <= W. Spectral arrays have the image's layout (C, H, W), with
+zeros beyond (h, w).
 """
 
 from __future__ import annotations
@@ -51,7 +54,8 @@ class SeparableOperator(SpectralOperator):
         return self._thin_v(inverted(s, s > self.rcond * s.max(), ridge) * self._thin_ut(y))
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor | float) -> Tensor:
-        # z changes in the range of A* only: the small matrices suffice, and the null space is left as it is.
+        # z changes in the range of A* only: the small matrices suffice, and the null space is left
+        # as it is.
         s = self._s()
         gap = self._thin_ut(y) - s * self._both(self._v_of("rows").mT, z, self._v_of("columns"))
         return z + self._thin_v(gamma * s / (1 + gamma * s**2) * gap)
@@ -101,12 +105,14 @@ def check_image_shape(shape: Shape, who: str) -> None:
     """Refuses what is not (C, H, W)."""
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(
-            f"{who} works on images of shape (C, H, W), got {shape}; give grey images their channel: x[:, None]"
+            f"{who} works on images of shape (C, H, W), got {shape}; give grey images their "
+            "channel: x[:, None]"
         )
 
 
 def cosine_matrix(size: int) -> Tensor:
-    """The orthonormal cosine transform (DCT-II) of ``size`` values as a matrix, float64: row k holds cos(π k (i + ½) / size)."""
+    """The orthonormal cosine transform (DCT-II) of ``size`` values as a matrix, float64: row k
+    holds cos(π k (i + ½) / size)."""
     k, i = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
     waves = torch.cos(torch.pi * k * (i + 0.5) / size) * (2 / size) ** 0.5
     waves[0] /= 2**0.5

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 def conjugate_gradients(
     normal: Callable[[Tensor], Tensor], b: Tensor, iterations: int = 100, tolerance: float = 1e-6
 ) -> Tensor:
-    """Solves ``normal(x) = b`` from zero, per image, ``normal`` being self-adjoint and positive semi-definite.
+    """Solves ``normal(x) = b`` from zero, per image, ``normal`` being self-adjoint and positive
+    semi-definite.
 
-    A fixed number of iterations runs without looking at the data; an image whose residual fell below ``tolerance``
-    times ‖b‖ is frozen. From zero the iterates stay in the range of A*, so the result is the least-norm solution.
+    A fixed number of iterations runs without looking at the data; an image whose residual fell
+    below ``tolerance`` times ‖b‖ is frozen. From zero the iterates stay in the range of A*, so the
+    result is the least-norm solution.
     """
     dims = tuple(range(1, b.ndim))
 

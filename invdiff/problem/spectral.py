@@ -14,8 +14,9 @@ from invdiff.problem.operator import LinearOperator
 @dataclass(frozen=True, eq=False)
 class SpectralOperator(LinearOperator):
     """``A = U diag(s) V*`` with s >= 0, all spectral arrays of one layout: ``Vt(x)``, ``Ut(y)`` and
-    ``singular_values`` are elementwise compatible, with zeros where y has no component. Adjoint, pseudo-inverse and
-    proximal map follow. Singular values below ``rcond`` times the largest count as zero in the pseudo-inverse."""
+    ``singular_values`` are elementwise compatible, with zeros where y has no component. Adjoint,
+    pseudo-inverse and proximal map follow. Singular values below ``rcond`` times the largest count
+    as zero in the pseudo-inverse."""
 
     rcond = 1e-5
 
@@ -54,7 +55,8 @@ class SpectralOperator(LinearOperator):
 
     @property
     def measured(self) -> Tensor:
-        """Which components y tells about: singular values above ``rcond`` times the largest, in their layout."""
+        """Which components y tells about: singular values above ``rcond`` times the largest, in
+        their layout."""
         s = self.singular_values
         # The largest of every image: the images of a batch do not depend on each other.
         largest = s.flatten(1).amax(1).view(-1, *(1,) * (s.ndim - 1)) if self.per_image else s.max()

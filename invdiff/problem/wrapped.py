@@ -1,4 +1,5 @@
-"""Operators seen from elsewhere: from the range of a network, and from the latents of an autoencoder."""
+"""Operators seen from elsewhere: from the range of a network, and from the latents of an
+autoencoder."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from invdiff.problem.operator import Operator, Shape
 
 @dataclass(frozen=True, eq=False)
 class Rescaled(Operator):
-    """``A'(x) = A((x − low) / width)``: a nonlinear operator defined on [0, 1], seen from a network's range."""
+    """``A'(x) = A((x − low) / width)``: a nonlinear operator defined on [0, 1], seen from a
+    network's range."""
 
     inner: Operator
     low: float

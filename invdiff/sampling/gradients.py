@@ -12,7 +12,8 @@ from invdiff.schedules import Level
 
 
 def traced(denoise: Denoise, x_t: Tensor, level: Level, who: str) -> tuple[Tensor, Prediction]:
-    """x_t as a leaf of a graph, and the prediction made from it, for ``torch.autograd.grad``. Call it with gradients enabled.
+    """x_t as a leaf of a graph, and the prediction made from it, for ``torch.autograd.grad``. Call
+    it with gradients enabled.
 
     Raises:
         ValueError: the prediction does not depend on x_t differentiably; ``who`` needs it.
@@ -21,13 +22,15 @@ def traced(denoise: Denoise, x_t: Tensor, level: Level, who: str) -> tuple[Tenso
     p = denoise(x_t, level)
     if not p.x0.requires_grad:
         raise ValueError(
-            f"{who} needs the gradient through the network, but what it wraps gives none; put it nearest to the network"
+            f"{who} needs the gradient through the network, but what it wraps gives none; "
+            "put it nearest to the network"
         )
     return x_t, p
 
 
 def data_gradient(measurement: Measurement, x: Tensor) -> Tensor:
-    """grad_x ‖y − A(x)‖² of every image at an estimate x itself, (B, ...): through A alone, the network is not differentiated."""
+    """grad_x ‖y − A(x)‖² of every image at an estimate x itself, (B, ...): through A alone, the
+    network is not differentiated."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         loss = measurement.loss(x).sum()  # one value per image; the sum keeps their gradients apart

@@ -31,7 +31,8 @@ def guide(
     memory: list[dict[str, Any]],
     measurement: Measurement | None,
 ) -> Denoise:
-    """The network under a chain of guidances, the first nearest to the network: ordinary function wrapping."""
+    """The network under a chain of guidances, the first nearest to the network: ordinary function
+    wrapping."""
     for g, own in zip(guidance, memory, strict=True):
         denoise = _wrap(denoise, g, replace(step, memory=own), measurement)
     return denoise
@@ -79,7 +80,8 @@ class NonFiniteError(ValueError):
 
 
 class _Watch:
-    """Collects on the device what tells whether each state was finite, and reads it every so often: a GPU is not made to wait."""
+    """Collects on the device what tells whether each state was finite, and reads it every so often:
+    a GPU is not made to wait."""
 
     def __init__(self, count: int, every: int = 16) -> None:
         self.count, self.every = count, every
@@ -101,9 +103,12 @@ class _Watch:
         for (index, t, s, _), good in zip(self.seen, finite, strict=True):
             if not good:
                 raise NonFiniteError(
-                    f"sampling turned non-finite in step {index + 1} of {self.count}, from sigma/alpha = {float(t.ratio):.4g} to {float(s.ratio):.4g}. "
-                    "Likely causes: a guidance scale that is too large for this network and number of steps (make zeta smaller), "
-                    "a network in float16 that overflows (use bfloat16 or float32), or a wrong `predicts` or schedule"
+                    f"sampling turned non-finite in step {index + 1} of {self.count}, from "
+                    f"sigma/alpha = {float(t.ratio):.4g} to {float(s.ratio):.4g}. "
+                    "Likely causes: a guidance scale that is too large for this network "
+                    "and number of steps (make zeta smaller), "
+                    "a network in float16 that overflows (use bfloat16 or float32), or a "
+                    "wrong `predicts` or schedule"
                 )
         self.seen.clear()
 
@@ -122,10 +127,12 @@ def sample(
     cond: dict[str, Any] | None = None,
     particles: int = 1,
 ) -> Tensor:
-    """Runs the loop on a state x (B, ...) at ``levels[0]``, in the network's own range; returns the state at ``levels[-1]``.
+    """Runs the loop on a state x (B, ...) at ``levels[0]``, in the network's own range; returns the
+    state at ``levels[-1]``.
 
-    This is the engine below :func:`invdiff.solve`, for experiments that bring their own state and noise. Guidance that knows labels or
-    images, and transitions, are bound first: ``guidance.bind(Setting(...))``.
+    This is the engine below :func:`invdiff.solve`, for experiments that bring their own state and
+    noise. Guidance that knows labels or images, and transitions, are bound first:
+    ``guidance.bind(Setting(...))``.
     """
     memory: list[dict[str, Any]] = [{} for _ in guidance]
     own: dict[str, Any] = {}

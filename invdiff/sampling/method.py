@@ -36,7 +36,8 @@ class Method:
         return (self.guidance,) if isinstance(self.guidance, Guidance) else tuple(self.guidance)
 
     def around(self, transition: Transition) -> Transition | None:
-        """What the method's own transition becomes under one that is chosen: itself around it; None where it makes room.
+        """What the method's own transition becomes under one that is chosen: itself around it; None
+        where it makes room.
 
         Raises:
             ValueError: it is all that knows the measurement, and would be gone.
@@ -47,24 +48,27 @@ class Method:
         if kept is None and self.transition.requires is not None and not self.chain:
             name = type(self.transition).__name__
             raise ValueError(
-                f"{name} is itself the transition that knows the measurement, and {transition} would take its place; leave that out"
+                f"{name} is itself the transition that knows the measurement, and "
+                f"{transition} would take its place; leave that out"
             )
         return kept
 
 
 def make_method(method: Any, **parameters: Any) -> Method:
-    """A Method from a registered name with its parameters, from a Method, Guidance, Transition or Itinerary object, or
-    from a list of these (the first stands nearest to the network).
+    """A Method from a registered name with its parameters, from a Method, Guidance, Transition or
+    Itinerary object, or from a list of these (the first stands nearest to the network).
 
     Raises:
-        ValueError: an unknown name or parameter; two different transitions or itineraries in a list.
+        ValueError: an unknown name or parameter; two different transitions or itineraries in a
+            list.
     """
     if isinstance(method, str):
         made = call(load("guidance", method), f"method {method!r}", parameters)
         return make_method(made)
     if parameters:
         raise TypeError(
-            f"parameters go with a method's name; got a {type(method).__name__} and {', '.join(parameters)}"
+            f"parameters go with a method's name; got a {type(method).__name__} and "
+            f"{', '.join(parameters)}"
         )
     match method:
         case Method():
@@ -78,7 +82,8 @@ def make_method(method: Any, **parameters: Any) -> Method:
         case list() | tuple():
             return _chain([make_method(m) for m in method])
     raise TypeError(
-        f"a method is a registered name, a Method, Guidance, Transition or Itinerary, or a list of these; got {type(method).__name__}"
+        "a method is a registered name, a Method, Guidance, Transition or Itinerary, or a "
+        f"list of these; got {type(method).__name__}"
     )
 
 
@@ -116,7 +121,8 @@ def _same(a: Any, b: Any) -> bool:
 
 def _refuse(kind: str, *given: Any) -> NoReturn:
     raise ValueError(
-        f"a chain has room for one {kind}, got {' and '.join(map(repr, given))}; give {kind}= to solve to choose"
+        f"a chain has room for one {kind}, got {' and '.join(map(repr, given))}; give "
+        f"{kind}= to solve to choose"
     )
 
 

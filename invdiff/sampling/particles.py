@@ -12,10 +12,12 @@ from invdiff.sampling.step import Step
 
 
 def resample(log_w: Tensor, step: Step, threshold: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Systematic resampling of each image's particles (Kitagawa 1996) where their effective sample size, 1 / sum w² of the
-    normalised weights, is below ``threshold`` times their number; elsewhere they stay and keep their weights.
+    """Systematic resampling of each image's particles (Kitagawa 1996) where their effective sample
+    size, 1 / sum w² of the normalised weights, is below ``threshold`` times their number; elsewhere
+    they stay and keep their weights.
 
-    One uniform number per image is drawn in either case, so nothing branches on data. It comes from the image's first particle.
+    One uniform number per image is drawn in either case, so nothing branches on data. It comes from
+    the image's first particle.
 
     Args:
         log_w: (B,), log weights up to a constant per image.
@@ -23,13 +25,15 @@ def resample(log_w: Tensor, step: Step, threshold: float = 1.0) -> tuple[Tensor,
         threshold: in [0, 1].
 
     Returns:
-        The row that each row goes on from, never one of another image, and log weights to go on with, whose mean weight is one; (B,) both.
+        The row that each row goes on from, never one of another image, and log weights to go on
+        with, whose mean weight is one; (B,) both.
     """
     n = step.particles
     if n == 1 and step.index == 0:
         # One call site, so Python's default filter shows it once.
         warnings.warn(
-            "a particle method was given one particle, which nothing is weighed against: ask for more (num_samples)",
+            "a particle method was given one particle, which nothing is weighed against: "
+            "ask for more (num_samples)",
             stacklevel=3,
         )
     uniform = torch.special.ndtr(step.randn_like(log_w[:, None])).view(-1, n)[:, :1]

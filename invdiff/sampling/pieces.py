@@ -41,10 +41,14 @@ class Piece:
     """Base of guidance and transitions.
 
     Attributes:
-        requires: the kind of operator it needs, checked before sampling; None where it needs no measurement.
-        one_sigma: whether it needs one noise level per image and none per pixel, checked before sampling.
-        per_image: fields that hold, once bound, a tensor of one entry per image (or a mapping of such tensors).
-        particles: whether the samples of an image are one particle system, weighed against each other: they then share a batch.
+        requires: the kind of operator it needs, checked before sampling; None where it needs no
+            measurement.
+        one_sigma: whether it needs one noise level per image and none per pixel, checked before
+            sampling.
+        per_image: fields that hold, once bound, a tensor of one entry per image (or a mapping of
+            such tensors).
+        particles: whether the samples of an image are one particle system, weighed against each
+            other: they then share a batch.
     """
 
     requires: ClassVar[type[Operator] | None] = None
@@ -53,7 +57,8 @@ class Piece:
     particles: ClassVar[bool] = False
 
     def bind(self, setting: Setting) -> Self:
-        """This piece made ready for a run: its fields checked and on the run's device. Called once, before sampling.
+        """This piece made ready for a run: its fields checked and on the run's device. Called once,
+        before sampling.
 
         Raises:
             ValueError: what cannot work, with both sides named.
@@ -103,14 +108,17 @@ def _pick(value: Any, images: Sequence[int]) -> Any:
 
 
 class Guidance(Piece, ABC):
-    """Changes the prediction at t by what is known. Subclasses are frozen dataclasses of the paper's symbols.
+    """Changes the prediction at t by what is known. Subclasses are frozen dataclasses of the
+    paper's symbols.
 
     Attributes:
         requires: as in :class:`Piece`; any operator unless said otherwise.
-        stateful: whether it keeps memory between steps, so that a transition may predict only once a step.
-        sets: the conditions it gives to the network. It then stands nearer to the network than what works on the
-            prediction, and no other guidance of the chain sets the same.
-        scale: the fields that turn it off where all of them are 0; none where it cannot be turned off.
+        stateful: whether it keeps memory between steps, so that a transition may predict only once
+            a step.
+        sets: the conditions it gives to the network. It then stands nearer to the network than what
+            works on the prediction, and no other guidance of the chain sets the same.
+        scale: the fields that turn it off where all of them are 0; none where it cannot be turned
+            off.
     """
 
     requires: ClassVar[type[Operator] | None] = Operator
@@ -130,8 +138,8 @@ class Guidance(Piece, ABC):
 class Transition(Piece, ABC):
     """Given a prediction at t, draws the state at s.
 
-    Contract: the network is read through ``p.x0`` and ``p.eps`` only, so that shifting x0 by dx shifts x_s by exactly
-    ``alpha_s * dx``.
+    Contract: the network is read through ``p.x0`` and ``p.eps`` only, so that shifting x0 by dx
+    shifts x_s by exactly ``alpha_s * dx``.
     """
 
     @property
@@ -147,7 +155,8 @@ class Transition(Piece, ABC):
         return self.down(predict, x_t, step, measurement)
 
     def around(self, inner: Transition) -> Transition | None:
-        """What becomes of this transition when ``inner`` is asked for: itself around it; None for one that wraps none."""
+        """What becomes of this transition when ``inner`` is asked for: itself around it; None for
+        one that wraps none."""
         return None
 
     @property
@@ -167,7 +176,8 @@ class Transition(Piece, ABC):
 
 
 def renoise(x_t: Tensor, t: Level, s: Level, step: Step, scale: float = 1.0) -> Tensor:
-    """q(x_s | x_t) for a noisier s: alpha_s/alpha_t x_t + sqrt(sigma_s² − (alpha_s/alpha_t)² sigma_t²) z, the noise times ``scale``."""
+    """q(x_s | x_t) for a noisier s: alpha_s/alpha_t x_t + sqrt(sigma_s² − (alpha_s/alpha_t)²
+    sigma_t²) z, the noise times ``scale``."""
     ratio = s.alpha / t.alpha
     std = (s.sigma**2 - (ratio * t.sigma) ** 2).clamp(min=0).sqrt()
     return ratio * x_t + scale * std * step.randn_like(x_t)
@@ -181,5 +191,6 @@ class Itinerary(ABC):
         """The levels, noisiest first and the clean one last."""
 
     def start(self, measurement: Measurement | None) -> Tensor | None:
-        """The image that the first state is a noised version of; None where it starts from pure noise."""
+        """The image that the first state is a noised version of; None where it starts from pure
+        noise."""
         return None

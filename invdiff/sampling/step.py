@@ -13,8 +13,9 @@ from invdiff.noise import NoiseSource
 from invdiff.schedules import Level, Schedule
 
 Denoise = Callable[..., Prediction]
-"""``denoise(x_t, level, **cond) -> Prediction``: a network, or a network under guidance. Among the keywords ``clip_x0=False`` asks for
-predictions that are not clipped yet, see :class:`~invdiff.network.Denoiser`."""
+"""``denoise(x_t, level, **cond) -> Prediction``: a network, or a network under guidance. Among the
+keywords ``clip_x0=False`` asks for predictions that are not clipped yet, see
+:class:`~invdiff.network.Denoiser`."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Step:
         noise: where all randomness comes from.
         last: the prediction of the step before; None at the start and after a climb.
         memory: a dict of this guidance (or transition) alone, kept through the run.
-        particles: how many consecutive rows of the state are samples of one image: the particle system of pieces that say so
-            (:attr:`Piece.particles`), 1 for all others.
+        particles: how many consecutive rows of the state are samples of one image: the particle
+            system of pieces that say so (:attr:`Piece.particles`), 1 for all others.
     """
 
     index: int
@@ -53,7 +54,8 @@ class Step:
 
 
 def tiled(value: Tensor, x: Tensor) -> Tensor:
-    """One entry per image repeated for a state that stacks several copies of the batch, as one call for two conditions does."""
+    """One entry per image repeated for a state that stacks several copies of the batch, as one call
+    for two conditions does."""
     return (
         value
         if len(value) == len(x)

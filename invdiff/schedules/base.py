@@ -1,8 +1,10 @@
-"""Noise schedules: what ``x_t = alpha * x0 + sigma * eps`` means at each time t, and which times to visit.
+"""Noise schedules: what ``x_t = alpha * x0 + sigma * eps`` means at each time t, and which times to
+visit.
 
-A schedule is called with times and gives ``Level(t, alpha, sigma)`` in float64 on the CPU. Discrete schedules have the
-times 0..T-1 and are clean at t = -1; times between are interpolated in log(sigma / alpha). Continuous schedules say
-their own ``clean`` time. ``ratio`` is always the noise-to-signal ratio sigma / alpha; the log-SNR is -2 log(ratio).
+A schedule is called with times and gives ``Level(t, alpha, sigma)`` in float64 on the CPU. Discrete
+schedules have the times 0..T-1 and are clean at t = -1; times between are interpolated in log(sigma
+/ alpha). Continuous schedules say their own ``clean`` time. ``ratio`` is always the noise-to-signal
+ratio sigma / alpha; the log-SNR is -2 log(ratio).
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ SPACINGS = ("uniform", "leading", "trailing", "quadratic", "karras")
 
 
 class Level(NamedTuple):
-    """One noise level: ``x_t = alpha * x0 + sigma * eps``. In an itinerary all three are 0-d float64 CPU tensors, so
-    they broadcast against any state on any device and may be branched on for free."""
+    """One noise level: ``x_t = alpha * x0 + sigma * eps``. In an itinerary all three are 0-d
+    float64 CPU tensors, so they broadcast against any state on any device and may be branched on
+    for free."""
 
     t: Tensor
     alpha: Tensor
@@ -39,7 +42,8 @@ class Schedule(ABC):
         clean: the time at which (alpha, sigma) = (1, 0).
         t_max: the noisiest time; t_min: the least noisy time a sampler visits before ``clean``.
         spacing: the spacing used when none is asked for.
-        from_noise: whether its noisiest level drowns the image, so that a run may start from noise alone.
+        from_noise: whether its noisiest level drowns the image, so that a run may start from noise
+            alone.
     """
 
     from_noise: bool = True
@@ -65,8 +69,9 @@ class Schedule(ABC):
         return self(self.time(torch.as_tensor(ratio, dtype=torch.float64)))
 
     def frame(self, alpha: float, sigma: float) -> tuple[Level, float]:
-        """Where a network trained on this schedule finds a state of any other: the level with the same log-SNR, and the
-        factor that brings x_t there. Pure noise (alpha = 0) is its noisiest level."""
+        """Where a network trained on this schedule finds a state of any other: the level with the
+        same log-SNR, and the factor that brings x_t there. Pure noise (alpha = 0) is its noisiest
+        level."""
         if sigma <= 0:
             raise ValueError("a network for noisy states was given a level with sigma = 0")
         own = (
@@ -88,10 +93,12 @@ class Schedule(ABC):
         """The times a sampler visits, noisiest first, the clean end not included.
 
         Args:
-            steps: how many; of a discrete schedule at most T, except for ``"karras"``. Not used with a list of times.
-            spacing: ``"uniform"`` from t_max to t_min, both included; ``"leading"`` and ``"trailing"`` (Lin et al.
-                2024, table 2); ``"quadratic"`` (Song et al. 2021, DDIM, appendix D.2); ``"karras"`` (Karras et al.
-                2022, eq. 5, rho = 7); or the list of times itself, noisiest first.
+            steps: how many; of a discrete schedule at most T, except for ``"karras"``. Not used
+                with a list of times.
+            spacing: ``"uniform"`` from t_max to t_min, both included; ``"leading"`` and
+                ``"trailing"`` (Lin et al. 2024, table 2); ``"quadratic"`` (Song et al. 2021, DDIM,
+                appendix D.2); ``"karras"`` (Karras et al. 2022, eq. 5, rho = 7); or the list of
+                times itself, noisiest first.
         """
         spacing = self.spacing if spacing is None else spacing
         if not isinstance(spacing, str):
@@ -103,7 +110,8 @@ class Schedule(ABC):
             ratio = self(times).ratio
             if bool((ratio <= 0).any()) or bool((ratio[1:] >= ratio[:-1]).any()):
                 raise ValueError(
-                    f"a custom spacing goes from noisy to clean, each time once and none of them clean; got {times.tolist()}"
+                    "a custom spacing goes from noisy to clean, each time once and none of "
+                    f"them clean; got {times.tolist()}"
                 )
             return times
         if spacing not in SPACINGS:
@@ -143,7 +151,8 @@ class Schedule(ABC):
         high, low = (self(t).ratio for t in (self.t_max, self.t_min))
         if not torch.isfinite(high) or low <= 0:
             raise ValueError(
-                "karras spacing needs a finite, positive sigma / alpha at both ends of the schedule; use another spacing"
+                "karras spacing needs a finite, positive sigma / alpha at both ends of the "
+                "schedule; use another spacing"
             )
         return self.time(karras(float(high), float(low), n, rho))
 

@@ -13,7 +13,8 @@ from invdiff.schedules.base import Schedule
 
 @dataclass(frozen=True)
 class VP(Schedule):
-    """dx = -beta(t)/2 x dt + sqrt(beta(t)) dw, beta linear in t in [0, 1] (Song et al. 2021, eq. 32)."""
+    """dx = -beta(t)/2 x dt + sqrt(beta(t)) dw, beta linear in t in [0, 1] (Song et al. 2021, eq.
+    32)."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -52,7 +53,8 @@ class SubVP(VP):
 
 @dataclass(frozen=True)
 class VE(Schedule):
-    """sigma(t) = sigma_min (sigma_max / sigma_min)^t, alpha = 1 (Song et al. 2021, eq. 30); clean at t = -inf."""
+    """sigma(t) = sigma_min (sigma_max / sigma_min)^t, alpha = 1 (Song et al. 2021, eq. 30); clean
+    at t = -inf."""
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
@@ -105,10 +107,12 @@ class EDM(Schedule):
 
 @dataclass(frozen=True)
 class Flow(Schedule):
-    """Linear interpolation: alpha = 1 - t, sigma = t (Lipman et al. 2023; Liu et al. 2023), velocity dx_t/dt.
+    """Linear interpolation: alpha = 1 - t, sigma = t (Lipman et al. 2023; Liu et al. 2023),
+    velocity dx_t/dt.
 
     Args:
-        shift: timestep shift of the sampling grid, t' = shift t / (1 + (shift - 1) t) (Esser et al. 2024, eq. 23).
+        shift: timestep shift of the sampling grid, t' = shift t / (1 + (shift - 1) t) (Esser et al.
+            2024, eq. 23).
         noise_first: the opposite direction of time, alpha = t, sigma = 1 - t.
         spacing: the default spacing.
         sigma_min: of the least noisy time that a ``"uniform"`` grid visits, before the shift.

@@ -12,10 +12,12 @@ from invdiff.schedules.base import Schedule
 
 
 class Discrete(Schedule):
-    """T noise levels given by their ratio sigma / alpha, ascending; variance preserving, or exploding (alpha = 1).
+    """T noise levels given by their ratio sigma / alpha, ascending; variance preserving, or
+    exploding (alpha = 1).
 
     Attributes:
-        spacing, offset: the default spacing, and what ``"leading"`` adds to its times (diffusers' ``steps_offset``); may be set.
+        spacing, offset: the default spacing, and what ``"leading"`` adds to its times (diffusers'
+            ``steps_offset``); may be set.
     """
 
     clean, t_min = -1.0, 0.0
@@ -47,7 +49,8 @@ class Discrete(Schedule):
             [torch.zeros(1, dtype=torch.float64), self.ratio]
         )  # table[t + 1]; clean first
         below, above = table[low + 1], table[(low + 2).clamp(max=self.T)]
-        # Between two levels: linear in log(ratio); between clean and the first level, where the log is -inf: linear.
+        # Between two levels: linear in log(ratio); between clean and the first level, where the log
+        # is -inf: linear.
         between = torch.where(
             low < 0, above * part, below.clamp(min=1e-300) ** (1 - part) * above**part
         )
@@ -77,7 +80,8 @@ class Discrete(Schedule):
     def times(self, steps: int, spacing: str | Sequence[float] | None = None) -> Tensor:
         if isinstance(spacing, str | None) and spacing != "karras" and steps > self.T:
             raise ValueError(
-                f"this schedule has {self.T} levels, so at most {self.T} steps, got {steps}; spacing='karras' may use more"
+                f"this schedule has {self.T} levels, so at most {self.T} steps, got "
+                f"{steps}; spacing='karras' may use more"
             )
         return super().times(steps, spacing)
 
@@ -99,8 +103,8 @@ class Discrete(Schedule):
 def from_betas(betas: Tensor | Sequence[float], zero_terminal_snr: bool = False) -> Discrete:
     """DDPM with custom variances: alpha_bar = prod(1 - beta) (Ho et al. 2020, eq. 4).
 
-    ``zero_terminal_snr`` rescales alpha so that the last level is pure noise (Lin et al. 2024, algorithm 1); such a
-    schedule needs a network that predicts v or x0.
+    ``zero_terminal_snr`` rescales alpha so that the last level is pure noise (Lin et al. 2024,
+    algorithm 1); such a schedule needs a network that predicts v or x0.
     """
     betas = torch.as_tensor(betas, dtype=torch.float64)
     if betas.ndim != 1 or bool((betas <= 0).any()) or bool((betas > 1).any()):
@@ -154,7 +158,8 @@ def scaled_linear(
 def cosine(
     T: int = 1000, s: float = 0.008, max_beta: float = 0.999, zero_terminal_snr: bool = False
 ) -> Discrete:
-    """alpha_bar = cos^2((t/T + s)/(1 + s) pi/2), betas clipped at ``max_beta`` (Nichol & Dhariwal 2021, eq. 17).
+    """alpha_bar = cos^2((t/T + s)/(1 + s) pi/2), betas clipped at ``max_beta`` (Nichol & Dhariwal
+    2021, eq. 17).
 
     Args:
         T: how many levels.

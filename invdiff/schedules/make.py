@@ -10,7 +10,8 @@ from invdiff.schedules.base import Schedule
 
 
 def make_schedule(schedule: Schedule | str | Mapping[str, Any]) -> Schedule:
-    """A schedule from its name, or its name and parameters: ``"linear"``, ``{"name": "flow", "shift": 3.0}``; a schedule is passed through.
+    """A schedule from its name, or its name and parameters: ``"linear"``, ``{"name": "flow",
+    "shift": 3.0}``; a schedule is passed through.
 
     Raises:
         ValueError: an unknown name or parameter; says which there are.
@@ -19,12 +20,14 @@ def make_schedule(schedule: Schedule | str | Mapping[str, Any]) -> Schedule:
         return schedule
     if not isinstance(schedule, str | Mapping):
         raise TypeError(
-            f"schedule must be one of invdiff.schedules, e.g. schedules.linear(1000), or the name of one, got {type(schedule).__name__}"
+            "schedule must be one of invdiff.schedules, e.g. schedules.linear(1000), or "
+            f"the name of one, got {type(schedule).__name__}"
         )
     parameters = {"name": schedule} if isinstance(schedule, str) else dict(schedule)
     name = parameters.pop("name", None)
     if not isinstance(name, str):
         raise ValueError(
-            f"a schedule is named by a text, got {name!r}; write {{'name': NAME, ...}} if it has parameters"
+            f"a schedule is named by a text, got {name!r}; write {{'name': NAME, ...}} if "
+            "it has parameters"
         )
     return call(load("schedules", name), f"schedule {name!r}", parameters)

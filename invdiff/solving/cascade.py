@@ -1,11 +1,12 @@
 """Cascades: images made or restored at low resolution, then enlarged.
 
-A second diffusion run takes the small images y for a measurement of larger ones (SR3, Saharia et al. 2021, section 4.4; Ho et al.
-2022, arXiv:2106.15282):
+A second diffusion run takes the small images y for a measurement of larger ones (SR3, Saharia et
+al. 2021, section 4.4; Ho et al. 2022, arXiv:2106.15282):
 
     x ~ p(x | y),    y = downsampled x,    drawn by any method of solve with any network
 
-Resampling is the baseline: bicubic (a = −1/2, as the super-resolution operator) or Lanczos, without rounding to 8 bits.
+Resampling is the baseline: bicubic (a = −1/2, as the super-resolution operator) or Lanczos, without
+rounding to 8 bits.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ def upscale(
 
     Args:
         x: (B, C, H, W) in [0, 1].
-        how: ``"bicubic"``, ``"lanczos"``, or a method as :func:`invdiff.solve` takes it, by default ``"sr3"``.
+        how: ``"bicubic"``, ``"lanczos"``, or a method as :func:`invdiff.solve` takes it, by default
+            ``"sr3"``.
         seed: of the sampling noise.
         progress: show a bar on stderr.
-        options: ``factor``, ``model``, ``steps``, ``dtype`` and ``device`` of :func:`make_upscaler`.
+        options: ``factor``, ``model``, ``steps``, ``dtype`` and ``device`` of
+            :func:`make_upscaler`.
 
     Returns:
         (B, C, factor H, factor W) in [0, 1].
@@ -68,14 +71,16 @@ def make_upscaler(
         dtype, device: of a network that is loaded here.
 
     Raises:
-        ValueError: an unknown ``how``, a factor that the network was not trained for, a network or steps for what only resamples.
+        ValueError: an unknown ``how``, a factor that the network was not trained for, a network or
+            steps for what only resamples.
     """
     if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
         raise ValueError(f"factor must be a whole number of at least 2, got {factor!r}")
     if isinstance(how, str) and how in RESAMPLING:
         if model is not None or steps is not None:
             raise ValueError(
-                f"{how!r} resamples: it has no model or steps; leave them out, or use a method such as 'sr3'"
+                f"{how!r} resamples: it has no model or steps; leave them out, or use a "
+                "method such as 'sr3'"
             )
         return Upscaler(how, factor)
     if isinstance(how, str) and how not in list_plugins("guidance"):
@@ -87,7 +92,8 @@ def make_upscaler(
         model = model if device is None else model.to(device)
     if model.factor not in (None, factor):
         raise ValueError(
-            f"{model.name} was trained to enlarge by {model.factor}, not by {factor}; use that factor, another model, or {' or '.join(RESAMPLING)}, "
+            f"{model.name} was trained to enlarge by {model.factor}, not by {factor}; use "
+            f"that factor, another model, or {' or '.join(RESAMPLING)}, "
             "which take any"
         )
     return Upscaler(
@@ -101,7 +107,8 @@ def make_upscaler(
 
 @dataclass
 class Upscaler:
-    """Enlarges images (B, C, H, W) by ``factor``: by resampling, or by sampling p(large | small) with a network.
+    """Enlarges images (B, C, H, W) by ``factor``: by resampling, or by sampling p(large | small)
+    with a network.
 
     Attributes:
         name: a key of ``RESAMPLING``, or how the method is called in records.
@@ -117,12 +124,14 @@ class Upscaler:
     nfe: float = field(default=0.0, init=False)
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Raises what would stop it for images of a shape (C, H, W), so that nobody waits for the images first."""
+        """Raises what would stop it for images of a shape (C, H, W), so that nobody waits for the
+        images first."""
         if self.model is None:
             return
         if self.model.channels not in (None, shape[0]):
             raise ValueError(
-                f"{self.model.name} enlarges images with {self.model.channels} channels, but these have {shape[0]}; "
+                f"{self.model.name} enlarges images with {self.model.channels} channels, "
+                f"but these have {shape[0]}; "
                 f"use {' or '.join(RESAMPLING)}, or a model for {shape[0]}"
             )
         check_solve(
@@ -139,7 +148,8 @@ class Upscaler:
         progress: bool = False,
         callback: Callback | None = None,
     ) -> Tensor:
-        """(B, C, factor H, factor W) in [0, 1] from x (B, C, H, W) in [0, 1]; the rest as in :func:`invdiff.solve`."""
+        """(B, C, factor H, factor W) in [0, 1] from x (B, C, H, W) in [0, 1]; the rest as in
+        :func:`invdiff.solve`."""
         if x.ndim != 4 or not x.is_floating_point():
             raise ValueError(
                 f"x must be images (B, C, H, W) in [0, 1], got shape {tuple(x.shape)} and {x.dtype}"
@@ -147,7 +157,8 @@ class Upscaler:
         if self.model is None:
             return RESAMPLING[self.name](x, self.factor).clamp(0, 1)
         assert self.steps is not None
-        # A stream of its own: with the seed itself, the noise would begin with the numbers that x was made from.
+        # A stream of its own: with the seed itself, the noise would begin with the numbers that x
+        # was made from.
         result = solve(
             self._measurement(x),
             self.model,

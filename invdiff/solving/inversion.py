@@ -30,19 +30,23 @@ def invert(
     dtype: torch.dtype = torch.float32,
     **cond: Any,
 ) -> Tensor:
-    """Deterministic inversion: the state x_T from which the same deterministic transition leads back to the image.
+    """Deterministic inversion: the state x_T from which the same deterministic transition leads
+    back to the image.
 
-    The image is taken as the state at the least noisy level, scaled by its alpha (Song et al. 2021, DDIM, section 4.3).
+    The image is taken as the state at the least noisy level, scaled by its alpha (Song et al. 2021,
+    DDIM, section 4.3).
 
     Args:
         x: (B, ...) images in [0, 1] for image networks.
-        steps, transition, schedule, cond: as they will be used on the way back, ``generate(denoiser, x_T=..., ...)``.
+        steps, transition, schedule, cond: as they will be used on the way back,
+            ``generate(denoiser, x_T=..., ...)``.
     """
     check_image(denoiser, tuple(x.shape[1:]))
     transition = transition or DDIM()
     if not transition.deterministic:
         raise ValueError(
-            f"inversion needs a deterministic transition, e.g. DDIM(eta=0) or Heun(); {transition} draws noise"
+            "inversion needs a deterministic transition, e.g. DDIM(eta=0) or Heun(); "
+            f"{transition} draws noise"
         )
     schedule = schedule or denoiser.schedule
     levels = Straight()(schedule, steps)[-2::-1]  # least noisy first, the clean end left out
@@ -75,10 +79,12 @@ def interpolate(
     image_id: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """States x_T on the way from the noise of one seed to that of another, ``generate(denoiser, x_T=...)`` makes images of them.
+    """States x_T on the way from the noise of one seed to that of another, ``generate(denoiser,
+    x_T=...)`` makes images of them.
 
-    Spherical, since noise in many dimensions lies near a sphere, which a straight line would leave (Shoemake 1985; Song et al. 2021,
-    DDIM, section 5.3). The first and the last state are those of ``generate(denoiser, (1, *shape), seed=...)``.
+    Spherical, since noise in many dimensions lies near a sphere, which a straight line would leave
+    (Shoemake 1985; Song et al. 2021, DDIM, section 5.3). The first and the last state are those of
+    ``generate(denoiser, (1, *shape), seed=...)``.
 
     Args:
         shape: of one image, (C, H, W).

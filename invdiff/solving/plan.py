@@ -1,4 +1,5 @@
-"""A method made complete: every piece filled in, checked against each other and made ready for a run."""
+"""A method made complete: every piece filled in, checked against each other and made ready for a
+run."""
 
 from __future__ import annotations
 
@@ -77,7 +78,8 @@ def complete(
     for piece, kind in ((transition, Transition), (itinerary, Itinerary)):
         if piece is not None and not isinstance(piece, kind):
             raise TypeError(
-                f"{'an' if kind is Itinerary else 'a'} {kind.__name__.lower()} is an object such as "
+                f"{'an' if kind is Itinerary else 'a'} {kind.__name__.lower()} is an object "
+                "such as "
                 f"{_EXAMPLES[kind]}, got {piece!r}"
             )
     method = make_method(method)
@@ -103,9 +105,11 @@ def _check_order(chain: Sequence[Guidance]) -> None:
             twice = [condition for condition in guidance.sets if condition in nearer.sets]
             if twice:
                 raise ValueError(
-                    f"{other} and {name} both give the network its {twice[0]}, and only the nearest would be heard; leave one out"
+                    f"{other} and {name} both give the network its {twice[0]}, and only the "
+                    "nearest would be heard; leave one out"
                 )
             if not nearer.sets:
                 raise ValueError(
-                    f"{name} conditions the network, so it stands nearer to it than {other}, which works on the prediction; put it first"
+                    f"{name} conditions the network, so it stands nearer to it than "
+                    f"{other}, which works on the prediction; put it first"
                 )

@@ -18,7 +18,8 @@ def into_range(denoiser: Denoiser, x: Tensor) -> Tensor:
 
 
 def encoded(denoiser: Denoiser, x: Tensor, noise: NoiseSource | None = None) -> Tensor:
-    """Images in the network's range as clean states. With noise, an autoencoder that encodes by a draw draws."""
+    """Images in the network's range as clean states. With noise, an autoencoder that encodes by a
+    draw draws."""
     if denoiser.autoencoder is None:
         return x
     with torch.no_grad():
@@ -29,8 +30,8 @@ def encoded(denoiser: Denoiser, x: Tensor, noise: NoiseSource | None = None) -> 
 
 
 def from_range(denoiser: Denoiser, x: Tensor) -> Tensor:
-    """Clean states of the network as images in the user's range, clipped to [0, 1] where the network clips, and where an
-    autoencoder made them."""
+    """Clean states of the network as images in the user's range, clipped to [0, 1] where the
+    network clips, and where an autoencoder made them."""
     if denoiser.autoencoder is not None:
         with torch.no_grad():
             x = denoiser.autoencoder.decode(x)

@@ -15,10 +15,12 @@ class Restoration:
 
     Attributes:
         samples: (num_samples, B, C, H, W), in [0, 1] for image networks.
-        nfe, nbe: network evaluations per image and sample, forward and backward, counted while they happened.
+        nfe, nbe: network evaluations per image and sample, forward and backward, counted while they
+            happened.
         seconds: wall-clock time of the sampling.
         config: what was run, as plain data.
-        trajectory: (steps, num_samples, B, C, H, W), the estimate x0 after each step, if it was asked for.
+        trajectory: (steps, num_samples, B, C, H, W), the estimate x0 after each step, if it was
+            asked for.
     """
 
     samples: Tensor

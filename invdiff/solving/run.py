@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invdiff.memory import out_of_memory
+from invdiff.device import out_of_memory
 from invdiff.network import Denoiser, count_evaluations
 from invdiff.noise import NoiseSource, seed_of
 from invdiff.problem import Measurement
@@ -43,7 +43,8 @@ def noise_of(seed: int, chains: Sequence[tuple[int, int]], device: torch.device)
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is known to work: every piece filled in and checked, tensors on the device in the network's range."""
+    """A run that is known to work: every piece filled in and checked, tensors on the device in the
+    network's range."""
 
     denoiser: Denoiser
     plan: Plan  # as given, for the record
@@ -114,8 +115,10 @@ class Run:
                 first = levels[0].alpha * encoded(denoiser, image, encoding)
             elif not schedule.from_noise:
                 raise ValueError(
-                    f"{denoiser.name} knows no noise that drowns the image (at most sigma = {float(levels[0].sigma):g}), so a run cannot start "
-                    "from noise alone; give an image to start from: start=operator.pinv(measurement.y)"
+                    f"{denoiser.name} knows no noise that drowns the image (at most sigma = "
+                    f"{float(levels[0].sigma):g}), so a run cannot start "
+                    "from noise alone; give an image to start from: "
+                    "start=operator.pinv(measurement.y)"
                 )
         if measurement is not None and denoiser.autoencoder is not None:
             operator = Decoded(
@@ -126,7 +129,8 @@ class Run:
         resolved = resolve_conditions(denoiser, cond, shape[0], device, given)
         if denoiser.cond_channels is not None and "cond" not in given | set(cond):
             raise ValueError(
-                f"{denoiser.name} is shown an image beside the state; use the method 'sr3', which makes it from the measurement"
+                f"{denoiser.name} is shown an image beside the state; use the method 'sr3', "
+                "which makes it from the measurement"
             )
         stated = {
             k: v for k, v in resolved.items() if cond.get(k) is not None
@@ -175,8 +179,10 @@ class Run:
             together, chains = num_samples, sorted(chains, key=lambda chain: chain[1])
             if batch_size is not None and batch_size < together:
                 raise ValueError(
-                    f"the {num_samples} samples of an image are one particle system to this method and share a batch: "
-                    f"batch_size must be at least {num_samples}, got {batch_size}; or ask for fewer samples"
+                    f"the {num_samples} samples of an image are one particle system to this "
+                    "method and share a batch: "
+                    f"batch_size must be at least {num_samples}, got {batch_size}; or ask "
+                    "for fewer samples"
                 )
         size = min(batch_size or len(chains), len(chains)) // together * together
         kept: list[tuple[Tensor, Tensor | None]] = []
@@ -221,13 +227,14 @@ class Run:
     def _sample(
         self, part: Sequence[tuple[int, int]], particles: int, callback: Callback, trajectory: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Some of the chains, (sample, image) each, of which ``particles`` in a row are one system: their final images, and their
-        estimates after each step if asked for."""
+        """Some of the chains, (sample, image) each, of which ``particles`` in a row are one system:
+        their final images, and their estimates after each step if asked for."""
         images = [k for _, k in part]
         noise = noise_of(
             self.seed, [(sample_index, self.ids[k]) for sample_index, k in part], self.device
         )
-        # Drawn even where it is not needed, so that a run from a given state has the noise of one that is not.
+        # Drawn even where it is not needed, so that a run from a given state has the noise of one
+        # that is not.
         x = self.noise_std * noise.randn_like(
             torch.empty(
                 len(part),
@@ -282,11 +289,13 @@ class Run:
 def check_image(denoiser: Denoiser, shape: tuple[int, ...]) -> None:
     if not isinstance(denoiser, Denoiser):
         raise TypeError(
-            f"denoiser must be an invdiff.Denoiser (wrap a network: Denoiser(net, predicts=..., schedule=...)), got {type(denoiser).__name__}"
+            "denoiser must be an invdiff.Denoiser (wrap a network: Denoiser(net, "
+            f"predicts=..., schedule=...)), got {type(denoiser).__name__}"
         )
     if denoiser.channels is not None and shape[0] != denoiser.channels:
         raise ValueError(
-            f"{denoiser.name} works on images with {denoiser.channels} channels, got {shape[0]} (image shape {shape})"
+            f"{denoiser.name} works on images with {denoiser.channels} channels, got "
+            f"{shape[0]} (image shape {shape})"
         )
     trained = denoiser.image_size
     if (
@@ -296,7 +305,8 @@ def check_image(denoiser: Denoiser, shape: tuple[int, ...]) -> None:
     ):
         # One call site, so Python's default filter shows it once for each network and size.
         warnings.warn(
-            f"{denoiser.name} was trained on {trained}x{trained} images; {shape[1]}x{shape[2]} is far from that and quality may suffer",
+            f"{denoiser.name} was trained on {trained}x{trained} images; "
+            f"{shape[1]}x{shape[2]} is far from that and quality may suffer",
             stacklevel=3,
         )
 
@@ -308,16 +318,20 @@ def resolve_conditions(
     device: torch.device,
     given: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """What a run gives to the network, on the device and with a label for each image unless guidance gives it.
+    """What a run gives to the network, on the device and with a label for each image unless
+    guidance gives it.
 
-    Refuses keyword arguments that neither we nor the network know (most are misspelt, or belong to the method), what is missing,
-    labels that are none, and tensors that have not one entry for each image.
+    Refuses keyword arguments that neither we nor the network know (most are misspelt, or belong to
+    the method), what is missing, labels that are none, and tensors that have not one entry for each
+    image.
     """
     known = ("label",) if denoiser.cond_channels is None else ("label", "cond")
     for name in cond:
         if name not in known and not denoiser.takes(name):
             raise TypeError(
-                f"unknown argument {name!r}: {denoiser.name} takes no condition of that name. A method's parameters go with the method: make_method('dps', zeta=0.5)"
+                f"unknown argument {name!r}: {denoiser.name} takes no condition of that "
+                "name. A method's parameters go with the method: make_method('dps', "
+                "zeta=0.5)"
             )
     absent = [name for name in denoiser.required if cond.get(name) is None]
     if absent:
@@ -327,7 +341,8 @@ def resolve_conditions(
             else "; of a prompt (--prompt), **denoiser.conditions_of(prompt) gives it"
         )
         raise ValueError(
-            f"{denoiser.name} cannot run without {', '.join(absent)}; give {'each' if len(absent) > 1 else 'it'} as a keyword argument, "
+            f"{denoiser.name} cannot run without {', '.join(absent)}; give "
+            f"{'each' if len(absent) > 1 else 'it'} as a keyword argument, "
             f"one entry for each image{how}"
         )
     label = {}
@@ -337,6 +352,7 @@ def resolve_conditions(
     for name, value in resolved.items():
         if isinstance(value, Tensor) and value.shape[:1] != (images,):
             raise ValueError(
-                f"{name} must have one entry for each of the {images} images, got shape {tuple(value.shape)}"
+                f"{name} must have one entry for each of the {images} images, got shape "
+                f"{tuple(value.shape)}"
             )
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in resolved.items()}

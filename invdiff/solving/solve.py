@@ -44,22 +44,26 @@ def solve(
         denoiser: the prior.
         method: a registered name, an object, or a list of these, the first nearest to the network.
         steps: how many levels a straight run visits.
-        seed: of the sampling noise. Image k of sample j draws a stream of its own, alone or in any batch.
+        seed: of the sampling noise. Image k of sample j draws a stream of its own, alone or in any
+            batch.
         num_samples: samples per image.
         transition, itinerary: take the place of the method's own.
-        schedule: noise schedule to sample on; by default the network's. Any network runs on any schedule.
+        schedule: noise schedule to sample on; by default the network's. Any network runs on any
+            schedule.
         start: (B, C, H, W) images that an itinerary with a late start begins from.
-        batch_size: at most this many chains at once; None: all, halved (with a warning) when memory runs out.
+        batch_size: at most this many chains at once; None: all, halved (with a warning) when memory
+            runs out.
         image_ids: the k of each image, which its noise is derived from; by default 0..B-1.
         callback: called after each step with a :class:`~invdiff.sampling.Progress`.
         trajectory: keep the estimate of each step.
         progress: show a bar with ETA on stderr.
         dtype: of the state.
-        cond: what the network is conditioned on, e.g. ``label=3``; a tensor has one entry per image.
+        cond: what the network is conditioned on, e.g. ``label=3``; a tensor has one entry per
+            image.
 
     Raises:
-        ValueError: pieces that do not fit each other, named on both sides, before sampling starts; sampling that turns
-            non-finite (:class:`~invdiff.sampling.NonFiniteError`).
+        ValueError: pieces that do not fit each other, named on both sides, before sampling starts;
+            sampling that turns non-finite (:class:`~invdiff.sampling.NonFiniteError`).
     """
     run = _solving(
         measurement,
@@ -81,14 +85,16 @@ def solve(
 def check_solve(
     measurement: Measurement, denoiser: Denoiser, method: Any = "dps", **options: Any
 ) -> None:
-    """Raises what :func:`solve` would raise before it samples. No network is called; a classifier is tried on one empty image."""
+    """Raises what :func:`solve` would raise before it samples. No network is called; a classifier
+    is tried on one empty image."""
     _solving(measurement, denoiser, method, **options)
 
 
 def _solving(measurement: Measurement, denoiser: Denoiser, method: Any, **options: Any) -> Run:
     if not isinstance(measurement, Measurement):
         raise TypeError(
-            f"measurement must be an invdiff.Measurement (operator.measure(x) makes one), got {type(measurement).__name__}"
+            "measurement must be an invdiff.Measurement (operator.measure(x) makes one), "
+            f"got {type(measurement).__name__}"
         )
     check_image(denoiser, measurement.image_shape)
     return Run.prepare(
@@ -120,12 +126,13 @@ def generate(
     dtype: torch.dtype = torch.float32,
     **cond: Any,
 ) -> Restoration:
-    """Samples from the prior, under guidance that needs no measurement. Arguments as in :func:`solve`, and:
+    """Samples from the prior, under guidance that needs no measurement. Arguments as in
+    :func:`solve`, and:
 
     Args:
         shape: (B, C, H, W) of the batch.
-        x_T: a state to start from instead of noise, in the network's own frame and range, e.g. from :func:`invert`; the transition
-            is then DDIM(eta=0) unless one is given.
+        x_T: a state to start from instead of noise, in the network's own frame and range, e.g. from
+            :func:`invert`; the transition is then DDIM(eta=0) unless one is given.
     """
     if shape is None:
         if x_T is None or denoiser.autoencoder is not None:
@@ -137,7 +144,8 @@ def generate(
     check_image(denoiser, shape[1:])
     if x_T is not None and tuple(x_T.shape) != denoiser.state_shape(shape):
         raise ValueError(
-            f"x_T has shape {tuple(x_T.shape)}, but images of shape={shape} are made from {denoiser.state_shape(shape)}"
+            f"x_T has shape {tuple(x_T.shape)}, but images of shape={shape} are made from "
+            f"{denoiser.state_shape(shape)}"
         )
     if x_T is not None and transition is None and make_method(method).transition is None:
         transition = DDIM()  # as invert does by default

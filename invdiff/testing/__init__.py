@@ -5,15 +5,16 @@
     def test_my_method():
         check_guidance("my_method")
 
-Each function runs a list of named checks and returns a :class:`Report`, or raises :class:`CheckFailed` with the report if one failed. One
-test for each check:
+Each function runs a list of named checks and returns a :class:`Report`, or raises
+:class:`CheckFailed` with the report if one failed. One test for each check:
 
     @pytest.mark.parametrize("check", GUIDANCE_CHECKS)
     def test_my_method(check):
         check_guidance("my_method", only=[check])
 
-What is known to fail is declared with its reason, either here, ``expected_failures={"meta": "looks at the data"}``, or on the registered
-class or function itself as an attribute of that name, which ``invdiff check`` sees too. What a check asks is its function's docstring.
+What is known to fail is declared with its reason, either here, ``expected_failures={"meta": "looks
+at the data"}``, or on the registered class or function itself as an attribute of that name, which
+``invdiff check`` sees too. What a check asks is its function's docstring.
 """
 
 from __future__ import annotations

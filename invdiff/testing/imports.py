@@ -1,4 +1,5 @@
-"""What importing a module does besides: tried in a process of its own, in which the framework is loaded already."""
+"""What importing a module does besides: tried in a process of its own, in which the framework is
+loaded already."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ _seen: dict[str, list[str] | None] = {}
 
 
 def examine(modules: Sequence[str]) -> None:
-    """Imports modules in one new process and remembers what each did; several at once cost little more than one."""
+    """Imports modules in one new process and remembers what each did; several at once cost little
+    more than one."""
     missing = sorted(set(modules) - _seen.keys())
     if not missing:
         return
@@ -60,13 +62,15 @@ def examine(modules: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
     expect(
         done.returncode == 0,
-        f"importing {', '.join(missing)} fails: {(done.stderr.strip().splitlines() or ['no message'])[-1]}",
+        f"importing {', '.join(missing)} fails: "
+        f"{(done.stderr.strip().splitlines() or ['no message'])[-1]}",
     )
     _seen.update(json.loads(done.stdout.splitlines()[-1]))
 
 
 def importing(module: str) -> str:
-    """Importing it prints nothing and changes no setting, generator, filter or variable of the process."""
+    """Importing it prints nothing and changes no setting, generator, filter or variable of the
+    process."""
     examine([module])
     found = _seen[module]
     if found is None:

@@ -131,7 +131,8 @@ class Case:
         denoiser: Denoiser | None = None,
         **options: Any,
     ) -> Restoration:
-        """A short run; the network is told the label, which methods that need one take from there."""
+        """A short run; the network is told the label, which methods that need one take from
+        there."""
         measurement = self.measure() if measurement is None else measurement
         denoiser = denoiser or self.network(measurement, predicts, dtype=dtype, device=device)
         cond = {"label": LABEL} if cond is None else cond
@@ -173,7 +174,8 @@ def dtypes(case: Case) -> str:
 
 
 def meta(case: Case) -> str:
-    """It runs where tensors hold no data, so that no stray CPU tensor and no read of the data makes a GPU wait."""
+    """It runs where tensors hold no data, so that no stray CPU tensor and no read of the data makes
+    a GPU wait."""
     made = case.run(dtype=torch.float32, device="meta").x
     expect(made.device.type == "meta", f"the result lies on {made.device}")
     return f"{FEW} steps on meta"
@@ -188,7 +190,8 @@ def finite(case: Case) -> str:
 
 
 def own_noise(case: Case) -> str:
-    """All noise is that of the step: the same seed gives the same bits, whatever the global generators hold."""
+    """All noise is that of the step: the same seed gives the same bits, whatever the global
+    generators hold."""
     expected = case.usual
     seed_all(1)
     expect(
@@ -209,7 +212,8 @@ def global_rng(case: Case) -> str:
 
 
 def batch(case: Case) -> str:
-    """An image alone gives what it gives in a batch: no norm, draw or stopping rule couples images."""
+    """An image alone gives what it gives in a batch: no norm, draw or stopping rule couples
+    images."""
     measurement = case.measure(images=3)
     together = case.run(measurement).x
     worst = max(
@@ -226,7 +230,8 @@ def networks(case: Case) -> str:
 
 
 def scale(case: Case) -> str:
-    """With the scale that it declares at 0 it is the run without it, under a transition that draws no noise, as its own draws shift others."""
+    """With the scale that it declares at 0 it is the run without it, under a transition that draws
+    no noise, as its own draws shift others."""
     scaled = [g for g in case.method.chain if g.scale]
     if not scaled:
         raise Skip("no guidance of it declares a scale")
@@ -244,7 +249,8 @@ def scale(case: Case) -> str:
 
 
 def refuses(case: Case) -> str:
-    """An operator (for latent methods, a network of pixels) that it does not declare to take is refused before sampling."""
+    """An operator (for latent methods, a network of pixels) that it does not declare to take is
+    refused before sampling."""
     measurement = case.measure()
     wrong: dict[str, dict[str, Any]] = {
         a.kind: {"measurement": case.measure(a)} for a in (Curve(), Drift()) if not case.fits(a)
@@ -262,7 +268,8 @@ def refuses(case: Case) -> str:
 
 
 def requirement(case: Case) -> str:
-    """It runs with any operator that is what it declares to require, or says before sampling what else it needs."""
+    """It runs with any operator that is what it declares to require, or says before sampling what
+    else it needs."""
     right = [operator for operator in (Curve(), Drift(), SuperResolution(2)) if case.fits(operator)]
     ran = [
         operator.kind
@@ -273,7 +280,8 @@ def requirement(case: Case) -> str:
 
 
 def _attempt(case: Case, kind: str, **given: Any) -> bool:
-    """Whether it runs; False where it refuses before sampling. What goes wrong later fails the check."""
+    """Whether it runs; False where it refuses before sampling. What goes wrong later fails the
+    check."""
     with count_evaluations() as evaluations:
         try:
             case.run(**given)
@@ -290,7 +298,8 @@ def _attempt(case: Case, kind: str, **given: Any) -> bool:
 
 
 def unchanged(case: Case) -> str:
-    """Network, measurement and grad mode are left as they were; after every step no gradients are recorded."""
+    """Network, measurement and grad mode are left as they were; after every step no gradients are
+    recorded."""
     measurement = case.measure()
     denoiser = case.network(measurement, dtype=torch.float64)
     assert isinstance(denoiser.net, torch.nn.Module)
@@ -302,7 +311,8 @@ def unchanged(case: Case) -> str:
     case.run(measurement, denoiser=denoiser, callback=watch)
     expect(
         not any(recorded),
-        "after a step gradients are still being recorded: detach, and enable them inside a with block",
+        "after a step gradients are still being recorded: detach, and enable them inside a "
+        "with block",
     )
     expect(denoiser.hash == weights, "it changed the weights of the network")
     expect(not denoiser.net.training, "it left the network in training mode")
@@ -326,7 +336,8 @@ def described(case: Case) -> str:
 
 
 def x0_shift(case: Case) -> str:
-    """Its transition shifts x_s by alpha_s dx where x0 is shifted by dx, as those do that see nothing but the prediction."""
+    """Its transition shifts x_s by alpha_s dx where x0 is shifted by dx, as those do that see
+    nothing but the prediction."""
     transition = case.method.transition
     assert transition is not None
     if not case.own_transition:

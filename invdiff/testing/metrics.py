@@ -1,4 +1,5 @@
-"""Checks of metrics: ``metric(x, reference)`` of images (B, C, H, W) in [0, 1], one value per image."""
+"""Checks of metrics: ``metric(x, reference)`` of images (B, C, H, W) in [0, 1], one value per
+image."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ def dtypes(case: Case) -> str:
 
 
 def order(case: Case) -> str:
-    """More noise is worse, in one direction for every image, that declared as ``better`` if any, and the reference itself is best."""
+    """More noise is worse, in one direction for every image, that declared as ``better`` if any,
+    and the reference itself is best."""
     reference = pair()[1]
     values = torch.stack(
         [case.metric(reference, reference), *(case.metric(*pair(noise)) for noise in NOISE)]
@@ -137,7 +139,8 @@ def refuses(case: Case) -> str:
     except (ValueError, TypeError) as error:
         return f"says {str(error)[:60]!r}"
     raise AssertionError(
-        "3 images and 1 reference are compared without an error; raise ValueError where shapes differ"
+        "3 images and 1 reference are compared without an error; raise ValueError where "
+        "shapes differ"
     )
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invdiff.commands.info import describe_model
 from invdiff.itineraries import Straight
 from invdiff.loading.model import check_options
 from invdiff.network import Denoiser, Prediction
+from invdiff.network.facts import describe_model
 from invdiff.problem.operator import Shape
 from invdiff.schedules import Level
 from invdiff.testing.imports import importing
@@ -30,7 +30,8 @@ ODD = (37, 53)
 ROUNDING = 1e-3
 """For float32 networks, whose convolutions differ by batch size."""
 MISREAD = 0.5
-"""How far the estimate of what is all there is may be from it: noise at the noisiest level, the image at the least noisy one."""
+"""How far the estimate of what is all there is may be from it: noise at the noisiest level, the
+image at the least noisy one."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Case:
 
     @cached_property
     def cond(self) -> dict[str, Any]:
-        """What it is shown: the author's, an image and the conditions of an empty prompt, as it needs."""
+        """What it is shown: the author's, an image and the conditions of an empty prompt, as it
+        needs."""
         known: dict[str, Any] = {}
         if (channels := self.denoiser.cond_channels) is not None:
             known["cond"] = draw(
@@ -120,7 +122,8 @@ def dtypes(case: Case) -> str:
 
 
 def meta(case: Case) -> str:
-    """It runs where tensors hold no data, so that no stray CPU tensor and no read of the data makes a GPU wait."""
+    """It runs where tensors hold no data, so that no stray CPU tensor and no read of the data makes
+    a GPU wait."""
     if not isinstance(case.denoiser.net, torch.nn.Module) or case.denoiser.device is None:
         raise Skip("its network is no module that moves between devices")
     level = case.levels["middle"]
@@ -144,7 +147,8 @@ def finite(case: Case) -> str:
 
 
 def reading(case: Case) -> str:
-    """It finds the noise where there is nothing else, and the image where there is no noise: a wrong predicts or schedule hardly does."""
+    """It finds the noise where there is nothing else, and the image where there is no noise: a
+    wrong predicts or schedule hardly does."""
     found = {}
     for name in ("noisiest", "least noisy"):
         x, eps = case.state(level := case.levels[name])
@@ -218,7 +222,8 @@ def unchanged(case: Case) -> str:
 
 
 def conditions(case: Case) -> str:
-    """What it is conditioned on changes its prediction; without a label it is unconditional, if it has a null label."""
+    """What it is conditioned on changes its prediction; without a label it is unconditional, if it
+    has a null label."""
     names = list(case.cond)
     for name, value in case.cond.items():
         changed: dict[str, Any] = {name: -value if value.is_floating_point() else value.flip(-1)}
@@ -238,7 +243,8 @@ def conditions(case: Case) -> str:
 
 
 def options(case: Case) -> str:
-    """It is loaded with a Denoiser's options, as the command line gives ``dtype`` and ``model.key=value``."""
+    """It is loaded with a Denoiser's options, as the command line gives ``dtype`` and
+    ``model.key=value``."""
     if case.factory is None:
         raise Skip("it is an object already")
     check_options(case.factory, "the model", ["dtype"])

@@ -26,7 +26,8 @@ SHAPES: tuple[Shape, ...] = ((3, 17, 24), (3, 32, 21))
 EXACT = 1e-9
 """For what holds to rounding in float64."""
 SOLVED = 1e-4
-"""For pseudo-inverses and proximal maps: conjugate gradients stop at 1e-6 of the normal equations, an SVD is cut at 1e-5."""
+"""For pseudo-inverses and proximal maps: conjugate gradients stop at 1e-6 of the normal equations,
+an SVD is cut at 1e-5."""
 IMAGES = 3
 
 
@@ -96,7 +97,8 @@ def like(y: Tensor, seed: int = 1) -> Tensor:
 
 
 def shapes(case: Case) -> str:
-    """A(x) has the shape it declares, its adjoint, pseudo-inverse and proximal map that of the image, at odd and non-square sizes."""
+    """A(x) has the shape it declares, its adjoint, pseudo-inverse and proximal map that of the
+    image, at odd and non-square sizes."""
     for a in case.bound:
         x = image(a)
         y = a(x)
@@ -138,7 +140,8 @@ def dtypes(case: Case) -> str:
 
 
 def meta(case: Case) -> str:
-    """It runs where tensors hold no data, so that no stray CPU tensor and no read of the data holds up a GPU."""
+    """It runs where tensors hold no data, so that no stray CPU tensor and no read of the data holds
+    up a GPU."""
     for a in case.bound:
         x = torch.empty(2, *(a.shape or ()), device="meta")
         made = [a(x)]
@@ -200,7 +203,8 @@ def prox(case: Case) -> str:
 
 
 def svd(case: Case) -> str:
-    """V orthogonal, U diag(s) V* = A, V diag(s) U* = A*, s >= 0 in one layout with both, and A† that of the SVD."""
+    """V orthogonal, U diag(s) V* = A, V diag(s) U* = A*, s >= 0 in one layout with both, and A†
+    that of the SVD."""
     worst = 0.0
     spectral = [a for a in case.bound if isinstance(a, SpectralOperator)]
     if not spectral:
@@ -231,7 +235,8 @@ def svd(case: Case) -> str:
 
 
 def differentiable(case: Case) -> str:
-    """Gradients reach x, finite and not all zero; of a linear one they are those of a linear map: <grad <A x, w>, z> = <w, A z>."""
+    """Gradients reach x, finite and not all zero; of a linear one they are those of a linear map:
+    <grad <A x, w>, z> = <w, A z>."""
     worst = 0.0
     for a in case.bound:
         x = image(a).requires_grad_()
@@ -302,7 +307,8 @@ def unchanged(case: Case) -> str:
 
 
 def fixed(case: Case) -> str:
-    """Masks and kernels are a pure function of its parameters: made again, whatever the global seed, it measures the same."""
+    """Masks and kernels are a pure function of its parameters: made again, whatever the global
+    seed, it measures the same."""
     seed_all(1)
     for a, again in zip(case.bound, case.fresh(), strict=True):
         x = image(a)
@@ -327,7 +333,8 @@ def global_rng(case: Case) -> str:
 
 
 def saved(case: Case) -> str:
-    """A measurement's description is plain data, and the operator read from its file is the same."""
+    """A measurement's description is plain data, and the operator read from its file is the
+    same."""
     try:
         name = name_of("operators", type(case.operator))
     except ValueError:

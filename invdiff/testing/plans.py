@@ -1,4 +1,5 @@
-"""What is checked of each kind of plug-in, from its registered name, its class or function, or an object."""
+"""What is checked of each kind of plug-in, from its registered name, its class or function, or an
+object."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def check_operator(
     """Checks an operator.
 
     Args:
-        operator: a registered name, a class or function that makes one of its defaults, or an object.
+        operator: a registered name, a class or function that makes one of its defaults, or an
+            object.
         shapes: of the images it is tried with, (C, H, W) or (d,), cropped to what it takes.
         only: some of :data:`OPERATOR_CHECKS`.
         expected_failures: check -> why it is known to fail.
@@ -63,7 +65,8 @@ def check_guidance(
 
     Args:
         method: a registered name, a class or function that makes one of its defaults, or an object.
-        operator: what it restores from, of images with 3 channels; by default super-resolution by 2, which is linear and has an SVD.
+        operator: what it restores from, of images with 3 channels; by default super-resolution by
+            2, which is linear and has an SVD.
         only: some of :data:`GUIDANCE_CHECKS`.
         expected_failures: check -> why it is known to fail.
 
@@ -84,9 +87,11 @@ def check_model(
     """Checks a model in some twenty evaluations.
 
     Args:
-        model: a registered name, a function that makes one, or a :class:`~invdiff.network.Denoiser`.
+        model: a registered name, a function that makes one, or a
+            :class:`~invdiff.network.Denoiser`.
         shape: of its images, (C, H, W) or (d,); by default an odd, non-square one.
-        cond: what it cannot run without besides a label, an image and text, which the kit makes: tensors with two entries.
+        cond: what it cannot run without besides a label, an image and text, which the kit makes:
+            tensors with two entries.
         only: some of :data:`MODEL_CHECKS`.
         expected_failures: check -> why it is known to fail.
 

@@ -1,5 +1,5 @@
-"""A prior that any method runs on: labels, a classifier, an image beside the state, latents and any parameterisation, and no weights worth
-waiting for."""
+"""A prior that any method runs on: labels, a classifier, an image beside the state, latents and any
+parameterisation, and no weights worth waiting for."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def _means(channels: int) -> torch.nn.Parameter:
 
 
 class Network(torch.nn.Module):
-    """Exact for pixels that are independent and N(mean, STD²), their mean set by label and by what is shown beside the state."""
+    """Exact for pixels that are independent and N(mean, STD²), their mean set by label and by what
+    is shown beside the state."""
 
     def __init__(self, channels: int, predicts: str) -> None:
         super().__init__()

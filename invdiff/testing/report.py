@@ -38,8 +38,8 @@ class Outcome:
     """What became of one check.
 
     Attributes:
-        status: ``"passed"``, ``"failed"``, ``"skipped"``; ``"expected"``, a failure that was declared; ``"unexpected"``, a pass where a
-            failure was declared.
+        status: ``"passed"``, ``"failed"``, ``"skipped"``; ``"expected"``, a failure that was
+            declared; ``"unexpected"``, a pass where a failure was declared.
         saw: figures and tolerances, or why it failed or was skipped.
         reason: the declared one of an expected failure.
         seconds: how long it took.
@@ -106,7 +106,8 @@ class Plan:
     """Checks that are about to be run on one plug-in.
 
     Args:
-        checks: name -> function that returns what it saw, raises :class:`Skip`, or anything else where it fails.
+        checks: name -> function that returns what it saw, raises :class:`Skip`, or anything else
+            where it fails.
         expected: check -> why it is known to fail.
         only: names of the checks to run; None: all.
     """
@@ -122,7 +123,8 @@ class Plan:
             check_names(f"the kit for {self.kind}", names, list(self.checks))
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Runs the checks one after the other. None sees the global random state, nor what another left behind."""
+        """Runs the checks one after the other. None sees the global random state, nor what another
+        left behind."""
         for name, check in self.checks.items():
             if self.only is not None and name not in self.only:
                 continue
@@ -168,7 +170,8 @@ def _run(check: Callable[[], str]) -> tuple[str, str]:
 
 
 def expect(condition: bool, otherwise: str) -> None:
-    """Fails the check, saying what is wrong, unless the condition holds. (``assert`` is silent under ``python -O``.)"""
+    """Fails the check, saying what is wrong, unless the condition holds. (``assert`` is silent
+    under ``python -O``.)"""
     if not condition:
         raise AssertionError(otherwise)
 

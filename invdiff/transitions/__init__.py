@@ -1,6 +1,7 @@
 """Transitions: given a prediction at level t, how to draw the state at level s.
 
-Each writes ``x_s = alpha_s * x0 + (eps and noise)``, so a shift of x0 by dx shifts x_s by exactly alpha_s * dx.
+Each writes ``x_s = alpha_s * x0 + (eps and noise)``, so a shift of x0 by dx shifts x_s by exactly
+alpha_s * dx.
 """
 
 from invdiff.transitions.ddim import DDIM

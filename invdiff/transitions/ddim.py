@@ -18,7 +18,8 @@ from invdiff.transitions.kernel import Ancestral, mean, posterior_variance
 
 @dataclass(frozen=True)
 class DDIM(Ancestral):
-    """Song et al. 2021 (DDIM), eq. 12 and 16; eta = 0 is probability-flow Euler in sigma/alpha, eta = 1 is DDPM.
+    """Song et al. 2021 (DDIM), eq. 12 and 16; eta = 0 is probability-flow Euler in sigma/alpha, eta
+    = 1 is DDPM.
 
         x_s = alpha_s x0 + sqrt(sigma_s² − std²) eps + std z,   std = eta sqrt(beta~)
 

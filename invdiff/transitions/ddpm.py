@@ -17,13 +17,15 @@ from invdiff.transitions.kernel import Ancestral, forward_variance, mean, poster
 
 @dataclass(frozen=True)
 class DDPM(Ancestral):
-    """Ancestral sampling (Ho et al. 2020, algorithm 2; learned variance: Nichol & Dhariwal 2021, eq. 15).
+    """Ancestral sampling (Ho et al. 2020, algorithm 2; learned variance: Nichol & Dhariwal 2021,
+    eq. 15).
 
         x_s = alpha_s x0 + sqrt(sigma_s² − beta~) eps + std z
 
     Args:
-        variance: ``"small"`` (std² = beta~), ``"large"`` (std² = beta), ``"learned"`` (std² = exp(f log beta +
-            (1 − f) log beta~)), or ``"auto"``: learned where the network has it, small elsewhere.
+        variance: ``"small"`` (std² = beta~), ``"large"`` (std² = beta), ``"learned"`` (std² = exp(f
+            log beta + (1 − f) log beta~)), or ``"auto"``: learned where the network has it, small
+            elsewhere.
     """
 
     variance: str = "auto"
@@ -41,7 +43,8 @@ class DDPM(Ancestral):
         return x_s if step.s.sigma == 0 else x_s + std * step.randn_like(x_t)
 
     def kernel(self, p: Prediction, t: Level, s: Level) -> tuple[Tensor, Tensor | float]:
-        """Mean and standard deviation of p(x_s | x_t); at the clean level no noise of it is drawn."""
+        """Mean and standard deviation of p(x_s | x_t); at the clean level no noise of it is
+        drawn."""
         return mean(p, s, posterior_variance(t, s)), self.noise_std(p, t, s)
 
     def noise_std(self, p: Prediction, t: Level, s: Level) -> Tensor | float:
@@ -53,7 +56,8 @@ class DDPM(Ancestral):
             return math.sqrt(small)
         if p.variance_fraction is None:
             raise ValueError(
-                "variance='learned' needs a network with learned variance (learned_variance=True); use 'small' or 'large'"
+                "variance='learned' needs a network with learned variance "
+                "(learned_variance=True); use 'small' or 'large'"
             )
         if small == 0:  # from a level to itself
             return 0.0

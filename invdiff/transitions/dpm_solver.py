@@ -14,13 +14,14 @@ from invdiff.sampling import Denoise, Step, Transition
 
 @dataclass(frozen=True)
 class DPMSolver(Transition):
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), with lambda = log(alpha/sigma), h = lambda_s − lambda_t:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), with lambda = log(alpha/sigma), h = lambda_s
+    − lambda_t:
 
         x_s = alpha_s x0 + sigma_s eps + alpha_s (1 − e^−h) (D_t − D_last) h / (2 h_last)
 
-    The first two terms are the paper's first-order step. D is the estimate that eps implies, (x_t − sigma_t eps)/alpha_t: x0 unless
-    a guidance moved x0 alone, whose shift is then not extrapolated. The first step, the last one and the first after a climb
-    are of first order.
+    The first two terms are the paper's first-order step. D is the estimate that eps implies, (x_t −
+    sigma_t eps)/alpha_t: x0 unless a guidance moved x0 alone, whose shift is then not extrapolated.
+    The first step, the last one and the first after a climb are of first order.
     """
 
     @property

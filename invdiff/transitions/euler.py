@@ -14,10 +14,12 @@ from invdiff.schedules import Level
 
 @dataclass(frozen=True)
 class Euler(Transition):
-    """Probability-flow Euler with the churn of Karras et al. 2022 (algorithm 2, first order), in sigma~ = sigma/alpha.
+    """Probability-flow Euler with the churn of Karras et al. 2022 (algorithm 2, first order), in
+    sigma~ = sigma/alpha.
 
     Args:
-        s_churn: how much noise is put back, over the whole run (gamma = min(s_churn / steps, sqrt(2) − 1)).
+        s_churn: how much noise is put back, over the whole run (gamma = min(s_churn / steps,
+            sqrt(2) − 1)).
         s_min, s_max: levels sigma~ between which it is put back.
         s_noise: standard deviation of that noise.
     """

@@ -14,12 +14,14 @@ from invdiff.transitions.kernel import forward_variance
 
 @dataclass(frozen=True)
 class EulerMaruyama(Transition):
-    """The reverse SDE (Song et al. 2021, eq. 6) as probability-flow Euler plus Langevin noise of the forward kernel's
-    variance d = sigma_t² − (alpha_t/alpha_s)² sigma_s², which is g² dt on every schedule:
+    """The reverse SDE (Song et al. 2021, eq. 6) as probability-flow Euler plus Langevin noise of
+    the forward kernel's variance d = sigma_t² − (alpha_t/alpha_s)² sigma_s², which is g² dt on
+    every schedule:
 
         x_s = alpha_s x0 + (sigma_s − d / (2 sigma_t)) eps + sqrt(d) z
 
-    The last step returns x0. From alpha_t = 0 (flow at t = 1) the SDE forgets its state at once: x_s = alpha_s x0 + sigma_s z.
+    The last step returns x0. From alpha_t = 0 (flow at t = 1) the SDE forgets its state at once:
+    x_s = alpha_s x0 + sigma_s z.
     """
 
     def down(

@@ -13,7 +13,8 @@ from invdiff.transitions.euler import Euler
 
 @dataclass(frozen=True)
 class Heun(Euler):
-    """Karras et al. 2022, algorithm 2: Euler, then a correction with the slope at s, in sigma~ = sigma/alpha.
+    """Karras et al. 2022, algorithm 2: Euler, then a correction with the slope at s, in sigma~ =
+    sigma/alpha.
 
         x_s = alpha_s (x0 + sigma~_t eps + (sigma~_s − sigma~_t)(eps + eps') / 2)
 

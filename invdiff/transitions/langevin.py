@@ -13,13 +13,14 @@ from invdiff.schedules import Level
 
 @dataclass(frozen=True)
 class Langevin(Transition):
-    """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1; step size of Song et al. 2021, algorithm 5):
-    ``steps`` corrections at level t, then on to s; the last step returns x0.
+    """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1; step size of Song et al. 2021,
+    algorithm 5): ``steps`` corrections at level t, then on to s; the last step returns x0.
 
-        x <- x + e score + sqrt(2 e) z,   e = 2 a (snr ‖z‖ / ‖score‖)²,   a = (alpha_t/alpha_s)², norms per image
+        x <- x + e score + sqrt(2 e) z,   e = 2 a (snr ‖z‖ / ‖score‖)²,   a = (alpha_t/alpha_s)²
 
-    (a is 1 on VE schedules and 1 − beta on VP ones). The steps shrink as the score grows, so a chain that lags behind its levels
-    does not catch up: use many levels, several corrections at each, or start near the data.
+    with norms per image (a is 1 on VE schedules and 1 − beta on VP ones). The steps shrink as the
+    score grows, so a chain that lags behind its levels does not catch up: use many levels, several
+    corrections at each, or start near the data.
 
     A shift that guidance put on x0 alone enters once in each correction, in full.
 
@@ -60,8 +61,8 @@ class Langevin(Transition):
 
 
 def langevin_correction(x: Tensor, eps: Tensor, level: Level, step: Step, snr: float) -> Tensor:
-    """One Langevin step at ``level`` with the signal-to-noise ratio ``snr`` (Song et al. 2021, algorithms 4 and 5; 1 − beta_i
-    there is (alpha_t/alpha_s)² of the step that is being made)."""
+    """One Langevin step at ``level`` with the signal-to-noise ratio ``snr`` (Song et al. 2021,
+    algorithms 4 and 5; 1 − beta_i there is (alpha_t/alpha_s)² of the step that is being made)."""
     score, z = -eps / level.sigma, step.randn_like(x)
     norm = [v.flatten(1).norm(dim=1).view(-1, *(1,) * (x.ndim - 1)) for v in (z, score)]
     size = 2 * (step.t.alpha / step.s.alpha) ** 2 * (snr * norm[0] / norm[1].clamp(min=1e-12)) ** 2

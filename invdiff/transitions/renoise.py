@@ -12,8 +12,8 @@ from invdiff.sampling import Denoise, Step, Transition
 
 @dataclass(frozen=True)
 class Renoise(Transition):
-    """Fresh noise on the estimate: x_s = alpha_s x0 + sigma_s z. Multistep sampling of consistency networks (Song et al.
-    2023, algorithm 1)."""
+    """Fresh noise on the estimate: x_s = alpha_s x0 + sigma_s z. Multistep sampling of consistency
+    networks (Song et al. 2023, algorithm 1)."""
 
     def down(
         self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None

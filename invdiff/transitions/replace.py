@@ -14,13 +14,13 @@ from invdiff.transitions.ddpm import DDPM
 
 @dataclass(frozen=True)
 class Replace(Transition):
-    """Replaces what was measured by the measurement, noised to level s, after a step of ``inner`` (Lugmayr et al. 2022,
-    algorithm 1, lines 4 to 8; Song et al. 2021, appendix I.2):
+    """Replaces what was measured by the measurement, noised to level s, after a step of ``inner``
+    (Lugmayr et al. 2022, algorithm 1, lines 4 to 8; Song et al. 2021, appendix I.2):
 
         x_s <- (I − A†A) x_s + A†(alpha_s y + sigma_s A z)
 
-    For a mask this is ``m (alpha_s y + sigma_s z) + (1 − m) x_s``. At the clean level the known part is y exactly.
-    The measurement is taken as free of noise.
+    For a mask this is ``m (alpha_s y + sigma_s z) + (1 − m) x_s``. At the clean level the known
+    part is y exactly. The measurement is taken as free of noise.
     """
 
     inner: Transition = field(default_factory=DDPM)

@@ -1,4 +1,5 @@
-"""Training data of the shipped networks: crops of photographs and handwritten digits, held in memory."""
+"""Training data of the shipped networks: crops of photographs and handwritten digits, held in
+memory."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Images x0 (B, C, H, W) in [-1, 1], their labels (B,), and the images that a network is shown beside x_t."""
+    """Images x0 (B, C, H, W) in [-1, 1], their labels (B,), and the images that a network is shown
+    beside x_t."""
 
     x0: Tensor
     label: Tensor | None = None
@@ -60,7 +62,8 @@ class Crops:
 
 
 class Digits:
-    """MNIST's digits, padded from 28x28 to ``size`` with their black background: {x,y}_{train,test} of an npz file."""
+    """MNIST's digits, padded from 28x28 to ``size`` with their black background: {x,y}_{train,test}
+    of an npz file."""
 
     def __init__(self, file: Path, size: int, part: str, seed: int) -> None:
         with np.load(file) as arrays:
@@ -76,10 +79,12 @@ class Digits:
 
 
 def degraded(source: Source, factor: int, max_noise: float, generator: torch.Generator) -> Source:
-    """Adds what an upscaling network is shown: the bicubic upsampling of the ``factor`` times smaller, noisy image.
+    """Adds what an upscaling network is shown: the bicubic upsampling of the ``factor`` times
+    smaller, noisy image.
 
-    Half of the small images stay clean; the others get noise of a standard deviation drawn up to ``max_noise`` (in [0, 1]
-    pixels), so that the network takes measurements as they are (conditioning augmentation, Ho et al. 2022, section 4).
+    Half of the small images stay clean; the others get noise of a standard deviation drawn up to
+    ``max_noise`` (in [0, 1] pixels), so that the network takes measurements as they are
+    (conditioning augmentation, Ho et al. 2022, section 4).
     """
 
     def draw(n: int) -> Batch:

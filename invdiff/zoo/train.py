@@ -1,20 +1,23 @@
 """The recipes of the shipped networks: resumable training of small diffusers networks.
 
     python -m invdiff.zoo.train photo64 --data PHOTOS --holdout OTHER_PHOTOS --run RUN --hours 2
-    python -m invdiff.zoo.train sr3x4 --data PHOTOS --holdout OTHER_PHOTOS --run RUN --hours 2 --init invdiff/zoo/photo64
-    python -m invdiff.zoo.train digits32 --data mnist.npz --run RUN --hours 1
-    python -m invdiff.zoo.train digits32-classifier --data mnist.npz --run RUN --hours 0.3
+    python -m invdiff.zoo.train sr3x4 --data PHOTOS --holdout OTHER_PHOTOS --run RUN --hours 2
+    --init invdiff/zoo/photo64 python -m invdiff.zoo.train digits32 --data mnist.npz --run RUN
+    --hours 1 python -m invdiff.zoo.train digits32-classifier --data mnist.npz --run RUN --hours 0.3
 
-A run folder holds ``state.pt`` (network, average, optimiser, step), ``log.jsonl`` and ``export/``: a diffusers folder
-with the averaged weights in fp16, ready to be used with ``--model RUN/export``. Starting the same command again goes on
-from ``state.pt``; ``--init FOLDER`` starts from the weights of a diffusers folder. The learning rate stays constant and
-falls to zero over the last fifth of ``--hours``, so every session ends on good weights and a later one may go on.
+A run folder holds ``state.pt`` (network, average, optimiser, step), ``log.jsonl`` and ``export/``:
+a diffusers folder with the averaged weights in fp16, ready to be used with ``--model RUN/export``.
+Starting the same command again goes on from ``state.pt``; ``--init FOLDER`` starts from the weights
+of a diffusers folder. The learning rate stays constant and falls to zero over the last fifth of
+``--hours``, so every session ends on good weights and a later one may go on.
 
 Chosen for a CPU: bf16 autocast with channels_last, and noise levels drawn where denoising is
-hard instead of uniformly in t (log-normal as in EDM, Karras et al. 2022, table 1, with a share of the draws uniform so
-that no level is forgotten). eps networks are weighted like a v-prediction loss (Salimans & Ho 2022) with a ceiling. What a network must
-get right on its own from pure noise (a digit, the colours of an upscaled photograph) is learnt as v: eps leaves x0 = (x_t − sigma
-eps)/alpha, where alpha = 0.006 asks for more digits than bf16 has. A classifier sees every level alike.
+hard instead of uniformly in t (log-normal as in EDM, Karras et al. 2022, table 1, with a share of
+the draws uniform so that no level is forgotten). eps networks are weighted like a v-prediction loss
+(Salimans & Ho 2022) with a ceiling. What a network must get right on its own from pure noise (a
+digit, the colours of an upscaled photograph) is learnt as v: eps leaves x0 = (x_t − sigma
+eps)/alpha, where alpha = 0.006 asks for more digits than bf16 has. A classifier sees every level
+alike.
 """
 
 from __future__ import annotations
@@ -38,12 +41,16 @@ from invdiff.zoo.data import Batch, Crops, Digits, Source, degraded, label_dropo
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, and how. Denoisers are unconditional unless ``num_classes`` or ``factor`` is set.
+    """What is trained, and how. Denoisers are unconditional unless ``num_classes`` or ``factor`` is
+    set.
 
     Attributes:
-        num_classes: class-conditional; label ``num_classes`` is the null class, shown instead of ``label_dropout`` of the labels.
-        factor: conditioned on the bicubic upsampling of the ``factor`` times smaller image (SR3, Saharia et al. 2021).
-        classifier: the network returns the logits of the label of x_t (Dhariwal & Nichol 2021, section 4).
+        num_classes: class-conditional; label ``num_classes`` is the null class, shown instead of
+            ``label_dropout`` of the labels.
+        factor: conditioned on the bicubic upsampling of the ``factor`` times smaller image (SR3,
+            Saharia et al. 2021).
+        classifier: the network returns the logits of the label of x_t (Dhariwal & Nichol 2021,
+            section 4).
     """
 
     channels: tuple[int, ...]
@@ -179,7 +186,8 @@ def write_atomically(path: Path, write: Any) -> None:
 
 
 def export(ema: torch.nn.Module, recipe: Recipe, folder: Path) -> None:
-    """Writes the averaged network as a diffusers folder (fp16 storage) with its scheduler's configuration."""
+    """Writes the averaged network as a diffusers folder (fp16 storage) with its scheduler's
+    configuration."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -203,7 +211,8 @@ def export(ema: torch.nn.Module, recipe: Recipe, folder: Path) -> None:
 
 
 def initialise(net: torch.nn.Module, folder: Path) -> None:
-    """Starts from the weights of a diffusers folder; input channels it does not know come first and start at zero."""
+    """Starts from the weights of a diffusers folder; input channels it does not know come first and
+    start at zero."""
     from safetensors.torch import load_file
 
     weights = {
@@ -217,7 +226,8 @@ def initialise(net: torch.nn.Module, folder: Path) -> None:
 
 @torch.no_grad()
 def held_out(net: torch.nn.Module, batch: Batch, noise: Noise, recipe: Recipe) -> dict[str, float]:
-    """PSNR (dB) of one-step denoising, or a classifier's accuracy, at some noise levels, sigma in units of [0, 1] pixels."""
+    """PSNR (dB) of one-step denoising, or a classifier's accuracy, at some noise levels, sigma in
+    units of [0, 1] pixels."""
     result = {}
     x0, n = batch.x0, len(batch.x0)
     for sigma in (0.05, 0.17, 0.5, 10.0) if not recipe.classifier else (0.05, 0.5, 2.0):

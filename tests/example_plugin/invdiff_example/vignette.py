@@ -1,4 +1,5 @@
-"""A lens that darkens the corners: ``y = (1 - strength r²) x``, r the distance from the centre, 1 in the corners."""
+"""A lens that darkens the corners: ``y = (1 - strength r²) x``, r the distance from the centre, 1
+in the corners."""
 
 from __future__ import annotations
 
