@@ -36,7 +36,7 @@ from invdiff.problem import (  # noqa: E402
     SpectralOperator,
     make_operator,
 )
-from invdiff.sampling import make_method  # noqa: E402
+from invdiff.sampling import StatefulGuidance, make_method  # noqa: E402
 
 EXAMPLES: dict[str, dict[str, str]] = yaml.safe_load((DOCS / "examples.yaml").read_text())
 GROUPS = {
@@ -100,8 +100,8 @@ def method_page(name: str) -> str:
     ]
     if any(getattr(p, "particles", False) for p in pieces):
         facts.append(("Samples", "are one particle system: ask for many, `--num-samples 64`"))
-    if any(getattr(p, "stateful", False) for p in pieces):
-        facts.append(("Memory", "kept between steps: a transition that predicts once a step"))
+    if any(isinstance(p, StatefulGuidance) for p in pieces):
+        facts.append(("State", "kept between steps: a transition that predicts once a step"))
     if given := [c for p in pieces for c in getattr(p, "sets", ())]:
         facts.append(
             ("Conditions", f"gives the network its {', '.join(given)}: stands first in a chain")

@@ -176,7 +176,7 @@ class CFG(Guidance):
         negative: dict[str, Tensor],
     ) -> tuple[Prediction, Prediction]:
         """The conditional and the unconditional prediction, not clipped yet."""
-        if self.batched and "separate" not in step.memory:
+        if self.batched:
             try:
                 conditions = {k: torch.cat([v, negative[k]]) for k, v in label.items()}
                 cond, uncond = denoise(
@@ -186,7 +186,6 @@ class CFG(Guidance):
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
-                step.memory["separate"] = True
                 warnings.warn(
                     "out of memory; going on with the two branches of CFG one after the other",
                     stacklevel=2,

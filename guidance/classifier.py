@@ -29,7 +29,7 @@ from torch import Tensor
 from invdiff.network import NoisyClassifier, Prediction
 from invdiff.network.conditions import check_labels
 from invdiff.problem import Measurement, Operator
-from invdiff.sampling import Denoise, Guidance, Method, Setting, Step, Transition
+from invdiff.sampling import Denoise, Guidance, Method, Setting, Step, Wrapping, gradient
 from invdiff.sampling.step import tiled
 from invdiff.transitions import DDPM, Ancestral
 
@@ -148,9 +148,7 @@ class ClassifierGuidance(Guidance):
                     "log_prob does not depend on its argument in a way that can be "
                     "differentiated; is something detached in it?"
                 )
-            (grad,) = torch.autograd.grad(
-                log_p.sum(), x, create_graph=outer
-            )  # the sum keeps the images' gradients apart
+            grad = gradient(log_p, x, create_graph=outer)
         return p if outer else p.detach(), grad
 
     def _of_x_t(self, x: Tensor, step: Step) -> Tensor:
@@ -175,7 +173,7 @@ class ClassifierGuidance(Guidance):
 
 
 @dataclass(frozen=True)
-class MeanShift(Transition):
+class MeanShift(Wrapping):
     """Algorithm 1: the ancestral step of ``inner`` with its mean shifted by s Sigma grad log p(y |
     x_t, t).
 
@@ -199,16 +197,7 @@ class MeanShift(Transition):
                 "ClassifierGuidance, or DDIM(eta) with eta > 0"
             )
 
-    def around(self, inner: Transition) -> Transition:
-        return (
-            inner
-            if isinstance(inner, MeanShift)
-            else replace(self, inner=self.inner.around(inner) or inner)  # type: ignore[arg-type]
-        )  # __post_init__ refuses others
-
-    def down(
-        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
-    ) -> Tensor:
+    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement) -> Tensor:
         p, grad = self.guidance.gradient(predict, x_t, step)
         x_s = self.inner.down(lambda *_, **__: p, x_t, step, measurement)
         std: Any = self.inner.noise_std(p, step.t, step.s)

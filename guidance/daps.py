@@ -37,7 +37,7 @@ from torch import Tensor
 
 from invdiff.network import Prediction
 from invdiff.problem import LinearOperator, Measurement
-from invdiff.sampling import Denoise, Guidance, Itinerary, Method, Setting, Step
+from invdiff.sampling import Denoise, Guidance, Itinerary, Method, Setting, Step, gradient
 from invdiff.schedules import Level, Schedule, karras
 from invdiff.transitions import Renoise
 
@@ -77,7 +77,6 @@ class DAPS(Guidance):
 
     def bind(self, setting: Setting) -> Self:
         bound = super().bind(setting)
-        assert setting.measurement is not None
         target = self.target(setting.measurement)
         target.check_noisy("DAPS with tau=0")
         if self.exact:
@@ -90,9 +89,8 @@ class DAPS(Guidance):
         return bound
 
     def __call__(
-        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement
     ) -> Prediction:
-        assert measurement is not None
         p, x0 = self.flow(denoise, x_t, step)
         draw = self.solved if self.exact else self.langevin
         return p.move(draw(x0, step, self.target(measurement)) - p.x0)
@@ -122,15 +120,14 @@ class DAPS(Guidance):
         for _ in range(self.langevin_steps):
             with torch.enable_grad():
                 x = x.detach().requires_grad_()
-                total = measurement.log_likelihood(x).sum()
-            (score,) = torch.autograd.grad(total, x)
+                score = gradient(measurement.log_likelihood(x), x)
             drift = score + (x0 - x.detach()) / float(step.t.ratio) ** 2
             x = x.detach() + eta * drift + math.sqrt(2 * eta) * step.randn_like(x)
         return x
 
     def solved(self, x0: Tensor, step: Step, measurement: Measurement) -> Tensor:
         """An exact draw of what the Langevin steps aim at."""
-        assert isinstance(operator := measurement.operator, LinearOperator)
+        operator = measurement.linear
         r, tau = float(step.t.ratio), measurement.image_sigma("DAPS")
         x = x0 + r * step.randn_like(x0)
         y = measurement.y + tau * step.randn_like(measurement.y)

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -70,7 +70,6 @@ class DDNM(Guidance):
 
     def bind(self, setting: Setting) -> Self:
         bound, measurement = super().bind(setting), setting.measurement
-        assert measurement is not None
         if _noisy(measurement) and not isinstance(measurement.operator, SpectralOperator):
             raise ValueError(
                 f"DDNM requires {SpectralOperator.wanted()} where the measurement has "
@@ -80,11 +79,9 @@ class DDNM(Guidance):
         return bound
 
     def __call__(
-        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement
     ) -> Prediction:
-        assert measurement is not None
-        operator, p = measurement.operator, denoise(x_t, step.t)
-        assert isinstance(operator, LinearOperator)
+        operator, p = measurement.linear, denoise(x_t, step.t)
         dx = operator.pinv(measurement.residual(p.x0))
         if isinstance(operator, SpectralOperator) and _noisy(measurement):
             n, sigma = step.s.alpha * measurement.component_sigma("DDNM"), step.s.sigma
@@ -109,12 +106,8 @@ class NullSpaceNoise(Transition):
     def __post_init__(self) -> None:
         _check_eta(self.eta)
 
-    def down(
-        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
-    ) -> Tensor:
-        assert measurement is not None
+    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement) -> Tensor:
         operator, p, (_, alpha, sigma) = measurement.operator, predict(x_t, step.t), step.s
-        step.memory["x0"] = p.x0
         z = step.randn_like(x_t)
         fresh, kept = self.eta * sigma, math.sqrt(1 - self.eta**2) * sigma
         if not isinstance(operator, SpectralOperator) or not _noisy(measurement):
@@ -126,8 +119,9 @@ class NullSpaceNoise(Transition):
         )
 
     def up(self, x_t: Tensor, step: Step) -> Tensor:
-        x0: Any = step.memory["x0"]
-        return step.s.alpha * x0 + step.s.sigma * step.randn_like(x_t)
+        if step.last is None:
+            raise ValueError("time travel goes back up from an estimate: begin with a step down")
+        return step.s.alpha * step.last.x0 + step.s.sigma * step.randn_like(x_t)
 
 
 def ddnm(eta: float = 0.85, travel_length: int = 1, travel_repeat: int = 1) -> Method:

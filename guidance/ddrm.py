@@ -53,12 +53,8 @@ class DDRM(Transition):
         if not (0 <= self.eta <= 1 and 0 <= self.eta_b <= 1):
             raise ValueError(f"eta and eta_b must be in [0, 1], got {self.eta} and {self.eta_b}")
 
-    def down(
-        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
-    ) -> Tensor:
-        assert measurement is not None
-        operator = measurement.operator
-        assert isinstance(operator, SpectralOperator)
+    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement) -> Tensor:
+        operator = measurement.spectral
         p, (_, alpha, sigma) = predict(x_t, step.t), step.s
         # All times alpha_s, the frame of x_s. The noise comes from a real image, so that the state
         # stays real where V is complex.

@@ -52,12 +52,11 @@ class DiffPIR(Guidance):
             raise ValueError(f"lmbda must be a finite number, at least 0, got {self.lmbda}")
 
     def __call__(
-        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement
     ) -> Prediction:
-        assert measurement is not None and isinstance(measurement.operator, LinearOperator)
         p = denoise(x_t, step.t)
         rho = self.lmbda * (measurement.image_sigma("DiffPIR") / float(step.t.ratio)) ** 2
-        return p.move(measurement.operator.pinv(measurement.residual(p.x0), ridge=rho))
+        return p.move(measurement.linear.pinv(measurement.residual(p.x0), ridge=rho))
 
 
 @dataclass(frozen=True)

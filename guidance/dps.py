@@ -38,7 +38,7 @@ from torch import Tensor
 
 from invdiff.network import Prediction
 from invdiff.problem import Measurement
-from invdiff.sampling import Denoise, Guidance, Setting, Step, traced
+from invdiff.sampling import Denoise, Guidance, Setting, Step, gradient, traced
 
 
 @dataclass(frozen=True)
@@ -74,22 +74,19 @@ class DPS(Guidance):
     def bind(self, setting: Setting) -> DPS:
         bound = super().bind(setting)
         if self.likelihood:
-            assert setting.measurement is not None
             setting.measurement.check_noisy("DPS with likelihood=true")
         return bound
 
     def __call__(
-        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement
     ) -> Prediction:
-        assert measurement is not None
         zeta = self.step_size(step, measurement)
         with torch.enable_grad():
             x_t, p = traced(denoise, x_t, step.t, "DPS")
             misfit = (
                 -measurement.log_likelihood(p.x0) if self.likelihood else measurement.norm(p.x0)
             )
-            total = misfit.sum()  # one value per image; the sum keeps their gradients apart
-        (grad,) = torch.autograd.grad(total, x_t)
+            grad = gradient(misfit, x_t)
         return p.detach().move_x0(-zeta / float(step.s.alpha) * grad)
 
     def step_size(self, step: Step, measurement: Measurement) -> float | Tensor:

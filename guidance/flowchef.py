@@ -43,9 +43,8 @@ class FlowChef(Guidance):
             raise ValueError(f"eta must be a finite number, at least 0, got {self.eta}")
 
     def __call__(
-        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement
     ) -> Prediction:
-        assert measurement is not None
         p = denoise(x_t, step.t)
         if step.s.sigma == 0:
             return p

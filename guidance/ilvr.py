@@ -28,12 +28,12 @@ from torch import Tensor
 
 from invdiff.operators.sr import SuperResolution
 from invdiff.problem import LinearOperator, Measurement, Operator
-from invdiff.sampling import Denoise, Method, Setting, Step, Transition
+from invdiff.sampling import Denoise, Method, Setting, Step, Transition, Wrapping
 from invdiff.transitions import DDPM
 
 
 @dataclass(frozen=True)
-class ILVR(Transition):
+class ILVR(Wrapping):
     """See the module's docstring.
 
     Args:
@@ -56,7 +56,6 @@ class ILVR(Transition):
 
     def bind(self, setting: Setting) -> ILVR:
         bound = super().bind(setting)
-        assert setting.measurement is not None
         operator = setting.measurement.operator
         factor = self.factor or (operator.factor if isinstance(operator, SuperResolution) else 8)
         if len(setting.shape) != 4 or min(setting.shape[2:]) < factor:
@@ -66,27 +65,11 @@ class ILVR(Transition):
             )
         return replace(bound, factor=factor)
 
-    @property
-    def predictions(self) -> int:
-        return self.inner.predictions
-
-    def around(self, inner: Transition) -> Transition:
-        return (
-            inner
-            if isinstance(inner, ILVR)
-            else replace(self, inner=self.inner.around(inner) or inner)
-        )
-
-    def down(
-        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
-    ) -> Tensor:
-        assert measurement is not None
+    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement) -> Tensor:
         x_s = self.inner.down(predict, x_t, step, measurement)
         if step.t.ratio <= self.range_t:
             return x_s
-        if "reference" not in step.memory:
-            step.memory["reference"] = measurement.linear_estimate()
-        y_s = step.s.alpha * step.memory["reference"]
+        y_s = step.s.alpha * measurement.linear_estimate()
         if step.s.sigma > 0:
             y_s = y_s + step.s.sigma * step.randn_like(x_s)
         return x_s + self.low_pass(y_s - x_s)
@@ -101,9 +84,6 @@ class ILVR(Transition):
         return F.interpolate(
             small, size=size, mode="bicubic", antialias=True
         )  # a = -1/2 with antialias, -3/4 without
-
-    def up(self, x_t: Tensor, step: Step) -> Tensor:
-        return self.inner.up(x_t, step)
 
 
 def ilvr(factor: int | None = None, range_t: float = 0.0, variance: str = "auto") -> Method:

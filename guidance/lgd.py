@@ -30,7 +30,7 @@ from torch import Tensor
 
 from invdiff.network import Prediction
 from invdiff.problem import Measurement
-from invdiff.sampling import Denoise, Guidance, Setting, Step, traced
+from invdiff.sampling import Denoise, Guidance, Setting, Step, gradient, traced
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,12 @@ class LGD(Guidance):
 
     def bind(self, setting: Setting) -> LGD:
         bound = super().bind(setting)
-        assert setting.measurement is not None
         setting.measurement.check_noisy("LGD")
         return bound
 
     def __call__(
-        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement
     ) -> Prediction:
-        assert measurement is not None
         t = step.t
         if t.alpha == 0:  # pure noise says nothing about the image
             return denoise(x_t, t)
@@ -72,8 +70,5 @@ class LGD(Guidance):
             draws = [
                 measurement.log_likelihood(p.x0 + r * step.randn_like(p.x0)) for _ in range(self.n)
             ]
-            log_p = (
-                torch.stack(draws).logsumexp(0).sum()
-            )  # one value per image; the sum keeps their gradients apart
-        (grad,) = torch.autograd.grad(log_p, x_t)
+            grad = gradient(torch.stack(draws).logsumexp(0), x_t)
         return p.detach().move(self.zeta * t.sigma**2 / t.alpha * grad)

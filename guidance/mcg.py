@@ -52,12 +52,11 @@ class MCG(Guidance):
             raise ValueError(f"alpha must be a finite number, at least 0, got {self.alpha}")
 
     def __call__(
-        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement
     ) -> Prediction:
-        assert measurement is not None and isinstance(measurement.operator, LinearOperator)
         with torch.enable_grad():
             x_t, p = traced(denoise, x_t, step.t, "MCG")
-        gap = measurement.operator.pinv(measurement.residual(p.x0.detach()))
+        gap = measurement.linear.pinv(measurement.residual(p.x0.detach()))
         direction = F.normalize(gap.flatten(1)).view_as(
             gap
         )  # zero, not nan, where nothing is missing

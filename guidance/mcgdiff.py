@@ -40,13 +40,13 @@ import torch
 from torch import Tensor
 
 from invdiff.problem import Measurement, Operator, SpectralOperator
-from invdiff.sampling import Denoise, Step, Transition
+from invdiff.sampling import Denoise, Step, Wrapping
 from invdiff.sampling.particles import resample
 from invdiff.transitions import DDIM, DDPM, Ancestral, check_density, forward_variance
 
 
 @dataclass(frozen=True)
-class MCGDiff(Transition):
+class MCGDiff(Wrapping):
     """See the module's docstring.
 
     Args:
@@ -67,15 +67,8 @@ class MCGDiff(Transition):
                 "variance 'small' or 'large'"
             )
 
-    def around(self, inner: Transition) -> Transition:
-        return inner if isinstance(inner, MCGDiff) else replace(self, inner=inner)  # type: ignore[arg-type]  # __post_init__ refuses others
-
-    def down(
-        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
-    ) -> Tensor:
-        assert measurement is not None
-        t, s, operator = step.t, step.s, measurement.operator
-        assert isinstance(operator, SpectralOperator)
+    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement) -> Tensor:
+        t, s, operator = step.t, step.s, measurement.spectral
         mean, std = self.inner.kernel(replace(predict(x_t, t), variance_fraction=None), t, s)
         x, m, y = operator.Vt(x_t), operator.Vt(mean), operator.Vt(operator.pinv(measurement.y))
         rho2 = measurement.component_sigma("MCGDiff") ** 2

@@ -50,9 +50,8 @@ class MMPS(Guidance):
             raise ValueError(f"iterations must be at least 1, got {self.iterations}")
 
     def __call__(
-        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement
     ) -> Prediction:
-        assert measurement is not None
         _, alpha, sigma = step.t
         if alpha == 0:  # pure noise: x0 does not depend on it
             return denoise(x_t, step.t)

@@ -47,11 +47,9 @@ class PiGDM(Guidance):
     one_sigma: ClassVar[bool] = True
 
     def __call__(
-        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement
     ) -> Prediction:
-        assert measurement is not None
-        operator, (_, alpha, sigma) = measurement.operator, step.t
-        assert isinstance(operator, LinearOperator)
+        operator, (_, alpha, sigma) = measurement.linear, step.t
         if alpha == 0:  # pure noise: x0 does not depend on it
             return denoise(x_t, step.t)
         r2 = sigma**2 / (alpha**2 + sigma**2)

@@ -25,25 +25,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from invdiff.network import Prediction
 from invdiff.problem import Measurement
-from invdiff.sampling import Denoise, Guidance, Method, Step, data_gradient
+from invdiff.sampling import Denoise, Method, StatefulGuidance, Step, data_gradient
 from invdiff.transitions import Renoise
 
 
 @dataclass(frozen=True)
-class PnPFlow(Guidance):
+class PnPFlow(StatefulGuidance[Tensor | None]):
     """See the module's docstring."""
 
     lr: float = 1.0
     alpha: float = 0.5
     draws: int = 5
-    stateful: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, value in (("lr", self.lr), ("alpha", self.alpha)):
@@ -52,24 +50,28 @@ class PnPFlow(Guidance):
         if self.draws < 1:
             raise ValueError(f"draws must be at least 1, got {self.draws}")
 
-    def __call__(
-        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
-    ) -> Prediction:
-        assert measurement is not None
-        t, s = step.t, step.s
+    def init(self, x_T: Tensor, measurement: Measurement) -> None:
+        """No z yet: the state is noise alone."""
+
+    def advance(
+        self,
+        denoise: Denoise,
+        x_t: Tensor,
+        step: Step,
+        measurement: Measurement,
+        state: Tensor | None,
+    ) -> tuple[Prediction, Tensor]:
+        t, s, z = step.t, step.s, state
         p = denoise(x_t, t)
         estimates = [p.x0]
-        if "z" in step.memory:  # x_t is one draw around it
+        if z is not None:  # x_t is one draw around it
             for _ in range(self.draws - 1):
-                estimates.append(
-                    denoise(t.alpha * step.memory["z"] + t.sigma * step.randn_like(x_t), t).x0
-                )
+                estimates.append(denoise(t.alpha * z + t.sigma * step.randn_like(x_t), t).x0)
         x0 = torch.stack(estimates).mean(0)
         if s.sigma > 0:  # the run ends with the denoiser
             gamma = self.lr * float(s.sigma / (s.alpha + s.sigma)) ** self.alpha
             x0 = x0 - gamma / 2 * data_gradient(measurement, x0)
-        step.memory["z"] = x0
-        return p.move_x0(x0 - p.x0)
+        return p.move_x0(x0 - p.x0), x0
 
 
 def pnpflow(lr: float = 1.0, alpha: float = 0.5, draws: int = 5) -> Method:

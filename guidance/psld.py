@@ -29,8 +29,9 @@ from torch import Tensor
 
 from invdiff.network import Prediction
 from invdiff.problem import LinearOperator, Measurement, Operator
+from invdiff.problem.operator import of_kind
 from invdiff.problem.wrapped import Decoded
-from invdiff.sampling import Denoise, Guidance, Method, Setting, Step, traced
+from invdiff.sampling import Denoise, Guidance, Method, Setting, Step, gradient, traced
 from invdiff.transitions import DDIM
 
 
@@ -50,8 +51,7 @@ class PSLD(Guidance):
 
     def bind(self, setting: Setting) -> Self:
         bound = super().bind(setting)
-        assert setting.measurement is not None and isinstance(setting.measurement.operator, Decoded)
-        A = setting.measurement.operator.inner
+        A = of_kind(setting.measurement.operator, Decoded).inner
         if not isinstance(A, LinearOperator):
             raise ValueError(
                 f"PSLD requires {LinearOperator.wanted()} of the decoded image, but "
@@ -60,11 +60,10 @@ class PSLD(Guidance):
         return bound
 
     def __call__(
-        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement
     ) -> Prediction:
-        assert measurement is not None and isinstance(measurement.operator, Decoded)
-        A, coder = measurement.operator.inner, measurement.operator.autoencoder
-        assert isinstance(A, LinearOperator)
+        operator = of_kind(measurement.operator, Decoded)
+        A, coder = of_kind(operator.inner, LinearOperator), operator.autoencoder
         with torch.enable_grad():
             x_t, p = traced(denoise, x_t, step.t, "PSLD")
             image = coder.decode(p.x0)
@@ -73,8 +72,7 @@ class PSLD(Guidance):
                 image + A.adjoint(residual)
             )  # A* y + (I − A* A) D(z0), with one application of each
             errors = self.omega * _norm(residual) + self.gamma * _norm(p.x0 - glued)
-            error = errors.sum()  # one value per image; the sum keeps their gradients apart
-        (grad,) = torch.autograd.grad(error, x_t)
+            grad = gradient(errors, x_t)
         return p.detach().move_x0(-grad / step.s.alpha)
 
 

@@ -29,25 +29,44 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from invdiff.network import Prediction
 from invdiff.problem import LinearOperator, Measurement
-from invdiff.sampling import Denoise, Guidance, Method, Step, data_gradient
+from invdiff.sampling import Denoise, Method, StatefulGuidance, Step, data_gradient
 from invdiff.transitions import Renoise
 
 
+class Adam(NamedTuple):
+    """Adam (Kingma & Ba 2015, algorithm 1) on an image that is sought, with betas 0.9 and 0.99."""
+
+    x: Tensor
+    m: Tensor
+    v: Tensor
+    k: int = 0
+
+    @classmethod
+    def at(cls, x: Tensor) -> Adam:
+        """Before the first step, at x."""
+        return cls(x, torch.zeros_like(x), torch.zeros_like(x))
+
+    def stepped(self, grad: Tensor, lr: float) -> Adam:
+        """After a step along −grad."""
+        k, (b1, b2) = self.k + 1, (0.9, 0.99)
+        m, v = torch.lerp(grad, self.m, b1), torch.lerp(grad.square(), self.v, b2)
+        direction = (m / (1 - b1**k)) / ((v / (1 - b2**k)).sqrt() + 1e-8)
+        return Adam(self.x - lr * direction, m, v, k)
+
+
 @dataclass(frozen=True)
-class REDDiff(Guidance):
+class REDDiff(StatefulGuidance[Adam | None]):
     """The optimisation; :func:`reddiff` goes on with new noise at each level."""
 
     lmbda: float = 0.25
     lr: float = 0.1
-
-    stateful: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.lmbda < math.inf:
@@ -55,23 +74,25 @@ class REDDiff(Guidance):
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be a finite positive number, got {self.lr}")
 
-    def __call__(
-        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
-    ) -> Prediction:
-        assert measurement is not None
+    def init(self, x_T: Tensor, measurement: Measurement) -> Adam | None:
+        """mu = A† y; under a nonlinear operator it is the network's first estimate."""
+        linear = isinstance(measurement.operator, LinearOperator)
+        return Adam.at(measurement.linear_estimate()) if linear else None
+
+    def advance(
+        self,
+        denoise: Denoise,
+        x_t: Tensor,
+        step: Step,
+        measurement: Measurement,
+        state: Adam | None,
+    ) -> tuple[Prediction, Adam]:
         p = denoise(x_t, step.t)
-        if not step.memory:
-            start = (
-                measurement.linear_estimate()
-                if isinstance(measurement.operator, LinearOperator)
-                else p.x0
-            )
-            step.memory["mu"] = mu = start.clone()
-            step.memory["adam"] = torch.optim.Adam([mu], self.lr, betas=(0.9, 0.99))
-        mu, m, n = step.memory["mu"], measurement.y[0].numel(), x_t[0].numel()
-        mu.grad = data_gradient(measurement, mu) / (2 * m) + self.lmbda / n * (mu - p.x0)
-        step.memory["adam"].step()
-        return p.move(mu - p.x0)
+        adam = Adam.at(p.x0) if state is None else state
+        mu, m, n = adam.x, measurement.y[0].numel(), x_t[0].numel()
+        grad = data_gradient(measurement, mu) / (2 * m) + self.lmbda / n * (mu - p.x0)
+        adam = adam.stepped(grad, self.lr)
+        return p.move(adam.x - p.x0), adam
 
 
 def reddiff(lmbda: float = 0.25, lr: float = 0.1) -> Method:

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -36,14 +36,15 @@ from torch import Tensor
 
 from invdiff.network import Prediction
 from invdiff.problem import Measurement, Operator
+from invdiff.problem.operator import of_kind
 from invdiff.problem.wrapped import Decoded
-from invdiff.sampling import Denoise, Step, Transition
+from invdiff.sampling import Denoise, Step, Transition, Wrapping
 from invdiff.schedules import Level
 from invdiff.transitions import DDIM, posterior_variance
 
 
 @dataclass(frozen=True)
-class ReSample(Transition):
+class ReSample(Wrapping):
     """See the module's docstring.
 
     Args:
@@ -76,22 +77,9 @@ class ReSample(Transition):
         if not 0 <= self.tau < math.inf:
             raise ValueError(f"tau must be a finite number, at least 0, got {self.tau}")
 
-    @property
-    def predictions(self) -> int:
-        return self.inner.predictions
-
-    def around(self, inner: Transition) -> Transition:
-        return (
-            inner
-            if isinstance(inner, ReSample)
-            else replace(self, inner=self.inner.around(inner) or inner)
-        )
-
-    def down(
-        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
-    ) -> Tensor:
-        assert measurement is not None and isinstance(measurement.operator, Decoded)
-        A, coder, y = measurement.operator.inner, measurement.operator.autoencoder, measurement.y
+    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement) -> Tensor:
+        seen = of_kind(measurement.operator, Decoded)
+        A, coder, y = seen.inner, seen.autoencoder, measurement.y
         made: list[Prediction] = []
 
         def watched(x: Tensor, level: Level, **cond: Any) -> Prediction:
@@ -101,9 +89,7 @@ class ReSample(Transition):
         z_s = self.inner.down(watched, x_t, step, measurement)
         left = step.count - 1 - step.index
         if step.s.sigma == 0:
-            return fitted(
-                measurement.operator, y, z_s, self.latent_iterations, self.latent_lr, self.tau
-            )
+            return fitted(seen, y, z_s, self.latent_iterations, self.latent_lr, self.tau)
         if left % self.every or left > step.count - step.count // 3:
             return z_s
         z0 = made[0].x0
@@ -112,9 +98,7 @@ class ReSample(Transition):
                 fitted(A, y, coder.decode(z0), self.image_iterations, self.image_lr, self.tau)
             )
         else:
-            z0 = fitted(
-                measurement.operator, y, z0, self.latent_iterations, self.latent_lr, self.tau
-            )
+            z0 = fitted(seen, y, z0, self.latent_iterations, self.latent_lr, self.tau)
         prior, S = float(step.s.sigma) ** 2, self.gamma * posterior_variance(step.t, step.s)
         mean = (S * step.s.alpha * z0 + prior * z_s) / (S + prior)
         return mean + math.sqrt(S * prior / (S + prior)) * step.randn_like(mean)

@@ -61,7 +61,6 @@ class SR3(Guidance):
 
     def bind(self, setting: Setting) -> SR3:
         super().bind(setting)
-        assert setting.measurement is not None
         if "cond" in setting.cond:
             raise ValueError("cond is given twice, to SR3 and to the run; leave one out")
         denoiser, (images, channels, *size) = setting.denoiser, setting.shape
@@ -127,7 +126,7 @@ class SR3(Guidance):
         return operator.pinv(y) if self.cond == "pinv" else operator.adjoint(y)
 
     def __call__(
-        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement
     ) -> Prediction:
         if not isinstance(self.cond, Tensor):
             raise TypeError("SR3 is bound to a run before it is called: SR3().bind(setting)")

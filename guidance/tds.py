@@ -28,7 +28,7 @@ choose among paths, and say little about the posterior.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 import torch
@@ -36,7 +36,7 @@ from torch import Tensor
 
 from invdiff.network import Prediction
 from invdiff.problem import LinearOperator, Measurement, Operator
-from invdiff.sampling import Denoise, Setting, Step, Transition, traced
+from invdiff.sampling import Denoise, Setting, StatefulTransition, Step, Wrapping, traced
 from invdiff.sampling.particles import resample
 from invdiff.transitions import DDPM, Ancestral, check_density
 
@@ -45,7 +45,7 @@ MOST = 64
 
 
 @dataclass(frozen=True)
-class TDS(Transition):
+class TDS(StatefulTransition[Tensor], Wrapping):
     """See the module's docstring.
 
     Args:
@@ -74,12 +74,8 @@ class TDS(Transition):
             )
         check_density(self.inner, "TDS")
 
-    def around(self, inner: Transition) -> Transition:
-        return inner if isinstance(inner, TDS) else replace(self, inner=inner)  # type: ignore[arg-type]  # __post_init__ refuses others
-
     def bind(self, setting: Setting) -> Self:
         bound = super().bind(setting)
-        assert setting.measurement is not None
         y = setting.measurement.y
         if self.covariance == "tweedie" and (y[0].numel() > MOST or y.is_complex()):
             raise ValueError(
@@ -89,27 +85,27 @@ class TDS(Transition):
             )
         return bound
 
-    def down(
-        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
-    ) -> Tensor:
-        assert measurement is not None
+    def init(self, x_T: Tensor, measurement: Measurement) -> Tensor:
+        """Equal log weights."""
+        return x_T.new_zeros(len(x_T))
+
+    def advance(
+        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
         t, s = step.t, step.s
         p, log_p, grad = self.twist(predict, x_t, step, measurement)
         last = bool(s.sigma == 0)
-        rows, log_w = resample(
-            step.memory.get("log_w", 0.0) + log_p, step, 1.0 if last else self.ess
-        )
+        rows, log_w = resample(state + log_p, step, 1.0 if last else self.ess)
         guided = p if t.alpha == 0 else p.move(t.sigma**2 / t.alpha * grad).clip()
         (plain, std), (twisted, _) = (self.inner.kernel(q, t, s) for q in (p, guided))
         if last:
-            return twisted[rows]
+            return twisted[rows], log_w
         z = step.randn_like(x_t)
         std = std[rows] if isinstance(std, Tensor) else std
         shift = (twisted - plain)[rows] / std
-        step.memory["log_w"] = (
-            log_w - log_p[rows] - (shift * (z + shift / 2)).flatten(1).sum(1)
-        )  # and p(x_s | x_t) / p~(x_s | x_t, y)
-        return twisted[rows] + std * z
+        # p~(y | x_t) was weighed, and p(x_s | x_t) / p~(x_s | x_t, y) is to be
+        log_w = log_w - log_p[rows] - (shift * (z + shift / 2)).flatten(1).sum(1)
+        return twisted[rows] + std * z, log_w
 
     def up(self, x_t: Tensor, step: Step) -> Tensor:
         raise ValueError(
@@ -136,8 +132,7 @@ def _isotropic(x_t: Tensor, p: Prediction, measurement: Measurement) -> tuple[Te
 
     −2 log p~ = ‖u‖²/r_t² + ‖r − A u‖²/sigma²,    grad log p~ = (dx0/dx_t)* u / r_t²
     """
-    operator, t = measurement.operator, p.level
-    assert isinstance(operator, LinearOperator)
+    operator, t = measurement.linear, p.level
     noise = torch.as_tensor(measurement.image_sigma("TDS"), dtype=x_t.dtype, device=x_t.device) ** 2
     spread = t.sigma**2 / (t.alpha**2 + t.sigma**2)
     residual = measurement.residual(p.x0.detach())
@@ -152,8 +147,7 @@ def _tweedie(x_t: Tensor, p: Prediction, measurement: Measurement) -> tuple[Tens
     """Of C = sigma_t²/alpha_t J, J = dx0/dx_t, the covariance of x0 given x_t where the network is
     exact. The rows of A J, one backward pass each, make A C A* and combine to the gradient J* A* (A
     C A* + sigma²)^-1 (y − A x0)."""
-    operator, t, y = measurement.operator, p.level, measurement.y
-    assert isinstance(operator, LinearOperator)
+    operator, t, y = measurement.linear, p.level, measurement.y
     m = y[0].numel()
     noise = torch.as_tensor(measurement.image_sigma("TDS"), dtype=x_t.dtype, device=x_t.device) ** 2
     units = (

@@ -89,7 +89,7 @@ def describe(kind: str, name: str) -> dict[str, Any]:
 
 def _facts(kind: str, name: str, made: Any) -> list[str]:
     from invdiff.problem import LinearOperator, Operator, SpectralOperator, make_operator
-    from invdiff.sampling import make_method
+    from invdiff.sampling import StatefulGuidance, make_method
 
     if kind == "operators":
         operator = make_operator(name)
@@ -120,8 +120,8 @@ def _facts(kind: str, name: str, made: Any) -> list[str]:
             facts.append("the samples of an image are its particles")
     for guidance in method.chain:
         facts += (
-            ["keeps memory between steps: transitions that predict once a step"]
-            if guidance.stateful
+            ["keeps a state between steps: transitions that predict once a step"]
+            if isinstance(guidance, StatefulGuidance)
             else []
         )
         facts += [f"gives the network its {', '.join(guidance.sets)}"] if guidance.sets else []

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from invdiff.problem.make import as_operator
-from invdiff.problem.operator import LinearOperator, Operator
+from invdiff.problem.operator import LinearOperator, Operator, of_kind
 from invdiff.problem.spectral import SpectralOperator, inverted
 from invdiff.problem.wrapped import Rescaled
 
@@ -88,6 +88,16 @@ class Measurement:
         assert self.operator.shape is not None
         return self.operator.shape
 
+    @property
+    def linear(self) -> LinearOperator:
+        """The operator, for pieces that require a linear one."""
+        return of_kind(self.operator, LinearOperator)
+
+    @property
+    def spectral(self) -> SpectralOperator:
+        """The operator, for pieces that require its singular value decomposition."""
+        return of_kind(self.operator, SpectralOperator)
+
     def image_sigma(self, who: str) -> Tensor | float:
         """sigma as a number, or one per image as (B, 1, ...) that broadcasts against images; for
         methods whose algebra needs that.
@@ -121,8 +131,7 @@ class Measurement:
         So that noise is not amplified where A measures little, as A† does. Where sigma differs
         between pixels, their mean sigma² counts.
         """
-        assert isinstance(self.operator, LinearOperator)
-        return self.operator.pinv(self.y, ridge=self.mean_variance)
+        return self.linear.pinv(self.y, ridge=self.mean_variance)
 
     def estimate(self) -> Tensor | None:
         """An image made from y alone, in the range of this measurement: the linear estimate, or y
@@ -161,10 +170,8 @@ class Measurement:
         Raises:
             ValueError: as :meth:`image_sigma`.
         """
-        assert isinstance(self.operator, SpectralOperator)
-        return self.image_sigma(who) * inverted(
-            self.operator.singular_values, self.operator.measured, 0.0
-        )
+        operator = self.spectral
+        return self.image_sigma(who) * inverted(operator.singular_values, operator.measured, 0.0)
 
     def residual(self, x: Tensor) -> Tensor:
         """y − A(x)."""

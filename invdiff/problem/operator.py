@@ -22,7 +22,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -311,3 +311,20 @@ def broadcastable(value: float | Tensor, ndim: int) -> float | Tensor:
         if isinstance(value, Tensor) and value.ndim == 1
         else value
     )
+
+
+Kind = TypeVar("Kind", bound=Operator)
+
+
+def of_kind(operator: Operator, kind: type[Kind]) -> Kind:
+    """The operator, typed as the kind that a piece declares to require.
+
+    Raises:
+        TypeError: it is of another kind.
+    """
+    if not isinstance(operator, kind):
+        raise TypeError(
+            f"{operator.kind} is not {kind.wanted()}; a piece that needs one declares "
+            f"requires = {kind.__name__}"
+        )
+    return operator

@@ -6,10 +6,20 @@
 Nothing in it knows a method's name.
 """
 
-from invdiff.sampling.gradients import data_gradient, traced
+from invdiff.sampling.gradients import data_gradient, gradient, traced
 from invdiff.sampling.loop import Callback, NonFiniteError, Progress, sample
 from invdiff.sampling.method import Method, make_method
-from invdiff.sampling.pieces import Guidance, Itinerary, Piece, Setting, Transition, renoise
+from invdiff.sampling.pieces import (
+    Guidance,
+    Itinerary,
+    Piece,
+    Setting,
+    StatefulGuidance,
+    StatefulTransition,
+    Transition,
+    Wrapping,
+    renoise,
+)
 from invdiff.sampling.step import Denoise, Step
 
 __all__ = [
@@ -22,9 +32,13 @@ __all__ = [
     "Piece",
     "Progress",
     "Setting",
+    "StatefulGuidance",
+    "StatefulTransition",
     "Step",
     "Transition",
+    "Wrapping",
     "data_gradient",
+    "gradient",
     "make_method",
     "renoise",
     "sample",

@@ -28,10 +28,15 @@ def traced(denoise: Denoise, x_t: Tensor, level: Level, who: str) -> tuple[Tenso
     return x_t, p
 
 
+def gradient(values: Tensor, x: Tensor, create_graph: bool = False) -> Tensor:
+    """The gradient in x (B, ...) of one value per image, values (B,): image k's is that of
+    values[k] alone, since no value depends on another image."""
+    return torch.autograd.grad(values.sum(), x, create_graph=create_graph)[0]
+
+
 def data_gradient(measurement: Measurement, x: Tensor) -> Tensor:
     """grad_x ‖y − A(x)‖² of every image at an estimate x itself, (B, ...): through A alone, the
     network is not differentiated."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        loss = measurement.loss(x).sum()  # one value per image; the sum keeps their gradients apart
-    return torch.autograd.grad(loss, x)[0]
+        return gradient(measurement.loss(x), x)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,12 @@ from torch import Tensor
 from invdiff.network import Denoiser, Prediction
 from invdiff.noise import NoiseSource
 from invdiff.problem import Measurement
-from invdiff.sampling.pieces import Guidance, Transition
+from invdiff.sampling.pieces import (
+    Guidance,
+    StatefulGuidance,
+    StatefulTransition,
+    Transition,
+)
 from invdiff.sampling.step import Denoise, Step, tiled_all
 from invdiff.schedules import Level, Schedule
 
@@ -28,26 +33,44 @@ def guide(
     denoise: Denoise,
     guidance: Sequence[Guidance],
     step: Step,
-    memory: list[dict[str, Any]],
+    states: list[Any],
     measurement: Measurement | None,
 ) -> Denoise:
     """The network under a chain of guidances, the first nearest to the network: ordinary function
-    wrapping."""
-    for g, own in zip(guidance, memory, strict=True):
-        denoise = _wrap(denoise, g, replace(step, memory=own), measurement)
+    wrapping. The states of those that keep one are replaced as they are evaluated."""
+    # A guidance that reads the measurement requires one, which was checked when it was bound.
+    measured = cast(Measurement, measurement)
+    for k, g in enumerate(guidance):
+        denoise = _wrap(denoise, g, step, states, k, measured)
     return denoise
 
 
 def _wrap(
-    denoise: Denoise, guidance: Guidance, step: Step, measurement: Measurement | None
+    denoise: Denoise,
+    guidance: Guidance,
+    step: Step,
+    states: list[Any],
+    k: int,
+    measurement: Measurement,
 ) -> Denoise:
+    advanced = False
+
     def guided(x_t: Tensor, level: Level, **cond: Any) -> Prediction:
         def inner(x: Tensor, at: Level, **more: Any) -> Prediction:
             return denoise(x, at, **{**tiled_all(cond, x), **more})
 
-        return guidance(
-            inner, x_t, step if level is step.t else replace(step, t=level), measurement
-        )
+        nonlocal advanced
+        here = step if level is step.t else replace(step, t=level)
+        if not isinstance(guidance, StatefulGuidance):
+            return guidance(inner, x_t, here, measurement)
+        if advanced:
+            raise ValueError(
+                f"{type(guidance).__name__} keeps a state from step to step, but was evaluated "
+                "twice in one; put it last in the chain, under a transition that predicts once"
+            )
+        advanced = True
+        p, states[k] = guidance.advance(inner, x_t, here, measurement, states[k])
+        return p
 
     return guided
 
@@ -134,8 +157,6 @@ def sample(
     noise. Guidance that knows labels or images, and transitions, are bound first:
     ``guidance.bind(Setting(...))``.
     """
-    memory: list[dict[str, Any]] = [{} for _ in guidance]
-    own: dict[str, Any] = {}
     last: Prediction | None = None
     count = len(levels) - 1
     watch = _Watch(count)
@@ -143,10 +164,15 @@ def sample(
     def network(x_t: Tensor, level: Level, **more: Any) -> Prediction:
         return denoiser(x_t, level, **{**tiled_all(cond or {}, x_t), **more})
 
+    measured = cast(Measurement, measurement)
     with torch.no_grad():
+        states = [
+            g.init(x, measured) if isinstance(g, StatefulGuidance) else None for g in guidance
+        ]
+        state = transition.init(x, measured) if isinstance(transition, StatefulTransition) else None
         for index, (t, s) in enumerate(pairwise(levels)):
-            step = Step(index, t, s, schedule, noise, count, last, own, particles)
-            guided = guide(network, guidance, step, memory, measurement)
+            step = Step(index, t, s, schedule, noise, count, last, particles)
+            guided = guide(network, guidance, step, states, measurement)
             made: list[Prediction] = []
 
             def predict(
@@ -160,8 +186,11 @@ def sample(
                 made.append(prediction.detach())  # what outlives the step has no graph
                 return prediction
 
-            x = transition(predict, x, step, measurement)
-            last = made[0] if made else None  # a climb predicts nothing, so no history outlives it
+            if isinstance(transition, StatefulTransition) and not step.climbs:
+                x, state = transition.advance(predict, x, step, measured, state)
+            else:
+                x = transition(predict, x, step, measured)
+            last = made[0] if made else last
             watch(step, x)
             if callback is not None:
                 callback(Progress(index, count, x, made[-1].x0 if made else None, s))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from invdiff.plugins.registry import call, load
-from invdiff.sampling.pieces import Guidance, Itinerary, Transition
+from invdiff.sampling.pieces import Guidance, Itinerary, Transition, Wrapping
 
 
 @dataclass(frozen=True)
@@ -35,23 +35,23 @@ class Method:
             return ()
         return (self.guidance,) if isinstance(self.guidance, Guidance) else tuple(self.guidance)
 
-    def around(self, transition: Transition) -> Transition | None:
-        """What the method's own transition becomes under one that is chosen: itself around it; None
-        where it makes room.
+    def around(self, chosen: Transition) -> Transition:
+        """The transition of a run for which ``chosen`` is asked: the method's own one around it,
+        or that one in its place.
 
         Raises:
-            ValueError: it is all that knows the measurement, and would be gone.
+            ValueError: the method's own one is all that reads the measurement, and would be gone.
         """
-        if self.transition is None:
-            return None
-        kept = self.transition.around(transition)
-        if kept is None and self.transition.requires is not None and not self.chain:
-            name = type(self.transition).__name__
+        own = self.transition
+        if own is None:
+            return chosen
+        if own.requires is not None and not self.chain and not isinstance(own, Wrapping):
+            name = type(own).__name__
             raise ValueError(
-                f"{name} is itself the transition that knows the measurement, and "
-                f"{transition} would take its place; leave that out"
+                f"{name} is itself the transition that uses the measurement, and {chosen} would "
+                "take its place; leave that out"
             )
-        return kept
+        return own.around(chosen)
 
 
 def make_method(method: Any, **parameters: Any) -> Method:
@@ -92,14 +92,12 @@ def _chain(methods: Sequence[Method]) -> Method:
     for given in (m.transition for m in methods if m.transition is not None):
         if transition is None or _same(given, transition):
             transition = given
-        elif type(given) is type(transition):
+        elif isinstance(given, Wrapping) and type(given) is not type(transition):
+            transition = given.around(transition)
+        elif isinstance(transition, Wrapping) and type(given) is not type(transition):
+            transition = transition.around(given)
+        else:
             _refuse("transition", transition, given)
-        else:  # one of them may stand around the other
-            transition = (
-                given.around(transition)
-                or transition.around(given)
-                or _refuse("transition", transition, given)
-            )
     itinerary: Itinerary | None = None
     for way in (m.itinerary for m in methods if m.itinerary is not None):
         itinerary = (

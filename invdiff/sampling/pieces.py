@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from invdiff.problem import Measurement, Operator
 from invdiff.sampling.step import Denoise, Step
 from invdiff.schedules import Level, Schedule
 
+S = TypeVar("S")
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -24,17 +26,28 @@ class Setting:
     Attributes:
         denoiser: the network.
         shape: (B, C, H, W) of the images, all of them.
-        measurement: of these images, in the network's range; None when generating.
+        observed: the measurement of these images, in the network's range; None when generating.
         cond: what the run gives to the network.
         device, dtype: of the state.
     """
 
     denoiser: Denoiser
     shape: tuple[int, ...]
-    measurement: Measurement | None
+    observed: Measurement | None
     cond: Mapping[str, Any]
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def measurement(self) -> Measurement:
+        """The measurement of these images, in the network's range.
+
+        Raises:
+            ValueError: there is none; a piece that reads it says so by ``requires``.
+        """
+        if self.observed is None:
+            raise ValueError("this run has no measurement: it generates")
+        return self.observed
 
 
 class Piece:
@@ -64,21 +77,20 @@ class Piece:
             ValueError: what cannot work, with both sides named.
         """
         name = type(self).__name__
-        measurement = setting.measurement
-        if self.requires is not None and measurement is None:
-            raise ValueError(
-                f"{name} restores a measurement, but there is none: use it with solve, or generate "
-                "with another method"
-            )
-        if self.requires is not None and measurement is not None:
-            operator = measurement.operator
+        if self.requires is not None:
+            if setting.observed is None:
+                raise ValueError(
+                    f"{name} restores a measurement, but there is none: use it with solve, or "
+                    "generate with another method"
+                )
+            operator = setting.observed.operator
             if not isinstance(operator, self.requires):
                 raise ValueError(
                     f"{name} requires {self.requires.wanted()}, but {operator.kind} is not one; "
                     "choose another method or operator"
                 )
-        if self.one_sigma and setting.measurement is not None:
-            setting.measurement.image_sigma(name)
+        if self.one_sigma and setting.observed is not None:
+            setting.observed.image_sigma(name)
         return self._with(lambda piece: piece.bind(setting))
 
     def select(self, images: Sequence[int]) -> Self:
@@ -113,16 +125,13 @@ class Guidance(Piece, ABC):
 
     Attributes:
         requires: as in :class:`Piece`; any operator unless said otherwise.
-        stateful: whether it keeps memory between steps, so that a transition may predict only once
-            a step.
-        sets: the conditions it gives to the network. It then stands nearer to the network than what
-            works on the prediction, and no other guidance of the chain sets the same.
+        sets: the conditions that it gives to the network. It then stands nearer to the network than
+            what works on the prediction, and no other guidance of the chain sets the same.
         scale: the fields that turn it off where all of them are 0; none where it cannot be turned
             off.
     """
 
     requires: ClassVar[type[Operator] | None] = Operator
-    stateful: ClassVar[bool] = False
     scale: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -131,8 +140,37 @@ class Guidance(Piece, ABC):
 
     @abstractmethod
     def __call__(
-        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
-    ) -> Prediction: ...
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement
+    ) -> Prediction:
+        """The changed prediction at ``step.t``.
+
+        Args:
+            denoise: the network, or the network under the guidances nearer to it.
+            x_t: (B, ...), the state.
+            step: the step that is being made.
+            measurement: of the B images; None where ``requires`` is None and nothing was measured.
+        """
+
+
+class StatefulGuidance(Guidance, Generic[S]):
+    """A guidance that remembers something from step to step: a value of a type of its own, which
+    the loop hands on, so that runs are re-entrant. A step may evaluate it only once."""
+
+    @abstractmethod
+    def init(self, x_T: Tensor, measurement: Measurement) -> S:
+        """The state before the first step, for the B chains that start at x_T."""
+
+    @abstractmethod
+    def advance(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement, state: S
+    ) -> tuple[Prediction, S]:
+        """The changed prediction at ``step.t``, and the state for the next step."""
+
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement
+    ) -> Prediction:
+        """A first step."""
+        return self.advance(denoise, x_t, step, measurement, self.init(x_t, measurement))[0]
 
 
 class Transition(Piece, ABC):
@@ -147,32 +185,79 @@ class Transition(Piece, ABC):
         """How many predictions a step down makes."""
         return 1
 
-    def __call__(
-        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
-    ) -> Tensor:
-        if step.climbs:
-            return self.up(x_t, step)
-        return self.down(predict, x_t, step, measurement)
-
-    def around(self, inner: Transition) -> Transition | None:
-        """What becomes of this transition when ``inner`` is asked for: itself around it; None for
-        one that wraps none."""
-        return None
-
     @property
     def deterministic(self) -> bool:
         """Whether no noise is drawn on the way down, so that a run can be inverted."""
         return False
 
-    @abstractmethod
-    def down(
-        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+    def __call__(
+        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement
     ) -> Tensor:
-        """x_s at a level with less noise."""
+        """x_s: :meth:`down`, or :meth:`up` where s is noisier than t."""
+        if step.climbs:
+            return self.up(x_t, step)
+        return self.down(predict, x_t, step, measurement)
+
+    def around(self, chosen: Transition) -> Transition:
+        """The transition of a run for which ``chosen`` is asked: that one, unless this is
+        :class:`Wrapping`."""
+        return chosen
+
+    @abstractmethod
+    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement) -> Tensor:
+        """x_s at a level with less noise; arguments as in :meth:`Guidance.__call__`."""
 
     def up(self, x_t: Tensor, step: Step) -> Tensor:
         """x_s at a noisier level: the forward process, q(x_s | x_t)."""
         return renoise(x_t, step.t, step.s, step)
+
+
+class StatefulTransition(Transition, Generic[S]):
+    """A transition that remembers something from step to step, as :class:`StatefulGuidance`."""
+
+    @abstractmethod
+    def init(self, x_T: Tensor, measurement: Measurement) -> S:
+        """The state before the first step, for the B chains that start at x_T."""
+
+    @abstractmethod
+    def advance(
+        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement, state: S
+    ) -> tuple[Tensor, S]:
+        """x_s at a level with less noise, and the state for the next step."""
+
+    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement) -> Tensor:
+        """A first step."""
+        return self.advance(predict, x_t, step, measurement, self.init(x_t, measurement))[0]
+
+
+class Wrapping(Transition):
+    """A transition around another one, which a run may choose.
+
+    Attributes:
+        inner: a field of the subclass; makes the step that this one changes.
+    """
+
+    inner: Transition
+
+    @property
+    def predictions(self) -> int:
+        return self.inner.predictions
+
+    def around(self, chosen: Transition) -> Transition:
+        if isinstance(chosen, type(self)):
+            return chosen
+        return replace(self, inner=self.inner.around(chosen))  # type: ignore[type-var]
+
+    def bind(self, setting: Setting) -> Self:
+        if isinstance(self.inner, StatefulTransition):
+            raise ValueError(
+                f"{type(self).__name__} makes steps of another transition, and "
+                f"{type(self.inner).__name__} keeps a state between steps: choose another one"
+            )
+        return super().bind(setting)
+
+    def up(self, x_t: Tensor, step: Step) -> Tensor:
+        return self.inner.up(x_t, step)
 
 
 def renoise(x_t: Tensor, t: Level, s: Level, step: Step, scale: float = 1.0) -> Tensor:

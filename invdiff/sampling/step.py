@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -27,8 +27,8 @@ class Step:
         t, s: the level of the state, and the next level; s may be noisier than t (a climb).
         schedule: the schedule that is sampled.
         noise: where all randomness comes from.
-        last: the prediction of the step before; None at the start and after a climb.
-        memory: a dict of this guidance (or transition) alone, kept through the run.
+        last: the latest prediction, None at the start; after a step to more noise it was made at a
+            level with less noise than t.
         particles: how many consecutive rows of the state are samples of one image: the particle
             system of pieces that say so (:attr:`Piece.particles`), 1 for all others.
     """
@@ -40,7 +40,6 @@ class Step:
     noise: NoiseSource
     count: int = 1
     last: Prediction | None = None
-    memory: dict[str, Any] = field(default_factory=dict)
     particles: int = 1
 
     def randn_like(self, x: Tensor) -> Tensor:

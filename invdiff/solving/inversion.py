@@ -124,7 +124,7 @@ class _Upwards(Transition):
     inner: Transition
 
     def __call__(
-        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement
     ) -> Tensor:
         return self.inner.down(predict, x_t, step, measurement)
 

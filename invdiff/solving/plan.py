@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from invdiff.itineraries import Straight
-from invdiff.sampling import Guidance, Itinerary, Method, Setting, Transition, make_method
+from invdiff.sampling import (
+    Guidance,
+    Itinerary,
+    Method,
+    Setting,
+    StatefulGuidance,
+    Transition,
+    make_method,
+)
 from invdiff.transitions import DDPM
 
 
@@ -45,9 +53,9 @@ class Plan:
         """
         _check_order(self.chain)
         for guidance in self.chain:
-            if guidance.stateful and self.transition.predictions > 1:
+            if isinstance(guidance, StatefulGuidance) and self.transition.predictions > 1:
                 raise ValueError(
-                    f"{type(guidance).__name__} keeps memory between steps, but "
+                    f"{type(guidance).__name__} keeps a state between steps, but "
                     f"{type(self.transition).__name__} predicts more than once a step; "
                     "use a transition that predicts once, e.g. DDIM"
                 )
@@ -83,11 +91,7 @@ def complete(
                 f"{_EXAMPLES[kind]}, got {piece!r}"
             )
     method = make_method(method)
-    chosen = (
-        (method.transition or DDPM())
-        if transition is None
-        else method.around(transition) or transition
-    )
+    chosen = (method.transition or DDPM()) if transition is None else method.around(transition)
     return Plan(method.chain, chosen, itinerary or method.itinerary or Straight())
 
 

@@ -35,6 +35,8 @@ class DPMSolver(Transition):
         x_s = s.alpha * p.x0 + s.sigma * p.eps
         if last is None or s.sigma == 0 or s.alpha == 0 or last.level.alpha == 0:
             return x_s
+        if last.level.ratio <= t.ratio:  # the run went back up
+            return x_s
         h, h_last = -(s.ratio / t.ratio).log(), -(t.ratio / last.level.ratio).log()
         difference = _implied_x0(p) - _implied_x0(last)
         return x_s + s.alpha * (-torch.expm1(-h)) * h / (2 * h_last) * difference

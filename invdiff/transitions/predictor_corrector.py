@@ -40,9 +40,7 @@ class PredictorCorrector(Transition):
     def predictions(self) -> int:
         return self.predictor.predictions + self.steps
 
-    def down(
-        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
-    ) -> Tensor:
+    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement) -> Tensor:
         x = self.predictor.down(predict, x_t, step, measurement)
         if step.s.sigma > 0 and step.t.alpha > 0:  # from pure noise the step size would be zero
             for _ in range(self.steps):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
 
 from invdiff.problem import LinearOperator, Measurement, Operator
-from invdiff.sampling import Denoise, Step, Transition
+from invdiff.sampling import Denoise, Step, Transition, Wrapping
 from invdiff.transitions.ddpm import DDPM
 
 
 @dataclass(frozen=True)
-class Replace(Transition):
+class Replace(Wrapping):
     """Replaces what was measured by the measurement, noised to level s, after a step of ``inner``
     (Lugmayr et al. 2022, algorithm 1, lines 4 to 8; Song et al. 2021, appendix I.2):
 
@@ -26,28 +26,10 @@ class Replace(Transition):
     inner: Transition = field(default_factory=DDPM)
     requires: ClassVar[type[Operator] | None] = LinearOperator
 
-    @property
-    def predictions(self) -> int:
-        return self.inner.predictions
-
-    def around(self, inner: Transition) -> Transition:
-        return (
-            inner
-            if isinstance(inner, Replace)
-            else replace(self, inner=self.inner.around(inner) or inner)
-        )
-
-    def down(
-        self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
-    ) -> Tensor:
-        assert measurement is not None
-        s, operator, y = step.s, measurement.operator, measurement.y
-        assert isinstance(operator, LinearOperator)
+    def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement) -> Tensor:
+        s, operator, y = step.s, measurement.linear, measurement.y
         x_s = self.inner.down(predict, x_t, step, measurement)
         known = s.alpha * y
         if s.sigma > 0:
             known = known + s.sigma * operator(step.randn_like(x_s))
         return x_s - operator.pinv(operator(x_s)) + operator.pinv(known)
-
-    def up(self, x_t: Tensor, step: Step) -> Tensor:
-        return self.inner.up(x_t, step)

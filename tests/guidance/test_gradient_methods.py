@@ -26,7 +26,7 @@ from invdiff.guidance.mcg import MCG, mcg
 from invdiff.guidance.sdedit import sdedit
 from invdiff.itineraries import Jumps, LateStart, Straight
 from invdiff.network import Denoiser
-from invdiff.noise import generator_of
+from invdiff.noise import NoiseSource, seed_of
 from invdiff.problem import LinearOperator, Measurement, Operator, make_operator
 from invdiff.sampling import Step, make_method, sample
 from invdiff.sampling.method import describe
@@ -110,15 +110,12 @@ class Draws:
     """The noise of every chain of such a run, stream by stream."""
 
     def __init__(self, shape: tuple[int, ...], images: int = 2) -> None:
-        self.shape = shape
-        self.generators = [
-            generator_of("sampling", SEED, k, j) for j in range(SAMPLES) for k in range(images)
-        ]
+        seeds = [seed_of("sampling", SEED, k, j) for j in range(SAMPLES) for k in range(images)]
+        self.noise = NoiseSource(seeds)
+        self.x = torch.empty(len(seeds), *shape, dtype=D)
 
     def __call__(self) -> Tensor:
-        return torch.stack(
-            [torch.empty(self.shape, dtype=D).normal_(generator=g) for g in self.generators]
-        )
+        return self.noise.randn_like(self.x)
 
 
 def x0_of(x: Tensor, t: int, prior: Gaussian = PRIOR) -> Tensor:

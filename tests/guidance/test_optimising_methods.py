@@ -203,15 +203,15 @@ def test_reddiff_is_algorithm_1(operator: Operator) -> None:
     torch.testing.assert_close(out, torch.stack(rows), atol=1e-9, rtol=0)
 
 
-def test_runs_of_reddiff_share_no_memory() -> None:
+def test_runs_of_reddiff_share_no_state() -> None:
     method, measurement = reddiff(), measured()
     first, again = (solve(measurement, denoiser(), method, steps=4, dtype=D).x for _ in range(2))
     assert torch.equal(first, again)
 
 
-def test_reddiff_keeps_memory_so_a_step_predicts_once() -> None:
+def test_reddiff_keeps_a_state_so_a_step_predicts_once() -> None:
     with pytest.raises(
-        ValueError, match="REDDiff keeps memory between steps, but Heun predicts more than once"
+        ValueError, match="REDDiff keeps a state between steps, but Heun predicts more than once"
     ):
         solve(measured(), denoiser(), "reddiff", transition=Heun(), steps=4)
 

@@ -587,19 +587,17 @@ def test_a_shift_of_x0_shifts_the_next_state_by_alpha_s_times_it_or_in_the_null_
 
 def test_time_travel_goes_back_from_x0_and_not_from_x_t() -> None:
     t, s = SCHEDULE(10.0), SCHEDULE(15.0)
-    memory = {"x0": rand(B, DIM, seed=2)}
-    step = Step(3, t, s, SCHEDULE, OneStream(2), memory=memory)
+    x0 = rand(B, DIM, seed=2)
+    step = Step(3, t, s, SCHEDULE, OneStream(2), last=Prediction(X_T, s, x0, X_T))
     z = OneStream(2).randn_like(X_T)
     climbed = NullSpaceNoise()(
         lambda *_, **__: pytest.fail("a climb predicts nothing"), X_T, step, None
     )  # type: ignore[arg-type]
-    torch.testing.assert_close(climbed, s.alpha * memory["x0"] + s.sigma * z)
+    torch.testing.assert_close(climbed, s.alpha * x0 + s.sigma * z)
 
 
 def test_a_method_that_is_a_transition_is_not_replaced_silently() -> None:
-    with pytest.raises(
-        ValueError, match="DDRM is itself the transition that knows the measurement"
-    ):
+    with pytest.raises(ValueError, match="DDRM is itself the transition that uses the measurement"):
         complete("ddrm", DDIM())
     for chain in (["ddrm"], ["dps", "ddrm"]):
         config = compose("sr", chain, "photo64")

@@ -17,7 +17,7 @@ from invdiff.network import Denoiser, NoisyClassifier
 from invdiff.noise import NoiseSource
 from invdiff.plugins.registry import list_plugins, load
 from invdiff.problem import Measurement, SpectralOperator, make_operator
-from invdiff.sampling import Method, Transition, make_method, sample
+from invdiff.sampling import Method, StatefulGuidance, Transition, make_method, sample
 from invdiff.solving import generate, solve
 from invdiff.solving.plan import complete
 from invdiff.transitions import DDIM, DPMSolver, Euler, Heun, PredictorCorrector, Replace
@@ -96,7 +96,10 @@ def refusal(method: Method, measurement: Measurement) -> str | None:
         measurement.operator, SpectralOperator
     ):
         return "where the measurement has noise"
-    if any(g.stateful for g in method.chain) and method.transition.predictions > 1:
+    if (
+        any(isinstance(g, StatefulGuidance) for g in method.chain)
+        and method.transition.predictions > 1
+    ):
         return "predicts more than once"
     if any("cond" in g.sets for g in method.chain) and (
         measurement.y.ndim != 4 or measurement.y.is_complex()

@@ -21,9 +21,18 @@ from invdiff.guidance.classifier import MeanShift
 from invdiff.guidance.dps import DPS
 from invdiff.itineraries import Jumps, LateStart, Straight
 from invdiff.network import Denoiser, Prediction
-from invdiff.noise import NoiseSource, generator_of, seed_of
+from invdiff.noise import NoiseSource, seed_of
 from invdiff.problem import LinearOperator, Measurement, Operator, SpectralOperator, make_operator
-from invdiff.sampling import Denoise, Guidance, Method, NonFiniteError, Progress, Step, make_method
+from invdiff.sampling import (
+    Denoise,
+    Guidance,
+    Method,
+    NonFiniteError,
+    Progress,
+    StatefulGuidance,
+    Step,
+    make_method,
+)
 from invdiff.sampling.loop import guide
 from invdiff.solving import Restoration, generate, invert, solve
 from invdiff.solving.plan import complete
@@ -376,10 +385,10 @@ def test_dps_on_a_linear_gaussian_toy_is_an_independent_implementation_from_the_
         dtype=D,
     )
 
-    generators = [generator_of("sampling", 3, 0, j) for j in range(chains)]
+    source = NoiseSource([seed_of("sampling", 3, 0, j) for j in range(chains)])
 
     def draw() -> Tensor:
-        return torch.stack([torch.empty(5, dtype=D).normal_(generator=g) for g in generators])
+        return source.randn_like(torch.empty(chains, 5, dtype=D))
 
     beta = torch.linspace(1e-2, 0.3, T, dtype=D)
     bar = torch.cat([torch.cumprod(1 - beta, 0), torch.ones(1, dtype=D)])
@@ -516,23 +525,22 @@ def test_late_start_begins_from_the_noised_pseudo_inverse_or_the_given_image() -
 
 
 @dataclass(frozen=True)
-class Times(Guidance):
-    """x0 -> factor * x0 + shift, and counts its calls in its own memory."""
+class Times(StatefulGuidance[int]):
+    """x0 -> factor * x0 + shift; its state counts its calls."""
 
     factor: float = 1.0
     shift: float = 0.0
     requires: ClassVar[type[Operator] | None] = None
-    stateful: ClassVar[bool] = True
 
-    def __call__(
-        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
-    ) -> Prediction:
+    def init(self, x_T: Tensor, measurement: Measurement) -> int:
+        return 0
+
+    def advance(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement, state: int
+    ) -> tuple[Prediction, int]:
+        assert state == step.index, "a state is this guidance's own and begins anew in every run"
         p = denoise(x_t, step.t)
-        step.memory["calls"] = step.memory.get("calls", 0) + 1
-        assert step.memory["calls"] == step.index + 1, (
-            "memory is this guidance's own and starts empty with every run"
-        )
-        return p.move_x0((self.factor - 1) * p.x0 + self.shift)
+        return p.move_x0((self.factor - 1) * p.x0 + self.shift), state + 1
 
 
 def test_the_first_of_a_chain_stands_nearest_to_the_network() -> None:
@@ -666,17 +674,17 @@ def test_what_does_not_fit_is_refused_before_the_network_is_called() -> None:
         (ValueError, "DPS restores a measurement", lambda: generate(denoiser, (1, 3, 8, 8), DPS())),
         (
             ValueError,
-            "Times keeps memory.*Heun predicts more than once",
+            "Times keeps a state.*Heun predicts more than once",
             lambda: solve(m, denoiser, Times(), transition=Heun()),
         ),
         (
             ValueError,
-            "Times keeps memory.*Replace",
+            "Times keeps a state.*Replace",
             lambda: solve(m, denoiser, Times(), transition=Replace(Heun())),
         ),
         (
             ValueError,
-            "Times keeps memory.*Langevin",
+            "Times keeps a state.*Langevin",
             lambda: solve(m, denoiser, Times(), transition=Langevin(steps=2)),
         ),
         (ValueError, "3 channels, got 4", lambda: generate(denoiser, (1, 4, 8, 8))),
