@@ -56,6 +56,11 @@ def write_image(path: str | Path, x: Tensor, bits: int = 8) -> None:
     )
 
 
+def png(x: Tensor) -> bytes:
+    """An image as the content of an 8-bit PNG file."""
+    return _encode(pixels_of(x, 8), ".png")
+
+
 def pixels_of(x: Tensor, bits: int) -> np.ndarray:
     """(H, W) or (H, W, 3) unsigned integers."""
     import numpy as np

@@ -8,7 +8,7 @@ Nothing in it knows a method's name.
 
 from invdiff.sampling.gradients import data_gradient, gradient, traced
 from invdiff.sampling.loop import Callback, NonFiniteError, Progress, sample
-from invdiff.sampling.method import Method, make_method
+from invdiff.sampling.method import Method, make_method, make_piece
 from invdiff.sampling.pieces import (
     Guidance,
     Itinerary,
@@ -40,6 +40,7 @@ __all__ = [
     "data_gradient",
     "gradient",
     "make_method",
+    "make_piece",
     "renoise",
     "sample",
     "traced",

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
 
-from invdiff.plugins.registry import call, load
+from invdiff.plugins.registry import call, list_plugins, load
 from invdiff.sampling.pieces import Guidance, Itinerary, Transition, Wrapping
+
+P = TypeVar("P", Transition, Itinerary)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,44 @@ def make_method(method: Any, **parameters: Any) -> Method:
         "a method is a registered name, a Method, Guidance, Transition or Itinerary, or a "
         f"list of these; got {type(method).__name__}"
     )
+
+
+def make_piece(given: Any, kind: type[P]) -> P:
+    """A transition or an itinerary from an object, which is passed through, a registered name, or a
+    mapping of a name and its parameters, such as ``{"name": "ddim", "eta": 0.5}``.
+
+    Args:
+        kind: :class:`Transition` or :class:`Itinerary`.
+
+    Raises:
+        ValueError: an unknown name or parameter.
+        TypeError: anything else.
+    """
+    if isinstance(given, kind):
+        return given
+    what, group, example = _KINDS[kind]
+    parameters = {"name": given} if isinstance(given, str) else given
+    if not isinstance(parameters, Mapping):
+        raise TypeError(f"{what} is a name or an object such as {example}, got {given!r}")
+    name = parameters.get("name")
+    if not isinstance(name, str):
+        raise ValueError(
+            f"{what} is given by its name, one of {', '.join(list_plugins(group))}, with its "
+            f"parameters; got {dict(parameters)}"
+        )
+    factory = load(group, name)
+    hints = get_type_hints(factory)
+    values = {key: value for key, value in parameters.items() if key != "name"}
+    for key, value in values.items():  # pieces within pieces, such as a corrector's predictor
+        if hints.get(key) in _KINDS and isinstance(value, str | Mapping):
+            values[key] = make_piece(value, hints[key])
+    return call(factory, f"{what.split()[-1]} {name!r}", values)
+
+
+_KINDS: dict[Any, tuple[str, str, str]] = {
+    Transition: ("a transition", "transitions", "invdiff.transitions.DDIM(eta=0.5)"),
+    Itinerary: ("an itinerary", "itineraries", "invdiff.itineraries.Jumps(length=10)"),
+}
 
 
 def _chain(methods: Sequence[Method]) -> Method:

@@ -17,6 +17,7 @@ from invdiff.sampling import (
     StatefulGuidance,
     Transition,
     make_method,
+    make_piece,
 )
 from invdiff.transitions import DDPM
 
@@ -74,31 +75,21 @@ class Plan:
         )
 
 
-def complete(
-    method: Any, transition: Transition | None = None, itinerary: Itinerary | None = None
-) -> Plan:
+def complete(method: Any, transition: Any = None, itinerary: Any = None) -> Plan:
     """A plan of a method: what is given here, else the method's own, else the default.
 
     Args:
         method: as :func:`~invdiff.sampling.make_method` takes it.
-        transition, itinerary: take the place of the method's own.
+        transition, itinerary: take the place of the method's own; objects, names or mappings, as
+            :func:`~invdiff.sampling.make_piece` takes them.
     """
-    for piece, kind in ((transition, Transition), (itinerary, Itinerary)):
-        if piece is not None and not isinstance(piece, kind):
-            raise TypeError(
-                f"{'an' if kind is Itinerary else 'a'} {kind.__name__.lower()} is an object "
-                "such as "
-                f"{_EXAMPLES[kind]}, got {piece!r}"
-            )
     method = make_method(method)
-    chosen = (method.transition or DDPM()) if transition is None else method.around(transition)
-    return Plan(method.chain, chosen, itinerary or method.itinerary or Straight())
-
-
-_EXAMPLES = {
-    Transition: "invdiff.transitions.DDIM(eta=0.5)",
-    Itinerary: "invdiff.itineraries.Jumps(length=10)",
-}
+    if transition is None:
+        chosen = method.transition or DDPM()
+    else:
+        chosen = method.around(make_piece(transition, Transition))
+    way = method.itinerary if itinerary is None else make_piece(itinerary, Itinerary)
+    return Plan(method.chain, chosen, way or Straight())
 
 
 def _check_order(chain: Sequence[Guidance]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Restoration:
     """What :func:`solve` and :func:`generate` return.
 
@@ -46,3 +46,22 @@ class Restoration:
         return (
             self.samples.std(0, correction=1) if len(self.samples) > 1 else torch.zeros_like(self.x)
         )
+
+    def __repr__(self) -> str:
+        n, *shape = self.samples.shape
+        samples = "1 sample" if n == 1 else f"{n} samples"
+        return (
+            f"Restoration({samples} of {'x'.join(map(str, shape))}, {self.nfe:g} evaluations "
+            f"forward and {self.nbe:g} backward per image, {self.seconds:.1f} s)"
+        )
+
+    def _repr_png_(self) -> bytes | None:
+        """The samples as a picture, images beside each other, for notebooks; None for what are no
+        images."""
+        x = self.samples.detach()
+        if x.ndim != 5 or x.is_complex() or x.shape[2] not in (1, 3):
+            return None
+        from invdiff.images import grid
+        from invdiff.images.write import png
+
+        return png(grid(list(x.flatten(0, 1)), columns=x.shape[1], height=128))

@@ -1,4 +1,4 @@
-"""A run that is known to work: every piece filled in and checked before sampling starts."""
+"""A prepared run: every piece filled in and checked before sampling starts, then sampled."""
 
 from __future__ import annotations
 
@@ -17,51 +17,52 @@ from invdiff.network import Denoiser, count_evaluations
 from invdiff.noise import NoiseSource, seed_of
 from invdiff.problem import Measurement
 from invdiff.problem.wrapped import Decoded
-from invdiff.sampling import (
-    Callback,
-    Itinerary,
-    Progress,
-    Setting,
-    Transition,
-    sample,
-)
+from invdiff.sampling import Callback, Progress, Setting, sample
 from invdiff.sampling.method import describe
-from invdiff.schedules import Level, Schedule
+from invdiff.schedules import Level, Schedule, make_schedule
+from invdiff.solving.options import RunOptions
 from invdiff.solving.plan import Plan, complete
 from invdiff.solving.progress import ProgressBar
 from invdiff.solving.ranges import encoded, from_range, into_range
 from invdiff.solving.restoration import Restoration
 
+Chain = tuple[int, int]
+"""The sample and the image, by their positions."""
 
-def noise_of(seed: int, chains: Sequence[tuple[int, int]], device: torch.device) -> NoiseSource:
+
+def noise_of(seed: int, chains: Sequence[Chain], device: torch.device) -> NoiseSource:
     """The noise of chains, (sample, image id) each."""
-    return NoiseSource(
-        [seed_of("sampling", seed, image_id, sample_index) for sample_index, image_id in chains],
-        device,
-    )
+    seeds = [seed_of("sampling", seed, image_id, j) for j, image_id in chains]
+    return NoiseSource(seeds, device)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is known to work: every piece filled in and checked, tensors on the device in the
-    network's range."""
+    """A run that is known to work, with tensors on the device and in the network's range.
+
+    Attributes:
+        plan: the method with every piece filled in, as recorded.
+        bound: the plan made ready for this run.
+        shape: (B, C, H, W) of the images; ids: the k of each.
+        first: x_T, or alpha_T times the image that a late start noises; None for pure noise.
+        noise_std: of the noise that is added to it.
+        cond: conditions of the network, one entry per image; given: as they were given.
+    """
 
     denoiser: Denoiser
-    plan: Plan  # as given, for the record
+    plan: Plan
     bound: Plan
+    options: RunOptions
     schedule: Schedule
     levels: list[Level]
     shape: tuple[int, ...]
-    measurement: Measurement | None
-    first: Tensor | None  # x_T, or alpha_T times the image that a late start noises
-    noise_std: float  # of what is added to it
     ids: list[int]
-    seed: int
-    steps: int
-    dtype: torch.dtype
     device: torch.device
+    measurement: Measurement | None
+    first: Tensor | None
+    noise_std: float
     cond: dict[str, Any]
-    given_cond: Mapping[str, Any]  # as given, for the record
+    given: Mapping[str, Any]
 
     @classmethod
     def prepare(
@@ -69,150 +70,89 @@ class Run:
         denoiser: Denoiser,
         method: Any,
         shape: tuple[int, ...],
+        options: RunOptions,
         *,
         measurement: Measurement | None = None,
-        transition: Transition | None = None,
-        itinerary: Itinerary | None = None,
-        schedule: Schedule | None = None,
-        start: Tensor | None = None,
         x_T: Tensor | None = None,
-        image_ids: Sequence[int] | None = None,
-        seed: int = 0,
-        steps: int = 100,
-        dtype: torch.dtype = torch.float32,
         cond: Mapping[str, Any] = MappingProxyType({}),
     ) -> Run:
         """Checks and fills in; raises before sampling."""
-        if not isinstance(steps, int):
-            raise TypeError(f"steps must be a whole number, got {steps!r}")
-        ids = list(range(shape[0])) if image_ids is None else list(image_ids)
+        plan = complete(method, options.transition, options.itinerary)
+        schedule = (
+            denoiser.schedule if options.schedule is None else make_schedule(options.schedule)
+        )
+        levels = plan.itinerary(schedule, options.steps)
+        ids = list(range(shape[0]) if options.image_ids is None else options.image_ids)
         if len(ids) != shape[0]:
             raise ValueError(f"image_ids must name each of the {shape[0]} images, got {len(ids)}")
-        plan = complete(method, transition, itinerary)
-        schedule = schedule or denoiser.schedule
-        levels = plan.itinerary(schedule, steps)
         device = denoiser.device or (
-            measurement.y.device if measurement is not None else torch.device("cpu")
+            torch.device("cpu") if measurement is None else measurement.y.device
         )
-        first = None if x_T is None else x_T.to(device, dtype)
+        state_shape = denoiser.state_shape(shape)
         if measurement is not None:
-            measurement = measurement.to(device, dtype).to_range(
+            measurement = measurement.to(device, options.dtype).to_range(
                 *(denoiser.image_range or (0.0, 1.0))
             )
-        if first is None:
-            if start is not None and tuple(start.shape) != shape:
-                raise ValueError(
-                    f"start must have the shape of the images, {shape}, got {tuple(start.shape)}"
-                )
-            # The itinerary sees the network's range, where missing pixels are grey and not black.
-            image = (
-                plan.itinerary.start(measurement)
-                if start is None
-                else into_range(denoiser, start.to(device, dtype))
-            )
-            if image is not None:
-                encoding = NoiseSource([seed_of("encode", seed, k) for k in ids], device)
-                first = levels[0].alpha * encoded(denoiser, image, encoding)
-            elif not schedule.from_noise:
-                raise ValueError(
-                    f"{denoiser.name} knows no noise that drowns the image (at most sigma = "
-                    f"{float(levels[0].sigma):g}), so a run cannot start "
-                    "from noise alone; give an image to start from: "
-                    "start=operator.pinv(measurement.y)"
-                )
+        if x_T is None:
+            first = _first(denoiser, plan, options, schedule, levels, shape, ids, measurement)
+        else:
+            first = x_T.to(device, options.dtype)
         if measurement is not None and denoiser.autoencoder is not None:
-            operator = Decoded(
-                measurement.operator, denoiser.autoencoder, shape=denoiser.state_shape(shape)[1:]
-            )
+            operator = Decoded(measurement.operator, denoiser.autoencoder, shape=state_shape[1:])
             measurement = replace(measurement, operator=operator)
-        given = {name for guidance in plan.chain for name in guidance.sets}
-        resolved = resolve_conditions(denoiser, cond, shape[0], device, given)
-        if denoiser.cond_channels is not None and "cond" not in given | set(cond):
+        sets = {name for guidance in plan.chain for name in guidance.sets}
+        resolved = resolve_conditions(denoiser, cond, shape[0], device, sets)
+        if denoiser.cond_channels is not None and "cond" not in sets | set(cond):
             raise ValueError(
-                f"{denoiser.name} is shown an image beside the state; use the method 'sr3', "
-                "which makes it from the measurement"
+                f"{denoiser.name} is conditioned on an image; use the method 'sr3', which makes it "
+                "from the measurement"
             )
-        stated = {
-            k: v for k, v in resolved.items() if cond.get(k) is not None
-        }  # a null label that nobody asked for is no label to guidance
-        bound = plan.bind(
-            Setting(denoiser, denoiser.state_shape(shape), measurement, stated, device, dtype)
-        )
-        noise_std = 0.0 if x_T is not None else float(levels[0].sigma)
+        # A null label that nobody asked for is no label to guidance.
+        stated = {k: v for k, v in resolved.items() if cond.get(k) is not None}
+        setting = Setting(denoiser, state_shape, measurement, stated, device, options.dtype)
         return cls(
-            denoiser,
-            plan,
-            bound,
-            schedule,
-            levels,
-            shape,
-            measurement,
-            first,
-            noise_std,
-            ids,
-            seed,
-            steps,
-            dtype,
-            device,
-            resolved,
-            cond,
+            denoiser=denoiser,
+            plan=plan,
+            bound=plan.bind(setting),
+            options=options,
+            schedule=schedule,
+            levels=levels,
+            shape=shape,
+            ids=ids,
+            device=device,
+            measurement=measurement,
+            first=first,
+            noise_std=float(levels[0].sigma) if x_T is None else 0.0,
+            cond=resolved,
+            given=cond,
         )
 
-    def __call__(
-        self,
-        num_samples: int,
-        batch_size: int | None,
-        callback: Callback | None,
-        trajectory: bool,
-        progress: bool,
-    ) -> Restoration:
+    def __call__(self, num_samples: int) -> Restoration:
         """Samples all chains, ``batch_size`` at once, fewer where memory runs out."""
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        chains = [
-            (sample_index, k) for sample_index in range(num_samples) for k in range(self.shape[0])
-        ]
-        together = 1  # chains that may not be parted
-        if self.bound.particles:
-            together, chains = num_samples, sorted(chains, key=lambda chain: chain[1])
-            if batch_size is not None and batch_size < together:
-                raise ValueError(
-                    f"the {num_samples} samples of an image are one particle system to this "
-                    "method and share a batch: "
-                    f"batch_size must be at least {num_samples}, got {batch_size}; or ask "
-                    "for fewer samples"
-                )
-        size = min(batch_size or len(chains), len(chains)) // together * together
-        kept: list[tuple[Tensor, Tensor | None]] = []
+        if not isinstance(num_samples, int) or num_samples < 1:
+            raise ValueError(f"num_samples must be a whole number, at least 1, got {num_samples!r}")
+        chains = [(j, k) for j in range(num_samples) for k in range(self.shape[0])]
+        # Chains that may not be parted: a particle system.
+        together = num_samples if self.bound.particles else 1
+        if together > 1:
+            chains.sort(key=lambda chain: chain[1])
+        options = self.options
+        if options.batch_size is not None and options.batch_size < together:
+            raise ValueError(
+                f"the {num_samples} samples of an image are one particle system to this method "
+                f"and share a batch: batch_size must be at least {num_samples}, got "
+                f"{options.batch_size}; or ask for fewer samples"
+            )
         begun = time.perf_counter()
         with (
             count_evaluations() as evaluations,
-            ProgressBar(progress, len(self.levels) - 1, len(chains)) as bar,
+            ProgressBar(options.progress, len(self.levels) - 1, len(chains)) as bar,
         ):
-            done = 0
-            while done < len(chains):
-                part, before = chains[done : done + size], replace(evaluations)
-                try:
-                    kept.append(
-                        self._sample(part, together, bar.watch(callback, len(part)), trajectory)
-                    )
-                except RuntimeError as error:  # torch.OutOfMemoryError is one
-                    if batch_size is not None or size == together or not out_of_memory(error):
-                        raise
-                    evaluations.forward, evaluations.backward = before.forward, before.backward
-                    size = max(1, size // together // 2) * together
-                    warnings.warn(
-                        f"out of memory; going on with {size} chains at once", stacklevel=3
-                    )
-                    continue
-                done += len(part)
+            kept = self._batches(chains, together, evaluations, bar)
         seconds = time.perf_counter() - begun
         paths = [path for _, path in kept if path is not None]
-        order = torch.tensor(
-            sorted(range(len(chains)), key=chains.__getitem__)
-        )  # sample by sample, as they are returned
+        # Sample by sample, as they are returned.
+        order = torch.tensor(sorted(range(len(chains)), key=chains.__getitem__))
         return Restoration(
             samples=torch.cat([x for x, _ in kept])[order].view(num_samples, *self.shape),
             nfe=evaluations.forward / len(chains),
@@ -224,37 +164,50 @@ class Run:
             else None,
         )
 
+    def _batches(
+        self, chains: Sequence[Chain], together: int, evaluations: Any, bar: ProgressBar
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """What :meth:`_sample` gives for one batch after the other."""
+        asked, kept, done = self.options.batch_size, list[tuple[Tensor, Tensor | None]](), 0
+        size = min(asked or len(chains), len(chains)) // together * together
+        while done < len(chains):
+            part, before = chains[done : done + size], replace(evaluations)
+            try:
+                watch = bar.watch(self.options.callback, len(part))
+                kept.append(self._sample(part, together, watch))
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                if asked is not None or size == together or not out_of_memory(error):
+                    raise
+                evaluations.forward, evaluations.backward = before.forward, before.backward
+                size = max(1, size // together // 2) * together
+                warnings.warn(f"out of memory; going on with {size} chains at once", stacklevel=4)
+                continue
+            done += len(part)
+        return kept
+
     def _sample(
-        self, part: Sequence[tuple[int, int]], particles: int, callback: Callback, trajectory: bool
+        self, part: Sequence[Chain], particles: int, callback: Callback
     ) -> tuple[Tensor, Tensor | None]:
-        """Some of the chains, (sample, image) each, of which ``particles`` in a row are one system:
-        their final images, and their estimates after each step if asked for."""
-        images = [k for _, k in part]
-        noise = noise_of(
-            self.seed, [(sample_index, self.ids[k]) for sample_index, k in part], self.device
-        )
-        # Drawn even where it is not needed, so that a run from a given state has the noise of one
-        # that is not.
+        """The final images of some chains, of which ``particles`` in a row are one system, and
+        their estimates after each step if asked for."""
+        images, options = [k for _, k in part], self.options
+        chains = tuple((j, self.ids[k]) for j, k in part)
+        noise = noise_of(options.seed, chains, self.device)
+        shape = (len(part), *self.denoiser.state_shape(self.shape)[1:])
+        # Drawn even where it is not needed, so that a run from a given state has the same noise.
         x = self.noise_std * noise.randn_like(
-            torch.empty(
-                len(part),
-                *self.denoiser.state_shape(self.shape)[1:],
-                dtype=self.dtype,
-                device=self.device,
-            )
+            torch.empty(shape, dtype=options.dtype, device=self.device)
         )
         if self.first is not None:
             x = self.first[images] + x
         path: list[Tensor] = []
-        chains = tuple((sample_index, self.ids[k]) for sample_index, k in part)
 
         def watch(p: Progress) -> None:
-            if trajectory and p.x0 is not None:
+            if options.trajectory and p.x0 is not None:
                 path.append(from_range(self.denoiser, p.x0).cpu())
             callback(replace(p, chains=chains))
 
-        plan = self.bound.select(images)
-        measurement = self.measurement
+        plan, measurement = self.bound.select(images), self.measurement
         if measurement is not None and images != list(range(len(measurement))):
             measurement = measurement.select(images)
         x = sample(
@@ -273,17 +226,50 @@ class Run:
         return from_range(self.denoiser, x), torch.stack(path) if path else None
 
     def _config(self) -> dict[str, Any]:
+        named = is_dataclass(self.schedule)
         return {
             "model": self.denoiser.name,
             "method": describe(self.plan.method),
-            "schedule": describe(self.schedule)
-            if is_dataclass(self.schedule)
-            else type(self.schedule).__name__,
-            "steps": self.steps,
-            "seed": self.seed,
+            "schedule": describe(self.schedule) if named else type(self.schedule).__name__,
+            "steps": self.options.steps,
+            "seed": self.options.seed,
             "dtype": str(self.denoiser.dtype).removeprefix("torch."),
-            "cond": {k: describe(v) for k, v in self.given_cond.items()},
+            "cond": {k: describe(v) for k, v in self.given.items()},
         }
+
+
+def _first(
+    denoiser: Denoiser,
+    plan: Plan,
+    options: RunOptions,
+    schedule: Schedule,
+    levels: Sequence[Level],
+    shape: tuple[int, ...],
+    ids: Sequence[int],
+    measurement: Measurement | None,
+) -> Tensor | None:
+    """alpha_T times the image that a late start noises, None where a run starts from pure noise."""
+    start = options.start
+    if start is not None and tuple(start.shape) != shape:
+        raise ValueError(
+            f"start must have the shape of the images, {shape}, got {tuple(start.shape)}"
+        )
+    if start is None:
+        # The itinerary sees the network's range, where missing pixels are grey and not black.
+        image = plan.itinerary.start(measurement)
+    else:
+        device = denoiser.device or (start if measurement is None else measurement.y).device
+        image = into_range(denoiser, start.to(device, options.dtype))
+    if image is not None:
+        encoding = NoiseSource([seed_of("encode", options.seed, k) for k in ids], image.device)
+        return levels[0].alpha * encoded(denoiser, image, encoding)
+    if not schedule.from_noise:
+        raise ValueError(
+            f"the schedule of {denoiser.name} ends at sigma = {float(levels[0].sigma):g}, too "
+            "little to start from pure noise; give an image to start from: "
+            "start=operator.pinv(measurement.y)"
+        )
+    return None
 
 
 def check_image(denoiser: Denoiser, shape: tuple[int, ...]) -> None:

@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from invdiff.network import Denoiser
 from invdiff.problem import Measurement
-from invdiff.sampling import Callback, Itinerary, Transition, make_method
-from invdiff.schedules import Schedule
+from invdiff.sampling import make_method
+from invdiff.solving.options import RunOptions, takes_options
 from invdiff.solving.restoration import Restoration
 from invdiff.solving.run import Run, check_image
 from invdiff.transitions import DDIM
 
 
+@takes_options
 def solve(
     measurement: Measurement,
     denoiser: Denoiser,
     method: Any = "dps",
     *,
-    steps: int = 100,
-    seed: int = 0,
     num_samples: int = 1,
-    transition: Transition | None = None,
-    itinerary: Itinerary | None = None,
-    schedule: Schedule | None = None,
-    start: Tensor | None = None,
-    batch_size: int | None = None,
-    image_ids: Sequence[int] | None = None,
-    callback: Callback | None = None,
-    trajectory: bool = False,
-    progress: bool = False,
-    dtype: torch.dtype = torch.float32,
-    **cond: Any,
+    **options: Any,
 ) -> Restoration:
     """Restores images from a measurement with a diffusion prior.
 
@@ -43,43 +32,16 @@ def solve(
         measurement: ``y = A(x) + sigma n`` of B images, in [0, 1] for image networks.
         denoiser: the prior.
         method: a registered name, an object, or a list of these, the first nearest to the network.
-        steps: how many levels a straight run visits.
-        seed: of the sampling noise. Image k of sample j draws a stream of its own, alone or in any
-            batch.
         num_samples: samples per image.
-        transition, itinerary: take the place of the method's own.
-        schedule: noise schedule to sample on; by default the network's. Any network runs on any
-            schedule.
-        start: (B, C, H, W) images that an itinerary with a late start begins from.
-        batch_size: at most this many chains at once; None: all, halved (with a warning) when memory
-            runs out.
-        image_ids: the k of each image, which its noise is derived from; by default 0..B-1.
-        callback: called after each step with a :class:`~invdiff.sampling.Progress`.
-        trajectory: keep the estimate of each step.
-        progress: show a bar with ETA on stderr.
-        dtype: of the state.
-        cond: what the network is conditioned on, e.g. ``label=3``; a tensor has one entry per
-            image.
+        options: ``steps``, ``seed``, ``transition`` and the other fields of
+            :class:`~invdiff.solving.RunOptions`; anything else is a condition of the network, e.g.
+            ``label=3``; a tensor has one entry per image.
 
     Raises:
         ValueError: pieces that do not fit each other, named on both sides, before sampling starts;
             sampling that turns non-finite (:class:`~invdiff.sampling.NonFiniteError`).
     """
-    run = _solving(
-        measurement,
-        denoiser,
-        method,
-        transition=transition,
-        itinerary=itinerary,
-        schedule=schedule,
-        start=start,
-        image_ids=image_ids,
-        seed=seed,
-        steps=steps,
-        dtype=dtype,
-        cond=cond,
-    )
-    return run(num_samples, batch_size, callback, trajectory, progress)
+    return _solving(measurement, denoiser, method, options)(num_samples)
 
 
 def check_solve(
@@ -87,52 +49,41 @@ def check_solve(
 ) -> None:
     """Raises what :func:`solve` would raise before it samples. No network is called; a classifier
     is tried on one empty image."""
-    _solving(measurement, denoiser, method, **options)
+    _solving(measurement, denoiser, method, options)
 
 
-def _solving(measurement: Measurement, denoiser: Denoiser, method: Any, **options: Any) -> Run:
+def _solving(
+    measurement: Measurement, denoiser: Denoiser, method: Any, given: dict[str, Any]
+) -> Run:
     if not isinstance(measurement, Measurement):
         raise TypeError(
-            "measurement must be an invdiff.Measurement (operator.measure(x) makes one), "
-            f"got {type(measurement).__name__}"
+            "measurement must be an invdiff.Measurement (operator.measure(x) makes one), got "
+            f"{type(measurement).__name__}"
         )
     check_image(denoiser, measurement.image_shape)
-    return Run.prepare(
-        denoiser,
-        method,
-        (len(measurement), *measurement.image_shape),
-        measurement=measurement,
-        **options,
-    )
+    options, cond = RunOptions.split(given)
+    shape = (len(measurement), *measurement.image_shape)
+    return Run.prepare(denoiser, method, shape, options, measurement=measurement, cond=cond)
 
 
+@takes_options
 def generate(
     denoiser: Denoiser,
     shape: Sequence[int] | None = None,
     method: Any = "none",
     *,
     x_T: Tensor | None = None,
-    steps: int = 100,
-    seed: int = 0,
-    transition: Transition | None = None,
-    itinerary: Itinerary | None = None,
-    schedule: Schedule | None = None,
-    start: Tensor | None = None,
-    batch_size: int | None = None,
-    image_ids: Sequence[int] | None = None,
-    callback: Callback | None = None,
-    trajectory: bool = False,
-    progress: bool = False,
-    dtype: torch.dtype = torch.float32,
-    **cond: Any,
+    **options: Any,
 ) -> Restoration:
-    """Samples from the prior, under guidance that needs no measurement. Arguments as in
-    :func:`solve`, and:
+    """Samples from the prior, under guidance that needs no measurement.
 
     Args:
+        denoiser: the prior.
         shape: (B, C, H, W) of the batch.
+        method: as in :func:`solve`.
         x_T: a state to start from instead of noise, in the network's own frame and range, e.g. from
             :func:`invert`; the transition is then DDIM(eta=0) unless one is given.
+        options: as in :func:`solve`.
     """
     if shape is None:
         if x_T is None or denoiser.autoencoder is not None:
@@ -147,21 +98,7 @@ def generate(
             f"x_T has shape {tuple(x_T.shape)}, but images of shape={shape} are made from "
             f"{denoiser.state_shape(shape)}"
         )
-    if x_T is not None and transition is None and make_method(method).transition is None:
-        transition = DDIM()  # as invert does by default
-    run = Run.prepare(
-        denoiser,
-        method,
-        shape,
-        transition=transition,
-        itinerary=itinerary,
-        schedule=schedule,
-        start=start,
-        x_T=x_T,
-        image_ids=image_ids,
-        seed=seed,
-        steps=steps,
-        dtype=dtype,
-        cond=cond,
-    )
-    return run(1, batch_size, callback, trajectory, progress)
+    made, cond = RunOptions.split(options)
+    if x_T is not None and made.transition is None and make_method(method).transition is None:
+        made = replace(made, transition=DDIM())  # as invert does by default
+    return Run.prepare(denoiser, method, shape, made, x_T=x_T, cond=cond)(1)

@@ -3,8 +3,10 @@ happened."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import random
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -832,8 +834,6 @@ def test_unknown_arguments_are_refused_with_a_hint() -> None:
     measurement = make_operator("denoise").measure(torch.zeros(1, 3, 8, 8))
     with pytest.raises(TypeError, match=r"make_method\('dps', zeta=0.5\)"):
         solve(measurement, denoiser, "dps", zeta=3.0)
-    with pytest.raises(TypeError, match="a transition is an object"):
-        solve(measurement, denoiser, "dps", transition="ddim")  # type: ignore[arg-type]
 
 
 def test_the_way_back_is_deterministic_by_default() -> None:
@@ -841,3 +841,49 @@ def test_the_way_back_is_deterministic_by_default() -> None:
     x_T = torch.ones(2, 4)
     runs = [generate(denoiser, x_T=x_T, steps=5, seed=seed).x for seed in (0, 1)]
     assert torch.equal(*runs)
+
+
+def test_pieces_by_name() -> None:
+    m, denoiser = measured(), conv()
+    for given, piece in (
+        ({"transition": "heun"}, {"transition": Heun()}),
+        ({"transition": {"name": "ddim", "eta": 0.5}}, {"transition": DDIM(0.5)}),
+        (
+            {"transition": {"name": "predictor_corrector", "predictor": {"name": "ddim"}}},
+            {"transition": PredictorCorrector(DDIM())},
+        ),
+        ({"itinerary": {"name": "jumps", "length": 1}}, {"itinerary": Jumps(1)}),
+        ({"schedule": "cosine"}, {"schedule": schedules.cosine()}),
+    ):
+        by_name, by_object = (solve(m, denoiser, "dps", steps=3, **o).x for o in (given, piece))
+        assert torch.equal(by_name, by_object)
+    for wrong, says in (
+        ({"transition": "heum"}, "Did you mean 'heun'"),
+        ({"transition": {"eta": 0.5}}, "a transition is given by its name, one of ddim"),
+        ({"transition": {"name": "ddim", "eto": 0.5}}, "Did you mean 'eta'"),
+        ({"itinerary": 3}, "an itinerary is a name or an object such as"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=says):
+            solve(m, denoiser, "dps", steps=3, **wrong)
+
+
+def test_options_are_in_the_signature_and_the_rest_are_conditions() -> None:
+    for function in (solve, generate):
+        names = list(inspect.signature(function).parameters)
+        assert {"steps", "seed", "transition", "batch_size", "dtype"} < set(names)
+        assert names[-1] == "cond"
+    with pytest.raises(TypeError, match="unknown argument 'step'"):
+        solve(measured(), conv(), step=3)
+
+
+def test_a_result_is_one_line_and_a_picture() -> None:
+    result = solve(measured(), conv(), steps=2, num_samples=2)
+    assert re.fullmatch(
+        r"Restoration\(2 samples of \d+x3x\d+x\d+, 2 evaluations forward and 2 backward per "
+        r"image, \d+\.\d s\)",
+        repr(result),
+    )
+    png = result._repr_png_()
+    assert png is not None and png.startswith(b"\x89PNG")
+    vectors = Restoration(torch.zeros(1, 4, 2), 1, 0, 0.1, {})
+    assert vectors._repr_png_() is None
