@@ -1,4 +1,4 @@
-"""The plug-in kit: checks of operators, methods, models and metrics for their authors' own tests.
+"""The plug-in kit: checks of each kind of plug-in for their authors' own tests.
 
     from invdiff.testing import check_guidance
 
@@ -21,26 +21,38 @@ from __future__ import annotations
 
 from invdiff.testing.plans import (
     GUIDANCE_CHECKS,
+    ITINERARY_CHECKS,
     METRIC_CHECKS,
     MODEL_CHECKS,
     OPERATOR_CHECKS,
+    SCHEDULE_CHECKS,
+    TRANSITION_CHECKS,
     check_guidance,
+    check_itinerary,
     check_metric,
     check_model,
     check_operator,
+    check_schedule,
+    check_transition,
 )
 from invdiff.testing.report import CheckFailed, Outcome, Report
 
 __all__ = [
     "GUIDANCE_CHECKS",
+    "ITINERARY_CHECKS",
     "METRIC_CHECKS",
     "MODEL_CHECKS",
     "OPERATOR_CHECKS",
+    "SCHEDULE_CHECKS",
+    "TRANSITION_CHECKS",
     "CheckFailed",
     "Outcome",
     "Report",
     "check_guidance",
+    "check_itinerary",
     "check_metric",
     "check_model",
     "check_operator",
+    "check_schedule",
+    "check_transition",
 ]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import re
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,19 +14,27 @@ from torch import Tensor
 from invdiff import schedules
 from invdiff.network import Denoiser, Prediction, count_evaluations
 from invdiff.noise import NoiseSource
-from invdiff.operators.inpaint import Inpaint
-from invdiff.operators.sr import SuperResolution
-from invdiff.problem import LinearOperator, Measurement, Operator
+from invdiff.problem import LinearOperator, Measurement, Operator, make_operator
 from invdiff.problem.operator import Shape
 from invdiff.problem.wrapped import Decoded
-from invdiff.sampling import Method, Piece, Progress, Setting, Step
+from invdiff.sampling import (
+    Denoise,
+    Guidance,
+    Method,
+    Piece,
+    Progress,
+    Setting,
+    StatefulGuidance,
+    Step,
+)
 from invdiff.schedules import Level
 from invdiff.solving import Restoration, solve
+from invdiff.solving.plan import Plan
 from invdiff.testing.imports import importing
 from invdiff.testing.operators import draw, photos
 from invdiff.testing.priors import FACTOR, prior
 from invdiff.testing.randomness import generators, moved, seed_all
-from invdiff.testing.report import Skip, distance, expect, within
+from invdiff.testing.report import Skip, distance, expect, plain, within
 from invdiff.transitions import DDIM
 
 SHAPE: Shape = (3, 32, 44)
@@ -72,13 +79,13 @@ class Case:
     """A method under test.
 
     Attributes:
-        method: with every piece filled in.
+        plan: the method with every piece filled in.
         own_transition: whether the transition is the method's own.
         operator: what its runs restore from.
         module: whose import is tried.
     """
 
-    method: Method
+    plan: Plan
     own_transition: bool
     operator: Operator
     module: str
@@ -86,8 +93,7 @@ class Case:
     @property
     def pieces(self) -> list[Piece]:
         """Every guidance and transition, wrapped ones as well."""
-        assert self.method.transition is not None
-        return [p for outer in (*self.method.chain, self.method.transition) for p in pieces(outer)]
+        return [p for outer in (*self.plan.chain, self.plan.transition) for p in pieces(outer)]
 
     @property
     def latent(self) -> bool:
@@ -114,7 +120,7 @@ class Case:
 
     def network(self, measurement: Measurement, predicts: str = "eps", **options: Any) -> Denoiser:
         """The kit's prior for a measurement, with all that the method needs of it."""
-        shown = measurement.y.shape[1] if any("cond" in g.sets for g in self.method.chain) else None
+        shown = measurement.y.shape[1] if any("cond" in g.sets for g in self.plan.chain) else None
         return prior(
             measurement.image_shape[0], predicts, latent=self.latent, shown=shown, **options
         )
@@ -139,9 +145,21 @@ class Case:
         return solve(
             measurement,
             denoiser,
-            method or self.method,
+            method or self.plan.method,
             **{"steps": FEW, "dtype": dtype, **options, **cond},
         )
+
+    def setting(self, measurement: Measurement) -> Setting:
+        """What its pieces are bound to for a measurement."""
+        denoiser = self.network(measurement, dtype=torch.float64)
+        if denoiser.autoencoder is not None:
+            shape = denoiser.state_shape((len(measurement), *measurement.image_shape))
+            decoded = Decoded(measurement.operator, denoiser.autoencoder, shape=shape[1:])
+            measurement = replace(measurement, operator=decoded)
+        shape = (len(measurement), *measurement.image_shape)
+        label = {"label": denoiser.labels(LABEL, len(measurement))}
+        cpu = torch.device("cpu")
+        return Setting(denoiser, shape, measurement, label, cpu, torch.float64)
 
     @cached_property
     def usual(self) -> Tensor:
@@ -152,7 +170,7 @@ class Case:
 def shapes(case: Case) -> str:
     """Restorations have the shape of the images, at odd and non-square sizes."""
     seen = []
-    for operator, shape in ((case.operator, SHAPE), (Inpaint(), ODD)):
+    for operator, shape in ((case.operator, SHAPE), (make_operator("inpaint"), ODD)):
         if case.fits(operator):
             measurement = case.measure(operator, shape)
             samples = case.run(measurement, num_samples=2).samples
@@ -223,6 +241,77 @@ def batch(case: Case) -> str:
     return within("alone from in a batch of 3", worst, EXACT)
 
 
+@dataclass(frozen=True)
+class _Twice(Guidance):
+    """Evaluates a guidance twice with the same noise; the two predictions must be one."""
+
+    requires: ClassVar[type[Operator] | None] = None
+    inner: Guidance
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        return self.inner.sets
+
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement
+    ) -> Prediction:
+        first = self.inner(
+            denoise, x_t, replace(step, noise=copy.deepcopy(step.noise)), measurement
+        )
+        second = self.inner(denoise, x_t, step, measurement)
+        for name in ("x0", "eps"):
+            expect(
+                torch.equal(getattr(first, name), getattr(second, name)),
+                f"{type(self.inner).__name__} was evaluated twice with the same arguments, and its "
+                f"two predictions differ in {name}: it remembers something by itself. Derive it "
+                "from StatefulGuidance and return what it remembers",
+            )
+        return second
+
+
+def remembers(case: Case) -> str:
+    """Nothing is remembered from step to step but the state that its type declares, so that a
+    transition that predicts twice in a step, and a run beside this one, change nothing."""
+    chain = [g if isinstance(g, StatefulGuidance) else _Twice(g) for g in case.plan.chain]
+    stateful = [g for g in case.plan.chain if isinstance(g, StatefulGuidance)]
+    if len(chain) == len(stateful):
+        raise Skip(
+            f"{' and '.join(type(g).__name__ for g in stateful)} declares a state"
+            if stateful
+            else "it has no guidance"
+        )
+    case.run(method=Method(chain, case.plan.transition, case.plan.itinerary))
+    return "the same prediction from the same arguments"
+
+
+def fields_per_image(case: Case) -> str:
+    """A field that holds one entry per image once it is bound is named in ``per_image``, so that a
+    batch is divided right."""
+    images = (2, 5)
+    bound = []
+    for n in images:
+        plan = case.plan.bind(case.setting(case.measure(images=n)))
+        bound.append([p for outer in (*plan.chain, plan.transition) for p in pieces(outer)])
+    declared = 0
+    for few, many in zip(*bound, strict=True):
+        for name, value in vars(many).items():
+            for a, b in zip(_tensors(getattr(few, name)), _tensors(value), strict=True):
+                if a.shape[:1] != images[:1] or b.shape[:1] != images[1:]:
+                    continue
+                expect(
+                    name in many.per_image,
+                    f"{name} of {type(many).__name__} holds one entry per image once it is bound, "
+                    f"{tuple(b.shape)} for {images[1]} images; add it to per_image",
+                )
+                declared += 1
+    return f"{declared} fields with one entry per image, declared"
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    values = list(value.values()) if isinstance(value, Mapping) else [value]
+    return [v for v in values if isinstance(v, Tensor) and v.ndim > 0]
+
+
 def networks(case: Case) -> str:
     """One prior that predicts eps, x0 or v gives one result."""
     worst = max(distance(case.run(predicts=predicts).x, case.usual) for predicts in NETWORKS)
@@ -232,11 +321,11 @@ def networks(case: Case) -> str:
 def scale(case: Case) -> str:
     """With the scale that it declares at 0 it is the run without it, under a transition that draws
     no noise, as its own draws shift others."""
-    scaled = [g for g in case.method.chain if g.scale]
+    scaled = [g for g in case.plan.chain if g.scale]
     if not scaled:
         raise Skip("no guidance of it declares a scale")
-    off = [replace(g, **dict.fromkeys(g.scale, 0.0)) if g.scale else g for g in case.method.chain]  # type: ignore[type-var]
-    without = [g for g in case.method.chain if not g.scale]
+    off = [replace(g, **dict.fromkeys(g.scale, 0.0)) if g.scale else g for g in case.plan.chain]  # type: ignore[type-var]
+    without = [g for g in case.plan.chain if not g.scale]
     cond = (
         {} if any("label" in g.sets for g in scaled) else {"label": LABEL}
     )  # a label that it gives is gone with it
@@ -270,7 +359,11 @@ def refuses(case: Case) -> str:
 def requirement(case: Case) -> str:
     """It runs with any operator that is what it declares to require, or says before sampling what
     else it needs."""
-    right = [operator for operator in (Curve(), Drift(), SuperResolution(2)) if case.fits(operator)]
+    right = [
+        operator
+        for operator in (Curve(), Drift(), make_operator("sr", factor=2))
+        if case.fits(operator)
+    ]
     ran = [
         operator.kind
         for operator in right
@@ -326,34 +419,19 @@ def unchanged(case: Case) -> str:
 
 def described(case: Case) -> str:
     """Its record is plain data that is the same in every process."""
-    text = json.dumps(case.run(dtype=torch.float32).config)
-    address = re.search(r"\w+ (object )?at 0x\w+", text)
-    expect(
-        address is None,
-        f"the record holds an object that only this process knows: {address and address[0]}",
-    )
-    return f"{len(text)} characters of JSON"
+    return plain(case.run(dtype=torch.float32).config)
 
 
 def x0_shift(case: Case) -> str:
     """Its transition shifts x_s by alpha_s dx where x0 is shifted by dx, as those do that see
     nothing but the prediction."""
-    transition = case.method.transition
-    assert transition is not None
+    transition = case.plan.transition
     if not case.own_transition:
         raise Skip("it leaves the transition to the run")
     if any(p.requires is not None for p in pieces(transition)):
         raise Skip("its transition works on the measurement, too")
     measurement = case.measure()
-    setting = Setting(
-        case.network(measurement, dtype=torch.float64),
-        (2, *SHAPE),
-        measurement,
-        {"label": LABEL},
-        torch.device("cpu"),
-        torch.float64,
-    )
-    transition = transition.bind(setting)
+    transition = transition.bind(case.setting(measurement))
     x, x0, eps, dx = (draw(2, *SHAPE, seed=k) for k in range(4))
     worst = 0.0
     for schedule in (schedules.linear(), schedules.flow()):
@@ -389,7 +467,8 @@ def imports(case: Case) -> str:
 CHECKS: dict[str, Callable[[Case], str]] = {
     f.__name__: f
     for f in (
-        *(shapes, dtypes, meta, finite, own_noise, global_rng, batch, networks),
+        *(shapes, dtypes, meta, finite, own_noise, global_rng, remembers, fields_per_image),
+        *(batch, networks),
         *(scale, refuses, requirement, unchanged, described, x0_shift, imports),
     )
 }

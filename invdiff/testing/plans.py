@@ -12,20 +12,23 @@ from typing import Any
 from torch import Tensor
 
 from invdiff.network import Denoiser
-from invdiff.operators.sr import SuperResolution
 from invdiff.plugins.registry import load
-from invdiff.problem import Operator
+from invdiff.problem import Operator, make_operator
 from invdiff.problem.make import as_operator
 from invdiff.problem.operator import Shape
-from invdiff.sampling import Itinerary, Method, Piece, make_method
+from invdiff.sampling import Itinerary, Method, Piece, Transition, make_method
+from invdiff.schedules import Schedule
 from invdiff.solving.plan import complete
-from invdiff.testing import methods, metrics, models, operators
+from invdiff.testing import itineraries, methods, metrics, models, operators, schedules
 from invdiff.testing.report import Plan, Report
 
 OPERATOR_CHECKS = tuple(operators.CHECKS)
 GUIDANCE_CHECKS = tuple(methods.CHECKS)
 MODEL_CHECKS = tuple(models.CHECKS)
 METRIC_CHECKS = tuple(metrics.CHECKS)
+TRANSITION_CHECKS = tuple(c for c in methods.CHECKS if c not in ("scale", "remembers"))
+ITINERARY_CHECKS = tuple(itineraries.CHECKS)
+SCHEDULE_CHECKS = tuple(schedules.CHECKS)
 
 Reasons = Mapping[str, str]
 NONE: Reasons = MappingProxyType({})
@@ -74,6 +77,62 @@ def check_guidance(
         CheckFailed, ValueError: as :func:`check_operator`.
     """
     return plan_guidance(method, operator, only, expected_failures).report()
+
+
+def check_transition(
+    transition: Any,
+    *,
+    operator: Operator | None = None,
+    only: Sequence[str] | None = None,
+    expected_failures: Reasons = NONE,
+) -> Report:
+    """Checks a transition, as the method of it alone.
+
+    Args:
+        transition: a registered name, a class or function that makes one of its defaults, or an
+            object.
+        operator: as in :func:`check_guidance`.
+        only: some of :data:`TRANSITION_CHECKS`.
+        expected_failures: check -> why it is known to fail.
+
+    Raises:
+        CheckFailed, ValueError: as :func:`check_operator`.
+    """
+    return plan_transition(transition, operator, only, expected_failures).report()
+
+
+def check_itinerary(
+    itinerary: Any, *, only: Sequence[str] | None = None, expected_failures: Reasons = NONE
+) -> Report:
+    """Checks an itinerary.
+
+    Args:
+        itinerary: a registered name, a class or function that makes one of its defaults, or an
+            object.
+        only: some of :data:`ITINERARY_CHECKS`.
+        expected_failures: check -> why it is known to fail.
+
+    Raises:
+        CheckFailed, ValueError: as :func:`check_operator`.
+    """
+    return plan_itinerary(itinerary, only, expected_failures).report()
+
+
+def check_schedule(
+    schedule: Any, *, only: Sequence[str] | None = None, expected_failures: Reasons = NONE
+) -> Report:
+    """Checks a schedule.
+
+    Args:
+        schedule: a registered name, a class or function that makes one of its defaults, or an
+            object.
+        only: some of :data:`SCHEDULE_CHECKS`.
+        expected_failures: check -> why it is known to fail.
+
+    Raises:
+        CheckFailed, ValueError: as :func:`check_operator`.
+    """
+    return plan_schedule(schedule, only, expected_failures).report()
 
 
 def check_model(
@@ -142,12 +201,51 @@ def plan_guidance(
     own = [p for p in (*made.chain, made.transition, made.itinerary) if p is not None]
     module = factory.__module__ if callable(factory) else type(own[0]).__module__
     case = methods.Case(
-        complete(made).method,
+        complete(made),
         made.transition is not None,
-        operator or SuperResolution(2),
+        operator or make_operator("sr", factor=2),
         module,
     )
     return _plan("guidance", method, factory, methods.CHECKS, case, only, expected)
+
+
+def plan_transition(
+    transition: Any,
+    operator: Operator | None = None,
+    only: Sequence[str] | None = None,
+    expected: Reasons = NONE,
+) -> Plan:
+    """The checks of a transition."""
+    factory = loaded("transitions", transition)
+    made = factory if isinstance(factory, Transition) else factory()
+    module = factory.__module__ if callable(factory) else type(made).__module__
+    case = methods.Case(
+        complete(Method(transition=made)), True, operator or make_operator("sr", factor=2), module
+    )
+    checks = {name: methods.CHECKS[name] for name in TRANSITION_CHECKS}
+    return _plan("transition", transition, factory, checks, case, only, expected)
+
+
+def plan_itinerary(
+    itinerary: Any, only: Sequence[str] | None = None, expected: Reasons = NONE
+) -> Plan:
+    """The checks of an itinerary."""
+    factory = loaded("itineraries", itinerary)
+    made = factory if isinstance(factory, Itinerary) else factory()
+    module = factory.__module__ if callable(factory) else type(made).__module__
+    case = itineraries.Case(made, module)
+    return _plan("itinerary", itinerary, factory, itineraries.CHECKS, case, only, expected)
+
+
+def plan_schedule(
+    schedule: Any, only: Sequence[str] | None = None, expected: Reasons = NONE
+) -> Plan:
+    """The checks of a schedule."""
+    factory = loaded("schedules", schedule)
+    made = factory if isinstance(factory, Schedule) else factory()
+    module = type(made).__module__ if isinstance(factory, Schedule) else factory.__module__
+    case = schedules.Case(made, module)
+    return _plan("schedule", schedule, factory, schedules.CHECKS, case, only, expected)
 
 
 def plan_model(
@@ -184,6 +282,9 @@ def plan_metric(metric: Any, only: Sequence[str] | None = None, expected: Reason
 PLANS: dict[str, Callable[[Any], Plan]] = {
     "operators": plan_operator,
     "guidance": plan_guidance,
+    "transitions": plan_transition,
+    "itineraries": plan_itinerary,
+    "schedules": plan_schedule,
     "models": plan_model,
     "metrics": plan_metric,
 }

@@ -20,22 +20,38 @@ from torch import Tensor
 
 from invdiff import schedules
 from invdiff.commands.parser import main
+from invdiff.itineraries import Straight
 from invdiff.network import Denoiser, Prediction
 from invdiff.plugins import registry
 from invdiff.problem import DiagonalOperator, LinearOperator, Measurement, Operator
 from invdiff.problem.operator import Shape
-from invdiff.sampling import Denoise, Guidance, Method, Setting, Step, Transition, data_gradient
+from invdiff.sampling import (
+    Denoise,
+    Guidance,
+    Itinerary,
+    Method,
+    Setting,
+    Step,
+    Transition,
+    data_gradient,
+)
+from invdiff.schedules import Level, Schedule
 from invdiff.testing import (
     GUIDANCE_CHECKS,
+    ITINERARY_CHECKS,
     METRIC_CHECKS,
     MODEL_CHECKS,
     OPERATOR_CHECKS,
+    SCHEDULE_CHECKS,
     CheckFailed,
     Report,
     check_guidance,
+    check_itinerary,
     check_metric,
     check_model,
     check_operator,
+    check_schedule,
+    check_transition,
     imports,
 )
 from invdiff.testing.report import Skip
@@ -203,9 +219,8 @@ class Pull(Guidance):
     zeta: float = 0.1
 
     def __call__(
-        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+        self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement
     ) -> Prediction:
-        assert measurement is not None
         p = denoise(x_t, step.t)
         return self.broken(
             p.move_x0(-self.zeta * data_gradient(measurement, p.x0)), step, measurement
@@ -244,6 +259,27 @@ class WastesGlobalNoise(Pull):
     def broken(self, p: Prediction, step: Step, measurement: Measurement) -> Prediction:
         torch.rand(1)
         return p
+
+
+class RemembersByItself(Pull):
+    """The last estimate, on the class: undeclared, and forgotten when a run begins."""
+
+    last: ClassVar[list[Tensor]] = []
+
+    def broken(self, p: Prediction, step: Step, measurement: Measurement) -> Prediction:
+        if step.index == 0:
+            self.last.clear()
+        self.last.append(p.x0)
+        return p.move_x0(0.1 * (self.last[0] - p.x0) * len(self.last))
+
+
+@dataclass(frozen=True)
+class ForgetsToSayPerImage(Pull):
+    weight: Tensor | None = None
+
+    def bind(self, setting: Setting) -> ForgetsToSayPerImage:
+        ones = torch.ones(setting.shape[0], 1, 1, 1, dtype=setting.dtype, device=setting.device)
+        return replace(self, weight=ones)
 
 
 class NormOfTheBatch(Pull):
@@ -308,6 +344,8 @@ BROKEN_METHODS: dict[str, Callable[[], Any]] = {
     "finite": DividesByStepsLessOne,
     "own_noise": LooksAtTheGlobalSeed,
     "global_rng": WastesGlobalNoise,
+    "remembers": RemembersByItself,
+    "fields_per_image": ForgetsToSayPerImage,
     "batch": NormOfTheBatch,
     "networks": TakesOutputsForEps,
     "scale": IsNeverOff,
@@ -316,6 +354,118 @@ BROKEN_METHODS: dict[str, Callable[[], Any]] = {
     "unchanged": LeavesGradientsOn,
     "described": HoldsAnObject,
     "x0_shift": lambda: Method(transition=ForgetsX0()),
+}
+
+# Itineraries and schedules ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EverySecond(Itinerary):
+    """As it should be: every second level of a straight run."""
+
+    def __call__(self, schedule: Schedule, steps: int) -> list[Level]:
+        return self.broken(Straight()(schedule, 2 * steps)[::-2][::-1], schedule)
+
+    def broken(self, levels: list[Level], schedule: Schedule) -> list[Level]:
+        return levels
+
+
+class EndsNoisy(EverySecond):
+    def broken(self, levels: list[Level], schedule: Schedule) -> list[Level]:
+        return levels[:-1] + [schedule(schedule.t_min)]
+
+
+class AnotherWayEachTime(EverySecond):
+    made = itertools.count()
+
+    def broken(self, levels: list[Level], schedule: Schedule) -> list[Level]:
+        return levels[next(self.made) % 2 :]
+
+
+class RefusesMany(EverySecond):
+    def __call__(self, schedule: Schedule, steps: int) -> list[Level]:
+        if steps == 20:
+            raise ValueError("steps must not be 20")
+        return super().__call__(schedule, steps)
+
+
+class StartsFromNothing(EverySecond):
+    def start(self, measurement: Measurement | None) -> Tensor | None:
+        return None if measurement is None else measurement.y * torch.nan
+
+
+@dataclass(frozen=True)
+class KeepsAnObject(EverySecond):
+    helper: object = field(default_factory=object)
+
+
+BROKEN_ITINERARIES: dict[str, Callable[[], Any]] = {
+    "levels": EndsNoisy,
+    "repeatable": AnotherWayEachTime,
+    "steps": RefusesMany,
+    "runs": StartsFromNothing,
+    "described": KeepsAnObject,
+}
+
+
+@dataclass(frozen=True)
+class Straightforward(Schedule):
+    """As it should be: alpha = 1 - t, sigma = t (1 + t) / 2."""
+
+    t_max: float = 0.99
+    t_min: float = 0.01
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - t, t * (1 + t) / 2
+
+    def time(self, ratio: Tensor) -> Tensor:
+        b = 1 + 2 * ratio
+        return (-b + torch.sqrt(b**2 + 8 * ratio)) / 2
+
+
+class AddsADimension(Straightforward):
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = super().coefficients(t)
+        return torch.atleast_1d(alpha), torch.atleast_1d(sigma)
+
+
+class Pauses(Straightforward):
+    """Its levels stay the same from 0.5 to 0.55."""
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return super().coefficients(torch.where(t <= 0.5, t, (t - 0.05).clamp(min=0.5)))
+
+    def time(self, ratio: Tensor) -> Tensor:
+        t = super().time(ratio)
+        return torch.where(t <= 0.5, t, t + 0.05)
+
+
+class WrongInverse(Straightforward):
+    def time(self, ratio: Tensor) -> Tensor:
+        return super().time(ratio * 1.001)
+
+
+class NotClean(Straightforward):
+    clean = 0.005
+
+
+class VisitsNoTime(Straightforward):
+    def times(self, steps: int, spacing: Any = None) -> Tensor:
+        return super().times(steps, spacing) * torch.nan
+
+
+@dataclass(frozen=True)
+class DescribesAnObject(Straightforward):
+    helper: object = field(default_factory=object)
+
+
+BROKEN_SCHEDULES: dict[str, Callable[[], Any]] = {
+    "levels": AddsADimension,
+    "monotone": Pauses,
+    "runs": VisitsNoTime,
+    "described": DescribesAnObject,
+    "inverse": WrongInverse,
+    "clean": NotClean,
 }
 
 # Models -------------------------------------------------------------------------------------------
@@ -472,6 +622,8 @@ KINDS: dict[str, tuple[Callable[..., Report], Any, tuple[str, ...], Mapping[str,
         BROKEN_MODELS,
     ),
     "metric": (check_metric, mae, METRIC_CHECKS, BROKEN_METRICS),
+    "itinerary": (check_itinerary, EverySecond, ITINERARY_CHECKS, BROKEN_ITINERARIES),
+    "schedule": (check_schedule, Straightforward, SCHEDULE_CHECKS, BROKEN_SCHEDULES),
 }
 
 
@@ -580,6 +732,21 @@ def test_the_kit_leaves_no_trace() -> None:
         warnings.simplefilter("error")
         check_operator("denoise", only=["fixed", "batch"])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_transition_is_checked_as_the_method_of_it_alone() -> None:
+    assert failures(check_transition, ForgetsX0) == {"x0_shift"}
+    assert not failures(check_transition, "heun")
+
+
+@pytest.mark.parametrize("name", registry.list_plugins("itineraries"))
+def test_every_itinerary_passes(name: str) -> None:
+    assert check_itinerary(name).ok
+
+
+@pytest.mark.parametrize("name", registry.list_plugins("schedules"))
+def test_every_schedule_passes(name: str) -> None:
+    assert check_schedule(name).ok
 
 
 def test_objects_shapes_and_conditions_of_ones_own() -> None:
