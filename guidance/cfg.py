@@ -20,19 +20,17 @@ Symbols: c, the condition; ∅, none; w, the scale.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from invdiff.device import out_of_memory
+from invdiff.guidance.branches import Label, both, conditions, labels, scale_map
 from invdiff.network import Prediction
 from invdiff.problem import Measurement, Operator
 from invdiff.sampling import Denoise, Guidance, Setting, Step
-from invdiff.sampling.step import tiled
+from invdiff.sampling.step import tiled, tiled_all
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,9 @@ class CFG(Guidance):
         batched: both branches in one call of the network; where memory does not allow it, in two.
     """
 
-    label: int | Sequence[int] | Tensor | Mapping[str, Tensor] | None = None
+    label: Label | Mapping[str, Tensor] | None = None
     w: float | Tensor = 2.0
-    negative: int | Sequence[int] | Tensor | Mapping[str, Tensor] | None = None
+    negative: Label | Mapping[str, Tensor] | None = None
     interval: tuple[float, float] | None = None
     rescale: float = 0.0
     plus: bool = False
@@ -98,145 +96,56 @@ class CFG(Guidance):
         return tuple(self.negative) if isinstance(self.negative, Mapping) else ("label",)
 
     def bind(self, setting: Setting) -> CFG:
-        denoiser, images = setting.denoiser, setting.shape[0]
-        if isinstance(self.negative, Mapping):
-            absent = [name for name in self.negative if name not in setting.cond]
-            if absent or self.label is not None:
-                raise ValueError(
-                    f"negative={{...}} names conditions that the run itself gives as "
-                    "keyword arguments; "
-                    f"{'not given: ' + ', '.join(absent) if absent else 'leave out label='}"
-                )
-            label = {name: setting.cond[name] for name in self.negative}
-            negative = {
-                name: _like(name, value, label[name]) for name, value in self.negative.items()
-            }
-        else:
-            given = setting.cond.get("label")
-            if self.label is not None and given is not None:
-                raise ValueError("the label is given twice, to CFG and to the run; leave one out")
-            chosen: Any = given if self.label is None else self.label
-            if denoiser.num_classes is None:
-                raise ValueError(
-                    f"{denoiser.name} is not class-conditional, so classifier-free guidance "
-                    "has nothing to guide towards"
-                )
-            if chosen is None:
-                raise ValueError(
-                    f"classifier-free guidance needs a label, one of 0..{denoiser.num_classes - 1}"
-                )
+        if not isinstance(self.negative, Mapping):
             compares = isinstance(self.w, Tensor) or self.w != 1 or self.plus
-            if compares and self.negative is None and denoiser.null_label is None:
-                raise ValueError(
-                    f"{denoiser.name} has no null class, which classifier-free guidance "
-                    "compares with: use a network trained with label "
-                    "dropout (null_label= says which label it is), or negative=LABEL"
-                )
-            label = {"label": denoiser.labels(chosen, images).to(setting.device)}
-            negative = (
-                {"label": denoiser.labels(self.negative, images).to(setting.device)}
-                if compares
-                else label
+            label, negative = labels(setting, self._label, self.negative, compares)
+        elif self.label is None:
+            label, negative = conditions(setting, self.negative)
+        else:
+            raise ValueError(
+                "negative={...} names conditions that the run itself gives; leave out label="
             )
-        return replace(self, label=label, negative=negative, w=_map(self.w, setting, self.plus))
+        w = scale_map(self.w, setting, self.plus)
+        return replace(self, label=label, negative=negative, w=w)
 
     def __call__(
         self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
     ) -> Prediction:
-        if not isinstance(self.label, Mapping):
-            raise TypeError("CFG is bound to a run before it is called: CFG(...).bind(setting)")
-        label, negative = (
-            {k: tiled(v, x_t) for k, v in branch.items()}
-            for branch in (self.label, self.negative)
-            if isinstance(branch, Mapping)
-        )
-        if (
-            self.interval is not None
-            and not self.interval[0] < float(step.t.ratio) <= self.interval[1]
-        ):
-            return denoise(x_t, step.t, **label)
+        c, null = self._bound(self.label), self._bound(self.negative)
         w = tiled(self.w, x_t) if isinstance(self.w, Tensor) else self.w
-        if isinstance(w, float | int) and (
-            (w == 1 and not self.plus) or (w == 0 and not self.rescale)
-        ):
-            return denoise(x_t, step.t, **(label if w else negative))  # one branch is all it takes
-        cond, uncond = self._both(denoise, x_t, step, label, negative)
+        if self._outside(step) or (_equals(w, 1) and not self.plus):
+            return denoise(x_t, step.t, **tiled_all(c, x_t))  # one branch is all it takes
+        if _equals(w, 0) and not self.rescale:
+            return denoise(x_t, step.t, **tiled_all(null, x_t))
+        cond, uncond = both(denoise, x_t, step, c, null, self.batched)
         p = cond.move((w - 1) * (cond.x0 - uncond.x0))
         if self.rescale:
             p = _rescaled(p, cond, self.rescale)
         p = p.clip()
         return replace(p, eps=uncond.clip().eps) if self.plus else p
 
-    def _both(
-        self,
-        denoise: Denoise,
-        x_t: Tensor,
-        step: Step,
-        label: dict[str, Tensor],
-        negative: dict[str, Tensor],
-    ) -> tuple[Prediction, Prediction]:
-        """The conditional and the unconditional prediction, not clipped yet."""
-        if self.batched:
-            try:
-                conditions = {k: torch.cat([v, negative[k]]) for k, v in label.items()}
-                cond, uncond = denoise(
-                    torch.cat([x_t, x_t]), step.t, clip_x0=False, **conditions
-                ).chunk(2)
-                return cond, uncond
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                warnings.warn(
-                    "out of memory; going on with the two branches of CFG one after the other",
-                    stacklevel=2,
-                )
-        return denoise(x_t, step.t, clip_x0=False, **label), denoise(
-            x_t, step.t, clip_x0=False, **negative
-        )
+    def _outside(self, step: Step) -> bool:
+        if self.interval is None:
+            return False
+        low, high = self.interval
+        return not low < float(step.t.ratio) <= high
+
+    @property
+    def _label(self) -> Label | None:
+        return None if isinstance(self.label, Mapping) else self.label
+
+    def _bound(self, conditions: Any) -> Mapping[str, Tensor]:
+        if not isinstance(conditions, Mapping) or not isinstance(self.label, Mapping):
+            raise TypeError("CFG is bound to a run before it is called: CFG(...).bind(setting)")
+        return conditions
+
+
+def _equals(w: float | Tensor, value: float) -> bool:
+    return not isinstance(w, Tensor) and w == value
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _like(name: str, negative: Tensor, given: Any) -> Tensor:
-    """A negative condition in the shape of what the run gives."""
-    if not isinstance(negative, Tensor) or not isinstance(given, Tensor):
-        raise TypeError(
-            f"negative={{{name!r}: ...}} and the run's {name} must be tensors, got "
-            f"{type(negative).__name__} and {type(given).__name__}"
-        )
-    try:
-        return negative.to(given).expand_as(given)
-    except RuntimeError as error:
-        raise ValueError(
-            f"negative {name} has shape {tuple(negative.shape)}, but the run gives {name} "
-            f"of shape {tuple(given.shape)}"
-        ) from error
-
-
-def _map(w: float | Tensor, setting: Setting, plus: bool) -> float | Tensor:
-    """A number as it is; a map as one per image, (B, 1, H, W)."""
-    if not isinstance(w, Tensor):
-        return w
-    images, _, *size = setting.shape
-    allowed = [
-        (),
-        tuple(size),
-        (images, 1, *size),
-        (1, 1, *size),
-        (images, *(1,) * (len(size) + 1)),
-    ]
-    if tuple(w.shape) not in allowed:
-        raise ValueError(
-            f"w must be a number, a map {tuple(size)} or {(images, 1, *size)}, or one "
-            f"number per image {allowed[-1]}, got shape {tuple(w.shape)}"
-        )
-    if not w.is_meta and not bool((((w >= 0) & (w <= 1)) if plus else w.isfinite()).all()):
-        raise ValueError(
-            f"a map of w must be {'in [0, 1] for CFG++' if plus else 'finite everywhere'}"
-        )
-    return w.to(setting.device, setting.dtype).expand(images, 1, *size)
 
 
 def _rescaled(p: Prediction, cond: Prediction, phi: float) -> Prediction:

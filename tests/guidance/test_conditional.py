@@ -1047,9 +1047,9 @@ REFUSED: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
         {},
         {},
     ),
-    "sr3_net_alone": ("shown an image beside the state; use the method 'sr3'", DPS(), SR3_NET, {}),
-    "sr3_net_with_cfg_alone": ("shown an image beside the state", CFG(3), {"cond_channels": 3}, {}),
-    "sr3_on_another_net": ("not shown an image beside the state.*such as sr3x4", SR3(), {}, {}),
+    "sr3_net_alone": ("conditioned on an image; use the method 'sr3'", DPS(), SR3_NET, {}),
+    "sr3_net_with_cfg_alone": ("conditioned on an image", CFG(3), {"cond_channels": 3}, {}),
+    "sr3_on_another_net": ("not conditioned on an image.*such as sr3x4", SR3(), {}, {}),
     "sr3_channels": (
         r"channels do not add up: network takes \[cond, x_t\] with 1 \+ 3",
         SR3(),
