@@ -206,16 +206,23 @@ class MeanShift(Wrapping):
 
 def classifier(
     label: int | Sequence[int] | Tensor | None = None,
-    s: float = 1.0,
+    s: float = ClassifierGuidance.s,
     classifier: NoisyClassifier | Callable[[Tensor, Tensor], Tensor] | str | Path | None = None,
     mean_shift: bool = False,
     log_prob: Callable[..., Tensor] | None = None,
-    of: str = "x_t",
+    of: str = ClassifierGuidance.of,
 ) -> Method:
     """Classifier guidance by name.
 
     Args:
-        label, s, classifier, log_prob, of: of :class:`ClassifierGuidance`.
+        label: the class y for all images, or one for each; by default what the run itself gives the
+            network.
+        s: the gradient scale.
+        classifier: a :class:`~invdiff.network.NoisyClassifier`, a callable ``classifier(x_t, t) ->
+            logits``, or the folder of one; by default the classifier that comes with the model.
+        log_prob: in its place, a differentiable ``log_prob(x_t, level)`` or ``log_prob(x0)`` with
+            one value per image; from Python.
+        of: what ``log_prob`` is a function of, ``"x_t"`` or ``"x0"``.
         mean_shift: algorithm 1, a shift of the ancestral step's mean, instead of algorithm 2.
     """
     guidance = ClassifierGuidance(label, s, classifier, log_prob, of)

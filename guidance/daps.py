@@ -160,20 +160,27 @@ class Annealing(Itinerary):
 
 
 def daps(
-    ode_steps: int = 5,
-    langevin_steps: int = 100,
-    lr: float = 1e-4,
-    lr_min_ratio: float = 0.01,
-    tau: float = 0.01,
-    exact: bool = False,
-    sigma_max: float = 100.0,
-    sigma_min: float = 0.1,
+    ode_steps: int = DAPS.ode_steps,
+    langevin_steps: int = DAPS.langevin_steps,
+    lr: float = DAPS.lr,
+    lr_min_ratio: float = DAPS.lr_min_ratio,
+    tau: float = DAPS.tau,
+    exact: bool = DAPS.exact,
+    sigma_max: float = Annealing.sigma_max,
+    sigma_min: float = Annealing.sigma_min,
 ) -> Method:
     """DAPS by name.
 
     Args:
-        ode_steps, langevin_steps, lr, lr_min_ratio, tau, exact: see :class:`DAPS`.
-        sigma_max, sigma_min: first and last noise level sigma/alpha, see :class:`Annealing`.
+        ode_steps: network evaluations per level.
+        langevin_steps: evaluations of the operator and its gradient per level.
+        lr: size of the Langevin steps at the first level; stable below 2 tau² for an operator of
+            norm 1.
+        lr_min_ratio: the share of lr that is left at the last level.
+        tau: standard deviation of the data term, in the network's range (in y's where the operator
+            is nonlinear); 0 takes the measurement's sigma.
+        exact: draw x0 from its Gaussian itself; needs a linear operator.
+        sigma_max, sigma_min: first and last noise level, sigma/alpha.
     """
     return Method(
         DAPS(ode_steps, langevin_steps, lr, lr_min_ratio, tau, exact),

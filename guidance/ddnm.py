@@ -100,7 +100,7 @@ class NullSpaceNoise(Transition):
         eta: the share of fresh noise.
     """
 
-    eta: float = 0.85
+    eta: float = DDNM.eta
     requires: ClassVar[type[Operator] | None] = LinearOperator
 
     def __post_init__(self) -> None:
@@ -124,7 +124,7 @@ class NullSpaceNoise(Transition):
         return step.s.alpha * step.last.x0 + step.s.sigma * step.randn_like(x_t)
 
 
-def ddnm(eta: float = 0.85, travel_length: int = 1, travel_repeat: int = 1) -> Method:
+def ddnm(eta: float = DDNM.eta, travel_length: int = 1, travel_repeat: int = 1) -> Method:
     """DDNM, which is DDNM+ where the measurement has noise.
 
     Args:

@@ -89,11 +89,11 @@ class Root(Itinerary):
         )  # each level once
 
 
-def diffpir(lmbda: float = 1.0, zeta: float = 0.3) -> Method:
+def diffpir(lmbda: float = DiffPIR.lmbda, zeta: float = 0.3) -> Method:
     """DiffPIR by name.
 
     Args:
-        lmbda: weight of the prior, see :class:`DiffPIR`.
+        lmbda: weight of the prior against the data, over the noise of both.
         zeta: share of fresh noise, in [0, 1].
     """
     return Method(DiffPIR(lmbda), DDIM(std=Share(zeta)), Root())

@@ -52,7 +52,7 @@ class FlowChef(Guidance):
         return p.move_x0(-self.eta * (1 + float(step.s.ratio)) * grad)
 
 
-def flowchef(eta: float = 500.0) -> Method:
+def flowchef(eta: float = FlowChef.eta) -> Method:
     """FlowChef on the Euler steps of the flow, which are DDIM's on any schedule.
 
     Args:

@@ -86,11 +86,15 @@ class ILVR(Wrapping):
         )  # a = -1/2 with antialias, -3/4 without
 
 
-def ilvr(factor: int | None = None, range_t: float = 0.0, variance: str = "auto") -> Method:
+def ilvr(
+    factor: int | None = None, range_t: float = ILVR.range_t, variance: str = DDPM.variance
+) -> Method:
     """ILVR by name.
 
     Args:
-        factor, range_t: of :class:`ILVR`.
-        variance: of the ancestral step, see :class:`invdiff.transitions.DDPM`.
+        factor: N; by default that of a super-resolution operator, and 8 for others.
+        range_t: conditions while sigma_t/alpha_t is above it.
+        variance: of the ancestral step: ``"small"``, ``"large"``, ``"learned"`` or ``"auto"``, see
+            :class:`invdiff.transitions.DDPM`.
     """
     return Method(transition=ILVR(DDPM(variance), factor, range_t))

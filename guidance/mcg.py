@@ -64,11 +64,12 @@ class MCG(Guidance):
         return p.detach().move_x0(-self.alpha / float(step.s.alpha) * grad)
 
 
-def mcg(alpha: float = 1.0, variance: str = "auto") -> Method:
+def mcg(alpha: float = MCG.alpha, variance: str = DDPM.variance) -> Method:
     """MCG by name.
 
     Args:
-        alpha: the step size, see :class:`MCG`.
-        variance: of the ancestral step, see :class:`invdiff.transitions.DDPM`.
+        alpha: the step size along the gradient of the data term.
+        variance: of the ancestral step: ``"small"``, ``"large"``, ``"learned"`` or ``"auto"``, see
+            :class:`invdiff.transitions.DDPM`.
     """
     return Method(MCG(alpha), Replace(DDPM(variance)))

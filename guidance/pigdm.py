@@ -63,11 +63,11 @@ class PiGDM(Guidance):
         return p.move_x0(alpha * g) if self.adaptive else p.move(sigma**2 / (alpha * r2) * g)
 
 
-def pigdm(eta: float = 1.0, adaptive: bool = True) -> Method:
+def pigdm(eta: float = 1.0, adaptive: bool = PiGDM.adaptive) -> Method:
     """PiGDM with its DDIM.
 
     Args:
-        eta: of :class:`invdiff.transitions.DDIM`.
-        adaptive: of :class:`PiGDM`.
+        eta: the share of ancestral noise that DDIM draws, in [0, 1].
+        adaptive: the authors' weights, which move x0 and keep eps, instead of the plain score.
     """
     return Method(PiGDM(adaptive), DDIM(eta))

@@ -74,7 +74,9 @@ class PnPFlow(StatefulGuidance[Tensor | None]):
         return p.move_x0(x0 - p.x0), x0
 
 
-def pnpflow(lr: float = 1.0, alpha: float = 0.5, draws: int = 5) -> Method:
+def pnpflow(
+    lr: float = PnPFlow.lr, alpha: float = PnPFlow.alpha, draws: int = PnPFlow.draws
+) -> Method:
     """PnP-Flow with fresh noise at every level.
 
     Args:

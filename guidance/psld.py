@@ -81,7 +81,7 @@ def _norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x.flatten(1), dim=1)
 
 
-def psld(omega: float = 1.0, gamma: float = 0.1) -> Method:
+def psld(omega: float = PSLD.omega, gamma: float = PSLD.gamma) -> Method:
     """PSLD on deterministic DDIM steps.
 
     Args:

@@ -95,7 +95,7 @@ class REDDiff(StatefulGuidance[Adam | None]):
         return p.move(adam.x - p.x0), adam
 
 
-def reddiff(lmbda: float = 0.25, lr: float = 0.1) -> Method:
+def reddiff(lmbda: float = REDDiff.lmbda, lr: float = REDDiff.lr) -> Method:
     """RED-diff by name.
 
     Args:

@@ -17,12 +17,17 @@ from invdiff.sampling import Method
 from invdiff.transitions import DDPM, Replace
 
 
-def repaint(jump_length: int = 10, resamplings: int = 10, variance: str = "auto") -> Method:
+def repaint(
+    jump_length: int = Jumps.length,
+    resamplings: int = Jumps.resamplings,
+    variance: str = DDPM.variance,
+) -> Method:
     """RePaint with its jump itinerary.
 
     Args:
         jump_length: j, how many levels a jump climbs.
         resamplings: r, how often each stretch is walked.
-        variance: of the ancestral step, see :class:`invdiff.transitions.DDPM`.
+        variance: of the ancestral step: ``"small"``, ``"large"``, ``"learned"`` or ``"auto"``, see
+            :class:`invdiff.transitions.DDPM`.
     """
     return Method(transition=Replace(DDPM(variance)), itinerary=Jumps(jump_length, resamplings))

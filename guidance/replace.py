@@ -16,10 +16,11 @@ from invdiff.sampling import Method
 from invdiff.transitions import DDPM, Replace
 
 
-def replace(variance: str = "auto") -> Method:
+def replace(variance: str = DDPM.variance) -> Method:
     """Replacement after every ancestral step.
 
     Args:
-        variance: of the ancestral step, see :class:`invdiff.transitions.DDPM`.
+        variance: of the ancestral step: ``"small"``, ``"large"``, ``"learned"`` or ``"auto"``, see
+            :class:`invdiff.transitions.DDPM`.
     """
     return Method(transition=Replace(DDPM(variance)))

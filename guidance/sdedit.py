@@ -18,11 +18,17 @@ from invdiff.sampling import Method
 from invdiff.transitions import DDPM
 
 
-def sdedit(strength: float = 0.5, repeats: int = 1, variance: str = "auto") -> Method:
+def sdedit(
+    strength: float = LateStart.strength,
+    repeats: int = LateStart.repeats,
+    variance: str = DDPM.variance,
+) -> Method:
     """SDEdit by name.
 
     Args:
-        strength, repeats: of :class:`invdiff.itineraries.LateStart`.
-        variance: of the ancestral step, see :class:`invdiff.transitions.DDPM`.
+        strength: t0, the share of the itinerary that is run, in (0, 1].
+        repeats: K, how often it is run, each time from what the last one made.
+        variance: of the ancestral step: ``"small"``, ``"large"``, ``"learned"`` or ``"auto"``, see
+            :class:`invdiff.transitions.DDPM`.
     """
     return Method(transition=DDPM(variance), itinerary=LateStart(strength, repeats=repeats))
