@@ -100,6 +100,6 @@ def reddiff(lmbda: float = REDDiff.lmbda, lr: float = REDDiff.lr) -> Method:
 
     Args:
         lmbda: weight of the prior.
-        lr: of Adam.
+        lr: step size of Adam.
     """
     return Method(REDDiff(lmbda, lr), Renoise())

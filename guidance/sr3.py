@@ -85,7 +85,7 @@ class SR3(Guidance):
         takes = denoiser.cond_channels
         if takes is None and not denoiser.takes("cond"):
             raise ValueError(
-                f"{denoiser.name} is not shown an image beside the state; SR3 needs a "
+                f"{denoiser.name} is not conditioned on an image; SR3 needs a "
                 "network trained on [cond, x_t], such as sr3x4, "
                 "which cond_channels= describes"
             )

@@ -23,7 +23,8 @@ class Jumps(Itinerary):
     Args:
         length: levels of a jump.
         resamplings: how often each stretch is walked; 1 is straight down.
-        spacing: see :class:`Straight`.
+        spacing: of the levels, see :meth:`invdiff.schedules.Schedule.times`; by default the
+            schedule's own.
     """
 
     length: int = 10

@@ -20,7 +20,8 @@ class LateStart(Itinerary):
 
     Args:
         strength: share of the itinerary that is run, in (0, 1]; 1 starts at the noisiest level.
-        spacing: see :class:`Straight`.
+        spacing: of the levels, see :meth:`invdiff.schedules.Schedule.times`; by default the
+            schedule's own.
         repeats: how often it is run, each time from what the last one made.
     """
 

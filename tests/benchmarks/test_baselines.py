@@ -502,7 +502,7 @@ def test_networks_that_deepinv_cannot_take_are_refused() -> None:
         restored("deepinv_ddrm", measurement, None)
     with pytest.raises(ValueError, match="works on images with 1 channels, got 3"):
         restored("deepinv_ddrm", measurement, PRIOR.read_as(channels=1))
-    with pytest.raises(ValueError, match="is shown an image beside the state"):
+    with pytest.raises(ValueError, match="is conditioned on an image"):
         restored("deepinv_ddrm", measurement, PRIOR.read_as(cond_channels=3))
     latent = PRIOR.read_as(
         autoencoder=Autoencoder(
