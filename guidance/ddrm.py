@@ -12,7 +12,13 @@ with sigma_i = sigma_y / s_i: not measured, measured with more noise than the st
 with less.
 
 Symbols: eta, the share of fresh noise; eta_b, how far well measured components follow y. Published:
-eta 0.85, eta_b 1, 20 steps.
+eta 0.85, eta_b 1, 20 steps. More fresh noise gives a higher PSNR, less of it a better LPIPS.
+
+A component with s_i > 0 may carry nothing but noise: of a blur of 1.5 px on 64x64 pixels 82 % have
+s_i > 1e-5, but only 26 % have s_i > sigma_y at sigma_y = 0.025. Those whose sigma_i exceeds
+``sigma_max`` count as not measured. The authors' code cuts by the singular value instead, below
+3e-2 for deblurring and 1e-3 for general operators. Nor does it clip x0, as ``clip`` of the network
+does here where images have a range.
 
 Differences: eq. 7, which draws the first state around y_i, is left out, for a run starts where
 noise drowns the image, and with eta_b = 1 the next state does not depend on what the first holds
@@ -42,16 +48,21 @@ class DDRM(Transition):
         eta: share of fresh noise in the components that are not measured, or are measured worse
             than x_s is noised.
         eta_b: how far the others follow y.
+        sigma_max: the largest sigma_i, in the network's range, of a component that counts as
+            measured.
     """
 
     eta: float = 0.85
     eta_b: float = 1.0
+    sigma_max: float = 2.0
     requires: ClassVar[type[Operator] | None] = SpectralOperator
     one_sigma: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (0 <= self.eta <= 1 and 0 <= self.eta_b <= 1):
             raise ValueError(f"eta and eta_b must be in [0, 1], got {self.eta} and {self.eta_b}")
+        if not self.sigma_max > 0:
+            raise ValueError(f"sigma_max must be positive, got {self.sigma_max}")
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement) -> Tensor:
         operator = measurement.spectral
@@ -63,12 +74,11 @@ class DDRM(Transition):
             operator.Vt(p.eps),
             operator.Vt(step.randn_like(x_t)),
         )
-        y, std_y = (
-            alpha * operator.Vt(operator.pinv(measurement.y)),
-            alpha * measurement.component_sigma("DDRM"),
-        )
+        sigma_y = measurement.component_sigma("DDRM")
+        y, std_y = alpha * measurement.components, alpha * sigma_y
+        measured = operator.measured & (sigma_y <= self.sigma_max)
 
-        noisy = std_y > sigma
+        noisy = measured & (std_y > sigma)
         towards = torch.where(noisy, (y - x0) / torch.where(noisy, std_y, 1.0), eps)
         loose = x0 + sigma * (math.sqrt(1 - self.eta**2) * towards + self.eta * z)
         held = (
@@ -76,4 +86,4 @@ class DDRM(Transition):
             + self.eta_b * y
             + (sigma**2 - (self.eta_b * std_y) ** 2).clamp(min=0).sqrt() * z
         )
-        return operator.V(torch.where(operator.measured & ~noisy, held, loose))
+        return operator.V(torch.where(measured & ~noisy, held, loose))

@@ -70,7 +70,7 @@ class MCGDiff(Wrapping):
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement) -> Tensor:
         t, s, operator = step.t, step.s, measurement.spectral
         mean, std = self.inner.kernel(replace(predict(x_t, t), variance_fraction=None), t, s)
-        x, m, y = operator.Vt(x_t), operator.Vt(mean), operator.Vt(operator.pinv(measurement.y))
+        x, m, y = operator.Vt(x_t), operator.Vt(mean), measurement.components
         rho2 = measurement.component_sigma("MCGDiff") ** 2
         var = t.sigma**2 / (t.alpha**2 + t.sigma**2) if s.sigma == 0 else std**2
 

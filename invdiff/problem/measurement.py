@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,11 @@ class Measurement:
         """
         operator = self.spectral
         return self.image_sigma(who) * inverted(operator.singular_values, operator.measured, 0.0)
+
+    @cached_property
+    def components(self) -> Tensor:
+        """V* A† y of a spectral operator: what y says of each component of x; made once."""
+        return self.spectral.Vt(self.spectral.pinv(self.y))
 
     def residual(self, x: Tensor) -> Tensor:
         """y − A(x)."""

@@ -279,7 +279,10 @@ def test_overwriting_leaves_nothing_of_the_run_before(tmp_path: Path) -> None:
             ["--model", "photo64", "--upscale", "sr3", "upscale.factor=2"],
             "trained to enlarge by 4, not by 2",
         ),
-        (["--model", "photo64", "--upscale", "sr3", "upscale.model=photo64"], "not conditioned on an image"),
+        (
+            ["--model", "photo64", "--upscale", "sr3", "upscale.model=photo64"],
+            "not conditioned on an image",
+        ),
         (["--model", "photo64", "--upscale", "dps"], "'sr3'"),
         (["--model", "photo64", "--upscale", "sr3", "upscale.steps=0"], "steps"),
     ],

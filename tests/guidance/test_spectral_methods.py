@@ -3,6 +3,7 @@ noise; the exact posterior where theory promises it; every kind of sigma."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -138,7 +139,28 @@ def ddrm(x: Tensor, y: Tensor, sigma_0: float, eta: float, eta_b: float) -> Tens
 def test_ddrm_is_the_papers(sigma: float, eta: float, eta_b: float) -> None:
     m = measured(sigma)
     torch.testing.assert_close(
-        run(DDRM(eta, eta_b), m, X_T), ddrm(X_T, m.y, sigma, eta, eta_b), atol=1e-9, rtol=0
+        run(DDRM(eta, eta_b, math.inf), m, X_T),
+        ddrm(X_T, m.y, sigma, eta, eta_b),
+        atol=1e-9,
+        rtol=0,
+    )
+
+
+@pytest.mark.parametrize("method", [DDRM, ddnm])
+def test_components_of_noise_alone_count_as_not_measured(method: Any) -> None:
+    """Above ``sigma_max`` a component is treated as if its singular value were zero."""
+    sigma = 0.7
+    u, s, vt = torch.linalg.svd(A, full_matrices=False)
+    largest = float(sigma / s[1]) * 1.001  # of the three components the last one is cut
+    kept = torch.where(sigma / s <= largest, s, 0.0)
+    assert int((kept > 0).sum()) == 2
+    m, fewer = measured(sigma), Matrix(u @ torch.diag(kept) @ vt).bind((DIM,))
+    told = Measurement(m.y @ u[:, :2] @ u[:, :2].T, fewer, sigma)
+    torch.testing.assert_close(
+        run(method(sigma_max=largest), m, X_T),
+        run(method(sigma_max=math.inf), told, X_T),
+        atol=1e-9,
+        rtol=0,
     )
 
 
@@ -177,7 +199,7 @@ def test_ddnm_is_the_authors_with_its_time_travel(sigma: float, length: int, rep
     m, times = measured(sigma), [int(level.t) for level in Jumps(length, repeat)(SCHEDULE, T)]
     assert (len(times) > T + 1) == (repeat > 1)
     torch.testing.assert_close(
-        run(ddnm(0.85, length, repeat), m, X_T),
+        run(ddnm(0.85, length, repeat, math.inf), m, X_T),
         ddnm_svd(X_T, m.y, sigma, 0.85, times),
         atol=1e-9,
         rtol=0,
