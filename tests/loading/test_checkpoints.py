@@ -1157,7 +1157,7 @@ def test_a_narrow_range_starts_from_an_image() -> None:
     assert in_floors(chains(denoiser, [], steps=60), PRIOR) > 10, "from noise alone it is not"
     with pytest.raises(
         ValueError,
-        match=r"at most sigma = 0.4\), so a run cannot start from noise alone; give .*start=",
+        match=r"ends at sigma = 0.4, too little to start from pure noise; give .*start=",
     ):
         generate(denoiser, (2, 4), steps=5)
     assert generate(denoiser, (2, 4), steps=5, start=PRIOR.draw(2, seed=1), dtype=D).x.shape == (

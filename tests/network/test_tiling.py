@@ -285,7 +285,7 @@ def test_every_method_composes_with_it(method: str) -> None:
         for tile in ({}, {"tile": 8}):
             with pytest.raises(
                 ValueError,
-                match="class-conditional|noise-aware|image beside the state|latent diffusion",
+                match="class-conditional|noise-aware|conditioned on an image|latent diffusion",
             ):
                 run(**tile)
         return
