@@ -11,8 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from invdiff.plugins.registry import load
-from invdiff.problem.make import as_operator, make_operator
+from invdiff.problem.make import as_operator, make_operator, remade
 from invdiff.problem.operator import LinearOperator, Operator, Shape
 
 Part = Operator | str | Mapping[str, Any]
@@ -38,7 +37,7 @@ class Composite(Operator):
         shape = tuple(int(n) for n in shape)
         if self.shape is not None:
             return super().bind(shape)
-        memo = self._memo  # type: ignore[attr-defined]
+        memo = self._memo
         if shape not in memo:
             parts, here = list[Operator](), shape
             for part in self.parts:
@@ -168,7 +167,7 @@ def _made(part: Part, shape: Shape | None, state: Mapping[str, Tensor]) -> Opera
     parameters = {key: value for key, value in part.items() if key != "name"}
     if shape is None:
         return make_operator(part["name"], **parameters)
-    return load("operators", part["name"])(**parameters, shape=shape, state=state)
+    return remade(part["name"], parameters, shape, state)
 
 
 def _fit(parts: Sequence[Operator], shape: Shape) -> Shape:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from invdiff.plugins.registry import call, load
-from invdiff.problem.operator import Operator
+from invdiff.problem.operator import Operator, Shape
 
 
 def make_operator(operator: str | Any, **parameters: Any) -> Operator:
@@ -18,6 +22,16 @@ def make_operator(operator: str | Any, **parameters: Any) -> Operator:
             f"parameters go with an operator's name; {type(operator).__name__} is an object already"
         )
     return as_operator(operator)
+
+
+def remade(
+    name: str, parameters: Mapping[str, Any], shape: Shape, state: Mapping[str, Tensor]
+) -> Operator:
+    """The registered operator as it was bound: with its tensors, which are not made again."""
+    factory = load("operators", name)
+    if "state" in inspect.signature(factory).parameters:
+        return factory(**parameters, shape=shape, state=state)
+    return factory(**parameters)._changed(shape=shape, state=dict(state))
 
 
 def as_operator(operator: Any) -> Operator:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invdiff.problem.make import as_operator
+from invdiff.problem.make import as_operator, remade
 from invdiff.problem.operator import LinearOperator, Operator, of_kind
 from invdiff.problem.spectral import SpectralOperator, inverted
 from invdiff.problem.wrapped import Rescaled
@@ -316,8 +316,6 @@ class Measurement:
         refused."""
         from safetensors import SafetensorError, safe_open
 
-        from invdiff.plugins.registry import load
-
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = (file.metadata() or {}).get("invdiff")
@@ -348,9 +346,8 @@ class Measurement:
             if kind == "parameter":
                 _place(parameters, place, tensor)
         state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
-        operator = load("operators", described["operator"])(
-            **parameters, shape=tuple(described["image_shape"]), state=state
-        )
+        shape = tuple(described["image_shape"])
+        operator = remade(described["operator"], parameters, shape, state)
         measurement = cls(
             tensors["y"],
             operator,

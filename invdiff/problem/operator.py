@@ -18,10 +18,12 @@ dtype of their argument.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
@@ -45,11 +47,23 @@ class Operator(ABC):
         state: the tensors made for that shape.
     """
 
-    shape: Shape | None = field(default=None, kw_only=True, repr=False)
-    state: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True, repr=False)
+    shape: Shape | None = field(default=None, kw_only=True, repr=False, compare=False)
+    state: Mapping[str, Tensor] = field(
+        default_factory=dict, kw_only=True, repr=False, compare=False
+    )
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_memo", {})
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        object.__setattr__(self, "state", {})  # for subclasses with an __init__ of their own
+        return self
+
+    def __post_init__(self) -> None:  # noqa: B027  (for super() calls of subclasses)
+        """For subclasses to check their parameters in."""
+
+    @cached_property
+    def _memo(self) -> dict[Any, Any]:
+        """What was made of this operator: bound ones, copies elsewhere."""
+        return {}
 
     # What subclasses write ------------------------------------------------------------------------
 
@@ -97,6 +111,26 @@ class Operator(ABC):
         from invdiff.problem.composite import composed
 
         return composed([other, self])
+
+    def __add__(self, other: Operator) -> Operator:
+        """``A + B``: x -> A(x) + B(x); linear if both are."""
+        from invdiff.problem.algebra import added
+
+        return added([self, other]) if isinstance(other, Operator) else NotImplemented
+
+    def __mul__(self, factor: float) -> Operator:
+        """``factor * A``: x -> factor A(x); linear if A is."""
+        from invdiff.problem.algebra import multiplied
+
+        return multiplied(self, factor) if isinstance(factor, int | float) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Operator:
+        return -1 * self
+
+    def __sub__(self, other: Operator) -> Operator:
+        return self + -other if isinstance(other, Operator) else NotImplemented
 
     def measure(
         self,
@@ -153,20 +187,20 @@ class Operator(ABC):
     @property
     def parameters(self) -> dict[str, Any]:
         """The fields a subclass declares: what ``make_operator`` needs to make it again."""
-        return {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if f.name not in ("shape", "state")
-        }
+        maker = next(c for c in type(self).__mro__ if "__init__" in vars(c))
+        if "__dataclass_fields__" in vars(maker):
+            names = [f.name for f in dataclasses.fields(self)]
+        else:  # it has an __init__ of its own, whose arguments are attributes of the same names
+            names = list(inspect.signature(type(self)).parameters)
+        return {name: getattr(self, name) for name in names if name not in ("shape", "state")}
 
     def bind(self, shape: Shape) -> Self:
         """This operator for images of one shape, with its tensors made."""
         shape = tuple(int(n) for n in shape)
         if self.shape is None:
-            memo = self._memo  # type: ignore[attr-defined]
-            if shape not in memo:
-                memo[shape] = dataclasses.replace(self, shape=shape, state=self.make_state(shape))
-            return memo[shape]
+            if shape not in self._memo:
+                self._memo[shape] = self._changed(shape=shape, state=self.make_state(shape))
+            return self._memo[shape]
         if self.shape != shape:
             raise ValueError(
                 f"this {type(self).__name__} is bound to images of shape {self.shape}, got {shape}"
@@ -185,13 +219,13 @@ class Operator(ABC):
                 else v.to(device)
             )
 
-        return dataclasses.replace(self, state={k: move(v) for k, v in self.state.items()})
+        return self._changed(state={k: move(v) for k, v in self.state.items()})
 
     def select(self, images: Tensor) -> Self:
         """The operator of some images of the batch. State with a batch dimension (named in
         ``per_image``) is indexed."""
         batched = {k: v[images.to(v.device)] for k, v in self.state.items() if k in self.per_image}
-        return dataclasses.replace(self, state={**self.state, **batched}) if batched else self
+        return self._changed(state={**self.state, **batched}) if batched else self
 
     @property
     def per_image(self) -> frozenset[str]:
@@ -202,15 +236,23 @@ class Operator(ABC):
     def measurement_shape(self) -> Shape:
         """Shape of one measurement, once bound."""
         assert self.shape is not None
-        memo: dict[Any, Any] = self._memo  # type: ignore[attr-defined]
+        memo = self._memo
         if "measurement_shape" in memo:
             return memo["measurement_shape"]
         state = {k: v[:1] if k in self.per_image else v for k, v in self.state.items()}
-        probe = dataclasses.replace(self, state=state).to("meta", torch.float32)
+        probe = self._changed(state=state).to("meta", torch.float32)
         memo["measurement_shape"] = tuple(
-            probe._forward(torch.empty(1, *self.shape, device="meta")).shape[1:]
+            probe._forward(torch.empty(1, *self.shape, dtype=torch.float32, device="meta")).shape[
+                1:
+            ]
         )
         return memo["measurement_shape"]
+
+    def _changed(self, **changes: Any) -> Self:
+        """A copy with another shape or state; its parameters stay."""
+        changed = object.__new__(type(self))
+        vars(changed).update({k: v for k, v in vars(self).items() if k != "_memo"} | changes)
+        return changed
 
     def _for_image(self, x: Tensor) -> Self:
         return self.bind(tuple(x.shape[1:]))._like(x)
@@ -233,7 +275,7 @@ class Operator(ABC):
         )
         if first is None or (first.device == x.device and _real_of(first.dtype) == real):
             return self
-        memo, key = self._memo, (x.device, real)  # type: ignore[attr-defined]
+        memo, key = self._memo, (x.device, real)
         if key not in memo:
             memo[key] = self.to(x.device, real)
         return memo[key]
@@ -267,6 +309,18 @@ class LinearOperator(Operator):
         return conjugate_gradients(
             lambda x: x + gamma * self._adjoint(self._forward(x)), z + gamma * self._adjoint(y)
         )
+
+    @property
+    def H(self) -> LinearOperator:
+        """A* as an operator; ``A.H.H`` is A. The operator must be bound."""
+        from invdiff.problem.algebra import adjoint_of
+
+        return adjoint_of(self)
+
+    @property
+    def gram(self) -> Operator:
+        """A* A as an operator. The operator must be bound."""
+        return self.H @ self
 
     def adjoint(self, y: Tensor) -> Tensor:
         """A* y, (B, *image shape)."""

@@ -110,7 +110,7 @@ class PhysicsOperator(Operator):
         if self.shape is not None:
             return super().bind(shape)
         shape = tuple(int(n) for n in shape)
-        memo = self._memo  # type: ignore[attr-defined]
+        memo = self._memo
         if shape not in memo:
             y = self._try(shape)
             memo[shape] = self._bound(shape, tuple(y.shape[1:]), len(y))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tempfile
 from collections.abc import Callable
@@ -81,7 +80,7 @@ class Case:
         """It made again from its parameters, at every shape."""
         if self.operator.shape is not None:
             raise Skip("it is bound already, so it is not made again")
-        again = dataclasses.replace(self.operator)
+        again = self.operator._changed()
         return [again.bind(a.shape) for a in self.bound if a.shape is not None]
 
 
