@@ -20,31 +20,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pkgutil import resolve_name
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from invdiff.network import Denoiser
-from invdiff.plugins.registry import UnknownNameError, call, did_you_mean
+from invdiff.plugins.registry import call, load
 from invdiff.problem import DiagonalOperator, LinearOperator, Measurement, Operator
 from invdiff.problem.separable import check_image_shape, cosine_matrix
 from invdiff.problem.solvers import conjugate_gradients
 from invdiff.sampling import NonFiniteError
 from invdiff.solving.cascade import RESAMPLING
-
-BASELINES = {
-    "pinv": "invdiff.benchmarks.baselines:PseudoInverse",
-    "bicubic": "invdiff.benchmarks.baselines:Bicubic",
-    "biharmonic": "invdiff.benchmarks.baselines:Biharmonic",
-    "tv": "invdiff.benchmarks.baselines:TotalVariation",
-    "wiener": "invdiff.benchmarks.baselines:Wiener",
-    "deepinv_dps": "invdiff.benchmarks.peers:DPS",
-    "deepinv_ddrm": "invdiff.benchmarks.peers:DDRM",
-    "deepinv_diffpir": "invdiff.benchmarks.peers:DiffPIR",
-}
-"""Name -> class, imported when it is asked for."""
 
 
 class Unfit(ValueError):
@@ -58,12 +45,7 @@ def make_baseline(name: str, **parameters: object) -> Baseline:
     Raises:
         ValueError: an unknown name, parameter or value; says what is known.
     """
-    if name not in BASELINES:
-        raise UnknownNameError(
-            f"unknown baseline {name!r}.{did_you_mean(name, BASELINES)} Known: "
-            f"{', '.join(BASELINES)}."
-        )
-    return call(resolve_name(BASELINES[name]), f"baseline {name!r}", parameters)
+    return call(load("baselines", name), f"baseline {name!r}", parameters)
 
 
 @dataclass(frozen=True)

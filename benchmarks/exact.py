@@ -20,7 +20,7 @@ Beside every method stand the floor (as many exact draws against others) and the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invdiff.benchmarks.harness import Cell, Record, Result, Task, mean_and_interval
+from invdiff.benchmarks.harness import Cell, Record, Result, Suite, Task, mean_and_interval
 from invdiff.benchmarks.tables import markdown
 from invdiff.config.compose import make_piece
 from invdiff.network import Denoiser
@@ -207,66 +207,6 @@ def moments(x: Tensor, posterior: Mixture) -> dict[str, float]:
     return {"mean": float(mean), "covariance": float((torch.cov(x.mT) - C).norm() / C.norm())}
 
 
-def tasks(config: dict[str, Any]) -> list[Task]:
-    """Every method, the floor first, on every problem and seed; each cell is a task of its own."""
-    problems = [
-        {
-            "problem": "gaussian",
-            "operator": {"name": name} | (parameters or {}),
-            "shape": config["gaussian"]["shape"],
-        }
-        | {"sigma": config["gaussian"]["sigma"], "seed": seed}
-        for name, parameters in config["gaussian"]["operators"].items()
-        for seed in range(config["gaussian"]["seeds"])
-    ]
-    problems += [
-        {"problem": "mixture", "d": d, "d_y": d_y, "seed": seed}
-        for d in config["mixture"]["d"]
-        for d_y in config["mixture"]["d_y"]
-        for seed in range(config["mixture"]["seeds"])
-    ]
-    methods = {
-        label: {"name": label} | (parameters or {})
-        for label, parameters in config["methods"].items()
-    }
-    only = {label: parameters.pop("problem", None) for label, parameters in methods.items()}
-    common = {"samples": config["samples"], "steps": config["steps"], "eta": config["eta"]}
-    # With their defaults, so that another default is another cell.
-    pieces = {
-        label: describe(_method(parameters, config["eta"])) for label, parameters in methods.items()
-    }
-    found: list[Cell] = []
-    for problem in problems:
-        found.append({"method": "floor"} | problem | {"samples": config["samples"]})
-        for label, parameters in methods.items():
-            if only[label] in (None, problem["problem"]):
-                found.append(
-                    {"method": label}
-                    | problem
-                    | {"parameters": parameters, "pieces": pieces[label]}
-                    | common
-                )
-    return [[cell] for cell in found]
-
-
-def context(config: dict[str, Any]) -> dict[str, Any]:
-    """Nothing: the cells say it all."""
-    return {}
-
-
-def context_of(
-    cell: Cell, source: str | None, network: str | None, allow_pickle: bool
-) -> dict[str, Any]:
-    """Nothing, likewise."""
-    return {}
-
-
-def evaluate(task: Task, folder: Path) -> list[Result]:
-    """Samples one posterior and scores it."""
-    (cell,) = task
-    return [score(cell)]
-
-
 def score(cell: Cell) -> Result:
     """What a cell's samples are worth and cost."""
     n = cell["samples"]
@@ -319,49 +259,6 @@ def _method(given: dict[str, Any], eta: float) -> Method:
     return complete(replace(made, transition=own), transition, itinerary).method
 
 
-def report(config: dict[str, Any], records: Sequence[Record]) -> str:
-    """Two tables: the mixture's distances, and the Gaussian's errors by operator."""
-    methods = list(dict.fromkeys(r["cell"]["method"] for r in records))
-    mixture, gaussian = (
-        [r for r in records if r["cell"]["problem"] == kind] for kind in ("mixture", "gaussian")
-    )
-    parts = []
-    if mixture:
-        columns = {(r["cell"]["d"], r["cell"]["d_y"]): None for r in mixture}
-        rows = []
-        for method in methods:
-            own = [r for r in mixture if r["cell"]["method"] == method]
-            row = {"(d, d_y)": method}
-            for d, d_y in columns:
-                row[f"({d}, {d_y})"] = _entry(
-                    [r for r in own if (r["cell"]["d"], r["cell"]["d_y"]) == (d, d_y)],
-                    "distance",
-                    True,
-                )
-            rows.append(row | _cost(own))
-        parts.append(
-            "Sliced Wasserstein distance to the exact posterior, mean ± 1.96 sd/√n over "
-            f"the seeds:\n\n{markdown(rows)}"
-        )
-    if gaussian:
-        operators = dict.fromkeys(r["cell"]["operator"]["name"] for r in gaussian)
-        for score, what in (
-            ("mean", "Error of the mean, in posterior standard deviations"),
-            ("covariance", "Relative error of the covariance"),
-        ):
-            rows = []
-            for method in methods:
-                own = [r for r in gaussian if r["cell"]["method"] == method]
-                row = {"operator": method}
-                row |= {
-                    name: _entry([r for r in own if r["cell"]["operator"]["name"] == name], score)
-                    for name in operators
-                }
-                rows.append(row)
-            parts.append(f"{what}, a Gaussian prior under linear operators:\n\n{markdown(rows)}")
-    return "\n\n".join(parts)
-
-
 def _entry(records: Sequence[Record], score: str, interval: bool = False) -> str:
     """One figure of a table; what was refused has none, and failures are told."""
     found = [r["result"][score] for r in records if score in r.get("result", {})]
@@ -391,3 +288,111 @@ def _cost(records: Sequence[Record]) -> dict[str, str]:
     return {
         k: f"{low:g}" if low == high else f"{low:g} to {high:g}" for k, (low, high) in spans.items()
     }
+
+
+class Exact(Suite):
+    """Samples against posteriors that are known exactly."""
+
+    def tasks(self, config: Mapping[str, Any]) -> list[Task]:
+        """Every method, the floor first, on every problem and seed; each cell is a task of its
+        own."""
+        problems = [
+            {
+                "problem": "gaussian",
+                "operator": {"name": name} | (parameters or {}),
+                "shape": config["gaussian"]["shape"],
+            }
+            | {"sigma": config["gaussian"]["sigma"], "seed": seed}
+            for name, parameters in config["gaussian"]["operators"].items()
+            for seed in range(config["gaussian"]["seeds"])
+        ]
+        problems += [
+            {"problem": "mixture", "d": d, "d_y": d_y, "seed": seed}
+            for d in config["mixture"]["d"]
+            for d_y in config["mixture"]["d_y"]
+            for seed in range(config["mixture"]["seeds"])
+        ]
+        methods = {
+            label: {"name": label} | (parameters or {})
+            for label, parameters in config["methods"].items()
+        }
+        only = {label: parameters.pop("problem", None) for label, parameters in methods.items()}
+        common = {"samples": config["samples"], "steps": config["steps"], "eta": config["eta"]}
+        # With their defaults, so that another default is another cell.
+        pieces = {
+            label: describe(_method(parameters, config["eta"]))
+            for label, parameters in methods.items()
+        }
+        found: list[Cell] = []
+        for problem in problems:
+            found.append({"method": "floor"} | problem | {"samples": config["samples"]})
+            for label, parameters in methods.items():
+                if only[label] in (None, problem["problem"]):
+                    found.append(
+                        {"method": label}
+                        | problem
+                        | {"parameters": parameters, "pieces": pieces[label]}
+                        | common
+                    )
+        return [[cell] for cell in found]
+
+    def context(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Nothing: the cells say it all."""
+        return {}
+
+    def context_of(
+        self, cell: Cell, source: str | None, network: str | None, allow_pickle: bool
+    ) -> dict[str, Any]:
+        """Nothing, likewise."""
+        return {}
+
+    def evaluate(self, task: Task, folder: Path, context: Mapping[str, Any]) -> list[Result]:
+        """Samples one posterior and scores it."""
+        (cell,) = task
+        return [score(cell)]
+
+    def report(self, config: Mapping[str, Any], records: Sequence[Record]) -> str:
+        """Two tables: the mixture's distances, and the Gaussian's errors by operator."""
+        methods = list(dict.fromkeys(r["cell"]["method"] for r in records))
+        mixture, gaussian = (
+            [r for r in records if r["cell"]["problem"] == kind] for kind in ("mixture", "gaussian")
+        )
+        parts = []
+        if mixture:
+            columns = {(r["cell"]["d"], r["cell"]["d_y"]): None for r in mixture}
+            rows = []
+            for method in methods:
+                own = [r for r in mixture if r["cell"]["method"] == method]
+                row = {"(d, d_y)": method}
+                for d, d_y in columns:
+                    row[f"({d}, {d_y})"] = _entry(
+                        [r for r in own if (r["cell"]["d"], r["cell"]["d_y"]) == (d, d_y)],
+                        "distance",
+                        True,
+                    )
+                rows.append(row | _cost(own))
+            parts.append(
+                "Sliced Wasserstein distance to the exact posterior, mean ± 1.96 sd/√n over "
+                f"the seeds:\n\n{markdown(rows)}"
+            )
+        if gaussian:
+            operators = dict.fromkeys(r["cell"]["operator"]["name"] for r in gaussian)
+            for score, what in (
+                ("mean", "Error of the mean, in posterior standard deviations"),
+                ("covariance", "Relative error of the covariance"),
+            ):
+                rows = []
+                for method in methods:
+                    own = [r for r in gaussian if r["cell"]["method"] == method]
+                    row = {"operator": method}
+                    row |= {
+                        name: _entry(
+                            [r for r in own if r["cell"]["operator"]["name"] == name], score
+                        )
+                        for name in operators
+                    }
+                    rows.append(row)
+                parts.append(
+                    f"{what}, a Gaussian prior under linear operators:\n\n{markdown(rows)}"
+                )
+        return "\n\n".join(parts)

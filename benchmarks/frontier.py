@@ -15,7 +15,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from invdiff.benchmarks import grid, harness
+from invdiff.benchmarks import harness
+from invdiff.benchmarks.grid import Grid
 from invdiff.benchmarks.launchers import make_launcher
 from invdiff.benchmarks.leaderboard import Row, Table, tables
 from invdiff.benchmarks.tables import markdown
@@ -155,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     launcher = make_launcher("local", args.workers)
     records = harness.run(
-        grid.__name__, grid.tasks(config), grid.context(config), args.output, launcher
+        "grid", Grid().tasks(config), Grid().context(config), args.output, launcher
     )
     found = tables(records)
     for table in filter(complete, found):

@@ -27,7 +27,6 @@ from dataclasses import asdict
 from functools import cache
 from itertools import product
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ from torch import Tensor
 from invdiff.benchmarks.baselines import Unfit, make_baseline
 from invdiff.benchmarks.dataset import SCIKIT_IMAGE, Dataset, image_hash, summary
 from invdiff.benchmarks.digest import of_code, operator_version
-from invdiff.benchmarks.harness import Cell, Record, Result, Task, digest, key
+from invdiff.benchmarks.harness import Cell, Record, Result, Suite, Task, digest, key
 from invdiff.benchmarks.leaderboard import markdown, tables
 from invdiff.benchmarks.scoring import identity, score
 from invdiff.config.compose import build_method, build_operator, compose, override_value
@@ -58,77 +57,6 @@ TOP = ("steps", "num_samples", "transition", "itinerary")
 OF_RUN = ("guidance", "transition", "itinerary", "steps", "num_samples", "preset")
 """What a row takes of the configuration that ``invdiff solve`` would run; operator and noise are
 the benchmark's."""
-
-
-def tasks(config: Mapping[str, Any]) -> list[Task]:
-    """Every row of the table on every operator, seed and batch of images.
-
-    Raises:
-        ValueError: what does not exist or cannot be composed; nothing has run then.
-    """
-    for kind in ("operators", "models"):
-        if not config[kind]:
-            raise ValueError(f"the suite has no {kind}; give --{kind.removesuffix('s')} NAME")
-    if not config["methods"] and not config["baselines"]:
-        raise ValueError("the suite has no methods; give --method NAME or --baseline NAME")
-    if not config["seeds"]:
-        raise ValueError("the suite has no seeds; give seeds=[0]")
-    images = Dataset.of(config["images"]).identities()
-    batches = list(_batches(images, config["batch_size"]))
-    problems = {
-        label: problem(label, given or {}, config, images)
-        for label, given in config["operators"].items()
-    }
-    found = []
-    for (label, benchmark), seed in product(problems.items(), config["seeds"]):
-        for row, batch in product(_rows(label, config), batches):
-            found.append(
-                [
-                    {"benchmark": benchmark, "image": image, "seed": seed, "batch": batch} | row
-                    for image in batch
-                ]
-            )
-    return found
-
-
-def context(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Where images and networks are, and whether pickled checkpoints may be opened; cells depend on
-    none of it."""
-    images = dict(config["images"])
-    if images["source"] != SCIKIT_IMAGE:
-        images["source"] = str(Path(images["source"]).expanduser().absolute())
-    names = [_named(label, config)[0] for label in config["models"]]
-    models = {
-        _shown(name): str(Path(name).absolute())
-        for name in names
-        if _shown(name) != name or "/" not in name and not is_registered(name)
-    }
-    return {"images": images, "models": models, "allow_pickle": config["allow_pickle"]}
-
-
-def context_of(
-    cell: Cell, source: str | None, network: str | None, allow_pickle: bool
-) -> dict[str, Any]:
-    """The same for a recorded cell: its images are in ``source``, a file, folder or glob, unless
-    they are scikit-image's, its network is ``network``, unless its name says it."""
-    images = {
-        k: v
-        for k, v in cell["benchmark"]["images"].items()
-        if k in ("source", "crop", "size", "channels")
-    }
-    if images["source"] != SCIKIT_IMAGE:
-        if source is None:
-            raise ValueError(
-                "the images of this record are files; say where: --input FOLDER with "
-                f"{cell['image']['name']}"
-            )
-        images["source"] = source
-    models = {} if network is None or cell["model"] is None else {cell["model"]["name"]: network}
-    return {
-        "images": images | {"names": [image["name"] for image in cell["batch"]]},
-        "models": models,
-        "allow_pickle": allow_pickle,
-    }
 
 
 def problem(
@@ -303,21 +231,6 @@ def model(name: str, dtype: str, device: str, options: str, allow_pickle: bool) 
     return loaded.to(torch.device(device))
 
 
-def evaluate(
-    task: Task,
-    folder: Path,
-    images: Mapping[str, Any],
-    models: Mapping[str, str] = MappingProxyType({}),
-    allow_pickle: bool = False,
-) -> list[Result]:
-    """Restores the images of a batch and scores each."""
-    dataset, cell = Dataset.of(images), task[0]
-    truth = torch.cat([_image(dataset, c["image"]) for c in task])
-    measurement = measured(cell, truth, [c["image"]["index"] for c in task], folder)
-    denoiser = None if cell["model"] is None else _network(cell["model"], models, allow_pickle)
-    return _results(task, folder, truth, measurement, denoiser)
-
-
 def _results(
     task: Task, folder: Path, truth: Tensor, measurement: Measurement, denoiser: Denoiser | None
 ) -> list[Result]:
@@ -421,11 +334,6 @@ def measured(cell: Cell, truth: Tensor, ids: Sequence[int], folder: Path) -> Mea
     return measurement
 
 
-def report(config: Mapping[str, Any], records: Sequence[Record]) -> str:
-    """One table for each operator."""
-    return markdown(tables(records))
-
-
 def _image(dataset: Dataset, wanted: Mapping[str, Any]) -> Tensor:
     """An image, if it is the one that is meant."""
     x = dataset[wanted["name"]]
@@ -512,3 +420,91 @@ def _pictures(
         if what not in ("truth", "measurement") or not (folder / files[what]).exists():
             write_image(folder / files[what], picture)
     return files
+
+
+class Grid(Suite):
+    """Methods and baselines on photographs, operators, networks and seeds: every combination is a
+    cell."""
+
+    def tasks(self, config: Mapping[str, Any]) -> list[Task]:
+        """Every row of the table on every operator, seed and batch of images.
+
+        Raises:
+            ValueError: what does not exist or cannot be composed; nothing has run then.
+        """
+        for kind in ("operators", "models"):
+            if not config[kind]:
+                raise ValueError(f"the suite has no {kind}; give --{kind.removesuffix('s')} NAME")
+        if not config["methods"] and not config["baselines"]:
+            raise ValueError("the suite has no methods; give --method NAME or --baseline NAME")
+        if not config["seeds"]:
+            raise ValueError("the suite has no seeds; give seeds=[0]")
+        images = Dataset.of(config["images"]).identities()
+        batches = list(_batches(images, config["batch_size"]))
+        problems = {
+            label: problem(label, given or {}, config, images)
+            for label, given in config["operators"].items()
+        }
+        found = []
+        for (label, benchmark), seed in product(problems.items(), config["seeds"]):
+            for row, batch in product(_rows(label, config), batches):
+                found.append(
+                    [
+                        {"benchmark": benchmark, "image": image, "seed": seed, "batch": batch} | row
+                        for image in batch
+                    ]
+                )
+        return found
+
+    def context(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Where images and networks are, and whether pickled checkpoints may be opened; cells
+        depend on none of it."""
+        images = dict(config["images"])
+        if images["source"] != SCIKIT_IMAGE:
+            images["source"] = str(Path(images["source"]).expanduser().absolute())
+        names = [_named(label, config)[0] for label in config["models"]]
+        models = {
+            _shown(name): str(Path(name).absolute())
+            for name in names
+            if _shown(name) != name or "/" not in name and not is_registered(name)
+        }
+        return {"images": images, "models": models, "allow_pickle": config["allow_pickle"]}
+
+    def context_of(
+        self, cell: Cell, source: str | None, network: str | None, allow_pickle: bool
+    ) -> dict[str, Any]:
+        """The same for a recorded cell: its images are in ``source``, a file, folder or glob,
+        unless they are scikit-image's, its network is ``network``, unless its name says it."""
+        images = {
+            k: v
+            for k, v in cell["benchmark"]["images"].items()
+            if k in ("source", "crop", "size", "channels")
+        }
+        if images["source"] != SCIKIT_IMAGE:
+            if source is None:
+                raise ValueError(
+                    "the images of this record are files; say where: --input FOLDER with "
+                    f"{cell['image']['name']}"
+                )
+            images["source"] = source
+        models = (
+            {} if network is None or cell["model"] is None else {cell["model"]["name"]: network}
+        )
+        return {
+            "images": images | {"names": [image["name"] for image in cell["batch"]]},
+            "models": models,
+            "allow_pickle": allow_pickle,
+        }
+
+    def evaluate(self, task: Task, folder: Path, context: Mapping[str, Any]) -> list[Result]:
+        """Restores the images of a batch and scores each."""
+        dataset, cell = Dataset.of(context["images"]), task[0]
+        models, allow_pickle = context.get("models", {}), context.get("allow_pickle", False)
+        truth = torch.cat([_image(dataset, c["image"]) for c in task])
+        measurement = measured(cell, truth, [c["image"]["index"] for c in task], folder)
+        denoiser = None if cell["model"] is None else _network(cell["model"], models, allow_pickle)
+        return _results(task, folder, truth, measurement, denoiser)
+
+    def report(self, config: Mapping[str, Any], records: Sequence[Record]) -> str:
+        """One table for each operator."""
+        return markdown(tables(records))

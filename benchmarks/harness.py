@@ -2,17 +2,7 @@
 already is not run again.
 
 A cell is plain data that says all that its result depends on. A task is a list of cells that are
-evaluated together, such as the images of one batch. A suite is a module with five functions:
-
-    tasks(config) -> list[Task]                              the grid
-    context(config) -> dict                                  what evaluating takes besides, such as
-                                                             where files are; plain data as well
-    context_of(cell, source, network, allow_pickle) -> dict  the same for one cell of a record: its
-                                                             images are in source, its network is
-                                                             network
-    evaluate(task, folder, **context) -> list[Result]        what was found, for each cell; pictures
-                                                             and the like go into the folder
-    report(config, records) -> str                           the records as Markdown
+evaluated together, such as the images of one batch. A suite is a :class:`Suite`.
 
 A cell that fails is recorded with its failure and runs again the next time; it does not stop the
 others. Where tasks run is up to a launcher (:mod:`invdiff.benchmarks.launchers`); this process
@@ -28,6 +18,7 @@ import platform
 import subprocess
 import traceback
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from functools import cache
@@ -38,6 +29,7 @@ from typing import Any
 import torch
 
 from invdiff.files import write_atomically
+from invdiff.plugins.registry import load
 
 Cell = dict[str, Any]
 Task = list[Cell]
@@ -46,11 +38,52 @@ Record = dict[str, Any]
 Launcher = Callable[
     [str, Sequence[Task], Path, Mapping[str, Any]], Generator[tuple[Task, list[Record]], None, None]
 ]
-"""Evaluates tasks of a suite (its module's name) somewhere, with :func:`evaluate`, and yields each
-as it is done, in any order."""
+"""Evaluates tasks of a suite (as :func:`suite_of` takes it) somewhere, with :func:`evaluate`, and
+yields each as it is done, in any order."""
 
 FORMAT = 2
 """Of the records; it is part of what makes a record that of a cell."""
+
+
+class Suite(ABC):
+    """Which cells there are, how one is evaluated, and what their records say together.
+
+    Registered in the entry-point group ``invdiff.suites``; ``kind`` of a suite's configuration is
+    that name.
+    """
+
+    @abstractmethod
+    def tasks(self, config: Mapping[str, Any]) -> list[Task]:
+        """The grid of a configuration; what is wrong with it is a ValueError."""
+
+    @abstractmethod
+    def context(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Whatever else evaluating needs, such as where files are, as plain data."""
+
+    @abstractmethod
+    def context_of(
+        self, cell: Cell, source: str | None, network: str | None, allow_pickle: bool
+    ) -> dict[str, Any]:
+        """The same for one cell of a record, whose images are in ``source`` and whose network is
+        ``network``."""
+
+    @abstractmethod
+    def evaluate(self, task: Task, folder: Path, context: Mapping[str, Any]) -> list[Result]:
+        """The result of each cell of a task; pictures and the like go into the folder."""
+
+    @abstractmethod
+    def report(self, config: Mapping[str, Any], records: Sequence[Record]) -> str:
+        """The records as Markdown."""
+
+
+def suite_of(reference: str) -> Suite:
+    """A suite by its registered name, or by ``module:Class`` where none is registered.
+
+    Raises:
+        ValueError: an unknown name; says which there are.
+    """
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)() if name else load("suites", module)()
 
 
 def key(cell: Cell) -> str:
@@ -80,7 +113,7 @@ def run(
     """The record of every cell, in order; tasks that the folder does not hold whole are evaluated.
 
     Args:
-        suite: module of the suite, e.g. ``"invdiff.benchmarks.exact"``.
+        suite: as :func:`suite_of` takes it, e.g. ``"exact"``.
         tasks, context: of the suite.
         folder: where the records are, one JSON file each.
         launcher: where tasks run.
@@ -164,7 +197,7 @@ def read(folder: Path, cell: Cell) -> Record | None:
 def evaluate(suite: str, task: Task, folder: Path, context: Mapping[str, Any]) -> list[Record]:
     """The record of each cell of a task; what is raised is recorded as their failure."""
     try:
-        results = importlib.import_module(suite).evaluate(task, folder, **context)
+        results = suite_of(suite).evaluate(task, folder, context)
         json.dumps(results)  # what is no plain data fails here, and not where records are written
         return [
             record(suite, cell) | {"result": result}

@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -35,7 +35,7 @@ import torch
 from invdiff.benchmarks import harness
 from invdiff.benchmarks.harness import Launcher, Record, Task
 from invdiff.files import write_atomically
-from invdiff.plugins.registry import check_names
+from invdiff.plugins.registry import check_names, load
 
 Done = Generator[tuple[Task, list[Record]], None, None]
 
@@ -63,14 +63,13 @@ def make_launcher(name: str = "local", workers: int | None = None, **options: An
         ValueError: no such launcher or option, fewer than one worker, or a package that is not
             installed.
     """
-    if name not in LAUNCHERS:
-        raise ValueError(f"unknown launcher {name!r}; known: {', '.join(LAUNCHERS)}")
+    make = load("launchers", name)
     if workers is not None and workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
-    takes = inspect.signature(LAUNCHERS[name]).parameters
+    takes = inspect.signature(make).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         check_names(f"launcher {name!r}", options, [k for k in takes if k != "workers"])
-    return LAUNCHERS[name](workers, **options)
+    return make(workers, **options)
 
 
 def on_cuda(task: Task) -> bool:
@@ -454,10 +453,3 @@ class Share:
             if not self.done(i).exists():
                 return
             yield i, json.loads(self.done(i).read_text())
-
-
-LAUNCHERS: dict[str, Callable[..., Launcher]] = {
-    "local": local,
-    "ray": on_ray,
-    "submitit": by_submitit,
-}

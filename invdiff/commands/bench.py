@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -22,11 +20,8 @@ from invdiff.benchmarks.tables import markdown
 from invdiff.commands.common import check_paths
 from invdiff.config.compose import compose_suite, override_value
 from invdiff.files import write_atomically
-from invdiff.plugins.registry import check_names
+from invdiff.plugins.registry import check_names, load
 
-SUITES = ("conditional", "exact", "grid")
-"""The kinds of suites: modules of ``invdiff.benchmarks``. A configuration or a record names no
-other code."""
 CHOICES = {"operator": "operators", "method": "methods", "baseline": "baselines", "model": "models"}
 """Flags that choose among a suite's entries, or add one that it does not have."""
 VALUES = ("sigma", "steps", "num_samples", "batch_size", "dtype", "device")
@@ -53,10 +48,10 @@ def run(args: argparse.Namespace) -> None:
     launcher = make_launcher(args.launcher, args.workers, **options)
     config = configure(args)
     folder = Path(args.output or f"invdiff-bench-{args.suite}")
-    suite = _suite(config["kind"])
+    suite = load("suites", config["kind"])()
     tasks = suite.tasks(config)
     records = harness.run(
-        suite.__name__, tasks, suite.context(config), folder, launcher, progress=not args.quiet
+        config["kind"], tasks, suite.context(config), folder, launcher, progress=not args.quiet
     )
     table = suite.report(config, records)
     write_atomically(folder / "results.md", table + "\n")
@@ -142,12 +137,12 @@ def reproduce(args: argparse.Namespace) -> None:
     """
     try:
         old: Record = json.loads(Path(args.reproduce).read_text())
-        cell, kind = old["cell"], old["suite"].removeprefix("invdiff.benchmarks.")
+        cell, kind = old["cell"], old["suite"]
     except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{args.reproduce} is no record of invdiff bench: {type(error).__name__}: {error}"
         ) from error
-    suite = _suite(kind)
+    suite = load("suites", kind)()
     if "benchmark" in cell and (wrong := flaws(old)):
         raise ValueError(f"{args.reproduce} is no valid record: {wrong[0]}")
     if args.model and len(args.model) > 1:
@@ -157,7 +152,7 @@ def reproduce(args: argparse.Namespace) -> None:
     network, task = args.model[0] if args.model else None, harness.task_of(cell)
     with tempfile.TemporaryDirectory() as folder:
         found = harness.evaluate(
-            suite.__name__,
+            kind,
             task,
             Path(folder),
             suite.context_of(cell, args.input, network, args.allow_pickle),
@@ -209,9 +204,3 @@ def _agree(a: Any, b: Any) -> bool:
     if isinstance(a, float | int) and isinstance(b, float | int):
         return abs(a - b) <= 0.5 * 10 ** (1 - DIGITS) * max(1e-2, abs(a))
     return bool(a == b)
-
-
-def _suite(kind: str) -> ModuleType:
-    if kind not in SUITES:
-        raise ValueError(f"unknown kind of suite {kind!r}; known: {', '.join(SUITES)}")
-    return importlib.import_module(f"invdiff.benchmarks.{kind}")

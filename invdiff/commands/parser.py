@@ -196,8 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--launcher",
         default="local",
-        choices=("local", "ray", "submitit"),
-        help="where cells run (default: local)",
+        help="where cells run: local, ray, submitit, or one of a plug-in (default: local)",
     )
     where.add_argument(
         "--workers",

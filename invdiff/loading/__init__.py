@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from invdiff.loading.checkpoint import load_checkpoint
 from invdiff.loading.deepinv import from_deepinv
-from invdiff.loading.exported import kind_of, load_exported
+from invdiff.loading.exported import load_exported
 from invdiff.loading.folder import load_classifier, load_folder
 from invdiff.loading.hub import download, parse_hub_id
+from invdiff.loading.loader import Folder, Loader, loader_of
 from invdiff.loading.model import check_options
 from invdiff.loading.scheduler import schedule_of
 from invdiff.schedules import make_schedule
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from invdiff.network import Denoiser
 
 __all__ = [
+    "Loader",
     "from_deepinv",
     "load_checkpoint",
     "load_classifier",
@@ -52,13 +54,10 @@ def open_model(source: str | Path, *, allow_pickle: bool = False, **options: Any
     )
     if "schedule" in options:
         options["schedule"] = make_schedule(options["schedule"])
-    if path.is_file():
-        load_file = load_checkpoint if kind_of(path) is None else load_exported
-        check_options(partial(load_file, path), f"model {str(source)!r}", options)
-        return load_file(path, allow_pickle=allow_pickle, **options)
-    check_options(partial(load_folder, path), f"model {str(source)!r}", options)
-    if path.is_dir():
-        return load_folder(path, allow_pickle=allow_pickle, **options)
+    loader = loader_of(path) if path.exists() else Folder()
+    check_options(partial(loader.function, path), f"model {str(source)!r}", options)
+    if path.exists():
+        return loader.load(path, allow_pickle=allow_pickle, **options)
     if wanted is None:
         raise ValueError(
             f"there is no folder or file {source}, and it is not a model of the hub either, "

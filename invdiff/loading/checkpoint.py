@@ -19,6 +19,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -170,6 +171,24 @@ def load_classifier_checkpoint(
 # Files --------------------------------------------------------------------------------------------
 
 
+def holds_tensors(path: Path) -> bool:
+    """Whether a file looks like safetensors or like what ``torch.save`` writes, by its content."""
+    if _is_safetensors(path):
+        return True
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("data.pkl") for name in archive.namelist())
+    with path.open("rb") as file:  # the older format is a pickle that begins with a magic number
+        return file.read(16).startswith(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        begin = file.read(9)
+    length = int.from_bytes(begin[:8], "little")
+    return begin[8:] == b"{" and length <= path.stat().st_size
+
+
 def _read(path: Path, allow_pickle: bool) -> Any:
     """What the file holds, on the CPU."""
     if not path.is_file():
@@ -182,8 +201,6 @@ def _read(path: Path, allow_pickle: bool) -> Any:
             "`import pickle, torch; net = pickle.load(open('network.pkl', 'rb'))['ema']; "
             "torch.save(net.model.state_dict(), 'network.pt')`"
         )
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} is no checkpoint this package reads: {', '.join(SUFFIXES)}")
     with path.open("rb") as file:
         begin = file.read(64).lstrip()
     if not begin:
@@ -196,7 +213,13 @@ def _read(path: Path, allow_pickle: bool) -> Any:
         raise ValueError(
             f"{path} is a page of the web and not a checkpoint; download the file itself"
         )
-    if path.suffix == ".safetensors":
+    safe = _is_safetensors(path) or path.suffix.lower() == ".safetensors"
+    if not safe and path.suffix.lower() not in SUFFIXES and not holds_tensors(path):
+        raise ValueError(
+            f"{path} is no checkpoint this package reads: its content is neither safetensors nor "
+            f"what torch.save writes, and its suffix is none of {', '.join(SUFFIXES)}"
+        )
+    if safe:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 

@@ -21,6 +21,7 @@ from scipy.stats import wasserstein_distance
 
 import invdiff
 from invdiff.benchmarks import exact, harness
+from invdiff.benchmarks.exact import Exact
 from invdiff.benchmarks.launchers import local
 from invdiff.commands.parser import main
 from invdiff.config.compose import compose_suite
@@ -28,7 +29,7 @@ from invdiff.problem import LinearOperator, make_operator
 from invdiff.solving.plan import complete
 
 D = torch.float64
-EXACT = "invdiff.benchmarks.exact"
+EXACT = "exact"
 
 
 # Priors and posteriors ----------------------------------------------------------------------------
@@ -145,7 +146,7 @@ def test_cells_and_their_scores() -> None:
         "dps longer": {"name": "dps", "steps": 40},
     }
     config["gaussian"]["operators"] = {"colorize": None}
-    records = [{"cell": cell, "result": exact.score(cell)} for (cell,) in exact.tasks(config)]
+    records = [{"cell": cell, "result": exact.score(cell)} for (cell,) in Exact().tasks(config)]
     assert len(records) == 2 * 4
     found = {(r["cell"]["method"], r["cell"]["problem"]): r["result"] for r in records}
     assert found["floor", "mixture"]["distance"] < 0.5 * found["none", "mixture"]["distance"]
@@ -158,7 +159,7 @@ def test_cells_and_their_scores() -> None:
         found["dps longer", "mixture"]["nfe"],
         found["none", "mixture"]["nbe"],
     ) == (20, 40, 0)
-    report = exact.report(config, records)
+    report = Exact().report(config, records)
     assert "| dps longer |" in report and "(8, 1)" in report and "colorize" in report
 
 
@@ -171,7 +172,7 @@ def tiny(seeds: int = 2) -> list[harness.Task]:
         ["mixture.d=[8]", "mixture.d_y=[1]", f"mixture.seeds={seeds}", "samples=20", "steps=3"],
     )
     config["gaussian"]["operators"], config["methods"] = {}, {"none": None, "dps": None}
-    return exact.tasks(config)
+    return Exact().tasks(config)
 
 
 def run(tasks: list[harness.Task], folder: Path, workers: int = 1) -> list[dict[str, Any]]:
@@ -203,9 +204,11 @@ def test_what_is_missing_of_a_task_is_computed_with_the_whole_of_it(
     """So that a batch has the same images before and after an interruption."""
     seen = []
     monkeypatch.setattr(
-        exact,
+        Exact,
         "evaluate",
-        lambda task, folder: seen.append(len(task)) or [exact.score(cell) for cell in task],
+        lambda self, task, folder, context: (
+            seen.append(len(task)) or [exact.score(cell) for cell in task]
+        ),
     )
     task = [cell for (cell,) in tiny(1)]
     records = run([task], tmp_path)

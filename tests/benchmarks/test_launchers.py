@@ -16,7 +16,8 @@ from typing import Any
 import launched
 import pytest
 
-from invdiff.benchmarks import exact, harness, launchers
+from invdiff.benchmarks import harness, launchers
+from invdiff.benchmarks.exact import Exact
 from invdiff.benchmarks.harness import Launcher, Record, Task
 from invdiff.benchmarks.launchers import make_launcher
 from invdiff.config.compose import compose_suite
@@ -44,12 +45,12 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(
-    tasks: list[Task], folder: Path, launcher: Launcher, suite: str = "launched"
+    tasks: list[Task], folder: Path, launcher: Launcher, suite: str = "launched:Launched"
 ) -> list[Record]:
     return harness.run(
         suite,
         tasks,
-        {"scale": 2.0} if suite == "launched" else {},
+        {"scale": 2.0} if suite == "launched:Launched" else {},
         folder,
         launcher,
         progress=False,
@@ -165,7 +166,7 @@ if __name__ == "__main__":
     launcher = make_launcher(name, 2)
     try:
         tasks = launched.tasks("noise", "noise", "wait", "wait", "noise")
-        harness.run("launched", tasks, {}, folder, launcher, progress=False)
+        harness.run("launched:Launched", tasks, {}, folder, launcher, progress=False)
     except KeyboardInterrupt:
         sys.exit(130)
 """
@@ -255,10 +256,8 @@ def test_the_exact_suite_is_the_same_anywhere(name: str, workers: int, tmp_path:
         "exact", ["mixture.d=[8]", "mixture.d_y=[1]", "mixture.seeds=2", "samples=20", "steps=3"]
     )
     config["gaussian"]["operators"], config["methods"] = {}, {"none": None, "dps": None}
-    expected = run(exact.tasks(config), tmp_path / "serial", make_launcher(), exact.__name__)
-    records = run(
-        exact.tasks(config), tmp_path / name, make_launcher(name, workers), exact.__name__
-    )
+    expected = run(Exact().tasks(config), tmp_path / "serial", make_launcher(), "exact")
+    records = run(Exact().tasks(config), tmp_path / name, make_launcher(name, workers), "exact")
     assert told(records) == told(expected)
     without_cost = [
         [
@@ -267,7 +266,7 @@ def test_the_exact_suite_is_the_same_anywhere(name: str, workers: int, tmp_path:
         ]
         for each in (records, expected)
     ]
-    assert exact.report(config, without_cost[0]) == exact.report(config, without_cost[1])
+    assert Exact().report(config, without_cost[0]) == Exact().report(config, without_cost[1])
 
 
 # Ray ----------------------------------------------------------------------------------------------
@@ -282,7 +281,7 @@ def test_a_ray_worker_is_killed_and_the_table_is_that_of_the_serial_run(
     records = run([*ORDINARY, *DEADLY], tmp_path / "ray", make_launcher("ray", 2))
     killer.join()
     assert told(records[:-4]) == serial
-    assert launched.report({}, records[:-4]) == launched.report(
+    assert launched.Launched().report({}, records[:-4]) == launched.Launched().report(
         {}, run(ORDINARY, tmp_path / "serial", make_launcher())
     )
     assert "WorkerCrashedError" in records[-3]["failure"]["error"] and "result" in records[-1]
@@ -430,7 +429,7 @@ def test_jobs_that_cannot_begin_say_what_they_said(
 @pytest.mark.parametrize(
     "name, workers, options, message",
     [
-        ("slurm", None, {}, "unknown launcher 'slurm'; known: local, ray, submitit"),
+        ("slurm", None, {}, "unknown launcher 'slurm'. Known: local, ray, submitit"),
         ("local", 0, {}, "--workers must be at least 1, got 0"),
         ("local", None, {"address": "auto"}, "launcher 'local' has no parameter 'address'"),
         pytest.param("ray", None, {"adress": "auto"}, "Did you mean 'address'", marks=needs_ray),

@@ -118,7 +118,7 @@ def record(
     }
     made = {
         "format": harness.FORMAT,
-        "suite": "invdiff.benchmarks.grid",
+        "suite": "grid",
         "cell": cell,
         "environment": ENVIRONMENT | (environment or {}),
     }

@@ -1059,7 +1059,7 @@ def broken(name: str, folder: Path) -> Path:
         ("no_tensors.pt", "no tensors by name"),
         ("list.pt", "no tensors by name"),
         ("network.pkl", "NVIDIA.*torch.save\\(net.model.state_dict"),
-        ("network.onnx", "no checkpoint this package reads: .safetensors, .pt"),
+        ("network.onnx", "no checkpoint this package reads: .*none of .safetensors, .pt"),
     ],
 )
 def test_bad_files_are_refused_with_what_is_wrong(name: str, says: str, tmp_path: Path) -> None:
