@@ -26,12 +26,11 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
+from invdiff.images.kernels import kernel_matrix, read_kernel
 from invdiff.problem import LinearOperator, SeparableOperator, SpectralOperator
 from invdiff.problem.operator import Shape
 from invdiff.problem.separable import check_image_shape
@@ -46,8 +45,9 @@ class Blur(LinearOperator):
 
     Args:
         kernel: ``"gaussian"``, ``"motion"`` (a random camera path), ``"box"``, ``"disk"`` (out of
-            focus, with smooth edges), the path of a file, or a tensor (k, l). Kernels from .npy,
-            .pt and tensors are used as they are, images are divided by their sum.
+            focus, with smooth edges), the path of a file, or a tensor (k, l). Tensors are used as
+            they are, files as :func:`invdiff.images.read_kernel` says: pictures are divided by
+            their sum, and arrays where that is far from 1.
         sigma: standard deviation of the gaussian, in pixels.
         kernel_size: k, side of the kernel in pixels, odd; the disk's diameter. None is 4 sigma to
             each side for the gaussian, 31 for motion, 9 for box and disk.
@@ -79,8 +79,12 @@ class Blur(LinearOperator):
             raise ValueError(f"border must be one of {', '.join(BORDERS)}, got {self.border!r}")
         if isinstance(self.kernel, Tensor):
             if self.kernel.device.type != "meta":
-                _check_kernel(self.kernel, "the kernel tensor")
-        elif str(self.kernel) not in KERNELS and not self.state and not Path(self.kernel).is_file():
+                kernel_matrix(self.kernel, "the kernel tensor")
+        elif (
+            str(self.kernel) not in KERNELS
+            and not self.state
+            and not Path(self.kernel).expanduser().is_file()
+        ):
             # A loaded measurement carries its kernel; the file may be gone by then.
             raise ValueError(
                 f"kernel must be one of {', '.join(KERNELS)}, an existing kernel file or a "
@@ -103,7 +107,7 @@ class Blur(LinearOperator):
         """The kernel w (k, l), float64."""
         if isinstance(self.kernel, Tensor):
             return (
-                _check_kernel(self.kernel, "the kernel tensor")
+                kernel_matrix(self.kernel, "the kernel tensor")
                 .detach()
                 .to("cpu", torch.float64, copy=True)
             )
@@ -118,7 +122,7 @@ class Blur(LinearOperator):
 
                 return motion_kernel(self.kernel_size or 31, self.intensity, self.seed)
             case path:
-                return _read(Path(path))
+                return read_kernel(path)
 
     def _profile(self) -> Tensor:
         """The 1-D factor of a gaussian or box kernel."""
@@ -320,43 +324,6 @@ def disk(diameter: int, oversampling: int = 16) -> Tensor:
     ) / oversampling - diameter / 2
     inside = (fine[:, None] ** 2 + fine**2 <= (diameter / 2) ** 2).to(torch.float64)
     kernel = F.avg_pool2d(inside[None, None], oversampling)[0, 0]
-    return kernel / kernel.sum()
-
-
-def _check_kernel(kernel: Tensor, what: str) -> Tensor:
-    """A kernel as (k, l); leading dimensions of one are dropped."""
-    while kernel.ndim > 2 and kernel.shape[0] == 1:
-        kernel = kernel[0]
-    if kernel.ndim != 2 or kernel.numel() == 0:
-        raise ValueError(
-            f"{what} must have two dimensions (height, width), got shape {tuple(kernel.shape)}"
-        )
-    if kernel.is_complex() or not bool(kernel.isfinite().all()) or not bool(kernel.any()):
-        raise ValueError(f"{what} must be real, finite and not all zeros")
-    return kernel
-
-
-def _read(path: Path) -> Tensor:
-    try:
-        if path.suffix == ".npy":
-            return _check_kernel(
-                torch.from_numpy(np.load(path, allow_pickle=False)).to(torch.float64),
-                f"the kernel {path}",
-            )
-        if path.suffix == ".pt":
-            return _check_kernel(
-                torch.load(path, map_location="cpu", weights_only=True).to(torch.float64),
-                f"the kernel {path}",
-            )
-        with Image.open(path) as image:
-            grey = np.asarray(image if image.mode.startswith("I") else image.convert("L")).astype(
-                np.float64
-            )
-    except (OSError, AttributeError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a kernel (.npy, .pt or an image): {error}"
-        ) from error
-    kernel = _check_kernel(torch.from_numpy(grey), f"the kernel {path}")
     return kernel / kernel.sum()
 
 

@@ -82,6 +82,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=("white", "black"),
         help="inpaint: which colour of the mask file marks known pixels (default: white)",
     )
+    data.add_argument(
+        "--mask-grow",
+        type=int,
+        metavar="N",
+        help="inpaint: enlarge what is missing by N pixels, for damage beyond its mask",
+    )
     _output(data, "invdiff-OPERATOR-METHOD")
     run = solve.add_argument_group("run")
     run.add_argument(

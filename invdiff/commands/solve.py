@@ -129,6 +129,7 @@ def _saved_measurement(args: argparse.Namespace) -> Measurement | None:
             ("--sigma", args.sigma),
             ("--mask", args.mask),
             ("--mask-keep", args.mask_keep),
+            ("--mask-grow", args.mask_grow),
         )
         if v is not None
     ]
@@ -156,7 +157,11 @@ def _configure(args: argparse.Namespace, saved: Measurement | None) -> dict[str,
         args.operator or "inpaint" if saved is None else name_of("operators", type(saved.operator))
     )
     config = configure(args, operator, methods, args.preset)
-    for flag, key in ((args.mask, "mask"), (args.mask_keep, "keep")):
+    for flag, key in (
+        (args.mask, "mask"),
+        (args.mask_keep, "keep"),
+        (args.mask_grow, "grow"),
+    ):
         if flag is not None:
             config["operator"][key] = flag
     if saved is not None:
@@ -304,6 +309,8 @@ def _restore(
     if k == 0 and not args.quiet:
         general = "none for this model, method and operator; these are general values"
         print(f"preset: {config['preset'] or general}", file=sys.stderr)
+        for note in measurement.operator.notes:
+            print(note, file=sys.stderr)
     if k == 0 and (warning := _untuned(config)):
         check_solve(
             measurement, denoiser, method, steps=config["steps"], **cond

@@ -81,6 +81,11 @@ class Operator(ABC):
         """What it is called in messages."""
         return type(self).__name__
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences, for the user, about what a bound operator assumes of the measurement."""
+        return ()
+
     @classmethod
     def wanted(cls) -> str:
         """What messages call an operator of this class where a method requires one."""
