@@ -173,6 +173,10 @@ def _configure(args: argparse.Namespace, saved: Measurement | None) -> dict[str,
         }
     kinds: dict[str, tuple[type, ...]] = {"steps": (int,), "seed": (int,), "num_samples": (int,)}
     kinds |= {} if saved else {"sigma": (int, float), "gain": (int, float)}
+    if config["sigma"] == "auto":
+        if args.measurement is None:
+            raise ValueError("--sigma auto estimates the noise of a --measurement; give a number")
+        del kinds["sigma"]
     check_numbers(config, kinds)
     return config
 
@@ -271,13 +275,14 @@ def _measure(
     if isinstance(x, Measurement):
         return x, None
     if job.degraded:
+        operator = operator.of_file(Path(job.source["path"]))
         if (
             x.shape[1] == 1
             and denoiser.channels == 3
             and operator.image_shape(tuple(x.shape[1:]))[0] == 1
         ):
             x = x.expand(-1, 3, -1, -1)  # a grey photograph for a prior of colour ones
-        return Measurement(x, operator, config["sigma"]), None
+        return _with_noise(x, operator, config["sigma"]), None
     shape = operator.fit(tuple(x.shape[1:]))
     if shape != tuple(x.shape[1:]):
         top, left = ((n - m) // 2 for n, m in zip(x.shape[-2:], shape[-2:], strict=True))
@@ -290,6 +295,13 @@ def _measure(
     return operator.measure(
         x, sigma=config["sigma"], seed=config["seed"], gain=config["gain"], image_ids=[k]
     ), x
+
+
+def _with_noise(y: Tensor, operator: Operator, sigma: float | str) -> Measurement:
+    if sigma != "auto":
+        return Measurement(y, operator, sigma)
+    known = Measurement(torch.ones_like(y), operator).y
+    return Measurement(y, operator, images.estimate_sigma(y, known)[0])
 
 
 def _restore(
@@ -311,6 +323,10 @@ def _restore(
         print(f"preset: {config['preset'] or general}", file=sys.stderr)
         for note in measurement.operator.notes:
             print(note, file=sys.stderr)
+    if config["sigma"] == "auto":
+        config = config | {"sigma": measurement.sigma}
+        if not args.quiet:
+            print(f"sigma: {measurement.sigma:.4f}, estimated from {job.name}", file=sys.stderr)
     if k == 0 and (warning := _untuned(config)):
         check_solve(
             measurement, denoiser, method, steps=config["steps"], **cond

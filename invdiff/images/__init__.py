@@ -3,6 +3,7 @@ or 3."""
 
 from invdiff.images.kernels import read_kernel
 from invdiff.images.masks import read_mask
+from invdiff.images.noise import estimate_sigma
 from invdiff.images.pictures import HEAT_LIMIT, error_map, grid, std_map
 from invdiff.images.read import SUFFIXES, ImageError, find_images, read_image, sample_photo
 from invdiff.images.write import write_gif, write_image
@@ -12,6 +13,7 @@ __all__ = [
     "SUFFIXES",
     "ImageError",
     "error_map",
+    "estimate_sigma",
     "find_images",
     "grid",
     "read_image",

@@ -22,6 +22,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -80,6 +81,11 @@ class Operator(ABC):
     def kind(self) -> str:
         """What it is called in messages."""
         return type(self).__name__
+
+    def of_file(self, path: Path) -> Self:
+        """This operator as it made the picture in a file, where the file says so (a JPEG file holds
+        its quantisation)."""
+        return self
 
     @property
     def notes(self) -> tuple[str, ...]:
