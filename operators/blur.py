@@ -5,7 +5,8 @@ not flipped in its effect).
 
 Outside the image x goes on by the border rule: ``circular`` (… c d | a b c d | a b …), ``reflect``
 (… c b | a b c d | c b …, the edge is not repeated) or ``replicate`` (… a a | a b c d | d d …);
-scipy.ndimage calls them wrap, mirror and nearest.
+scipy.ndimage calls them wrap, mirror and nearest. With ``valid`` nothing is assumed of it: y has
+only the pixels whose neighbours are all in the image, so that x is larger than y by k - 1.
 
 Symbols: x image, y measurement of the same shape, w kernel, sigma its standard deviation in pixels,
 h = FFT(w) for circular. :class:`Blur` returns the class that fits kernel and border:
@@ -36,7 +37,7 @@ from invdiff.problem.operator import Shape
 from invdiff.problem.separable import check_image_shape
 
 KERNELS = ("gaussian", "motion", "box", "disk")
-BORDERS = ("circular", "reflect", "replicate")
+BORDERS = ("circular", "reflect", "replicate", "valid")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,8 @@ class Blur(LinearOperator):
         intensity: of the camera's shake, in (0, 1]: the path's standard deviation is intensity k /
             4 pixels per axis.
         seed: of the camera path.
-        border: ``"circular"``, ``"reflect"`` or ``"replicate"``.
+        border: ``"circular"``, ``"reflect"``, ``"replicate"`` or, for photographs that arrive
+            blurred and go on beyond their border, ``"valid"``.
     """
 
     kernel: str | Path | Tensor = "gaussian"
@@ -103,6 +105,22 @@ class Blur(LinearOperator):
         if not 0 < self.intensity <= 1:
             raise ValueError(f"intensity must be above 0 and at most 1, got {self.intensity}")
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The kernel's size, and what is assumed beyond the border."""
+        height, width = self._size()
+        return (f"blur: kernel of {height}x{width} pixels, border {self.border}",)
+
+    def image_shape(self, measurement_shape: Shape) -> Shape:
+        if self.border != "valid":
+            return measurement_shape
+        check_image_shape(measurement_shape, "Blur")
+        sides = zip(measurement_shape[1:], self._size(), strict=True)
+        return (measurement_shape[0], *(n + k - 1 for n, k in sides))
+
+    def _size(self) -> Sequence[int]:
+        return (self.state["kernel"] if "kernel" in self.state else self.make_kernel()).shape
+
     def make_kernel(self) -> Tensor:
         """The kernel w (k, l), float64."""
         if isinstance(self.kernel, Tensor):
@@ -138,6 +156,13 @@ class Blur(LinearOperator):
         return profile / profile.sum()
 
     def _check_fits(self, size: Sequence[int], shape: Shape) -> None:
+        if self.border == "valid":
+            if any(k > n for k, n in zip(size, shape[1:], strict=True)):
+                raise ValueError(
+                    f"no pixel of an image of {shape[1]}x{shape[2]} has all the neighbours that a "
+                    f"kernel of {size[0]}x{size[1]} pixels takes: give a smaller kernel_size"
+                )
+            return
         if any(k // 2 >= n for k, n in zip(size, shape[1:], strict=True)):
             raise ValueError(
                 f"a kernel of {size[0]}x{size[1]} pixels reaches beyond an image of "
@@ -164,13 +189,15 @@ class Blur(LinearOperator):
 
     def _forward(self, x: Tensor) -> Tensor:
         before, after, lengths = self._sizes()
-        padded = F.pad(x, (before[1], after[1], before[0], after[0]), mode=self.border)
+        padded = x
+        if self.border != "valid":
+            padded = F.pad(x, (before[1], after[1], before[0], after[0]), mode=self.border)
         full = torch.fft.irfft2(
             torch.fft.rfft2(padded, s=lengths) * torch.view_as_complex(self.state["transfer"]),
             s=lengths,
         )
         top, left = (k - 1 for k in self.state["kernel"].shape)
-        return full[..., top : top + x.shape[-2], left : left + x.shape[-1]]
+        return full[..., top : padded.shape[-2], left : padded.shape[-1]]
 
     def _adjoint(self, y: Tensor) -> Tensor:
         before, after, lengths = self._sizes()
@@ -181,11 +208,10 @@ class Blur(LinearOperator):
             torch.fft.rfft2(placed) * torch.view_as_complex(self.state["transfer"]).conj(),
             s=lengths,
         )
-        x = self._fold(
-            padded[..., : before[0] + h + after[0], : before[1] + w + after[1]].mT,
-            before[0],
-            after[0],
-        ).mT
+        padded = padded[..., : before[0] + h + after[0], : before[1] + w + after[1]]
+        if self.border == "valid":
+            return padded
+        x = self._fold(padded.mT, before[0], after[0]).mT
         return self._fold(x, before[1], after[1])
 
     def _fold(self, padded: Tensor, before: int, after: int) -> Tensor:
@@ -290,7 +316,7 @@ class FourierBlur(SpectralOperator, Blur):
 
 @dataclass(frozen=True, eq=False)
 class SeparableBlur(SeparableOperator, Blur):
-    """Gaussian or box kernel with a reflecting or replicating border."""
+    """Gaussian or box kernel with a reflecting, replicating or unknown border."""
 
     registered_as = "blur"
 
@@ -303,9 +329,10 @@ class SeparableBlur(SeparableOperator, Blur):
     def _matrix(self, profile: Tensor, size: int) -> Tensor:
         reach = len(profile) // 2
         units = torch.eye(size, dtype=torch.float64)[None]
-        padded = F.pad(units, (reach, reach), mode=self.border)[
-            0
-        ]  # row j: the padded unit vector e_j
+        # Row j: the padded unit vector e_j.
+        padded = (
+            units if self.border == "valid" else F.pad(units, (reach, reach), mode=self.border)
+        )[0]
         return (
             padded.unfold(1, len(profile), 1).matmul(profile).mT.contiguous()
         )  # profiles are symmetric: no flip
