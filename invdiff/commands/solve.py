@@ -323,6 +323,9 @@ def _restore(
         print(f"preset: {config['preset'] or general}", file=sys.stderr)
         for note in measurement.operator.notes:
             print(note, file=sys.stderr)
+        if job.degraded and config["sigma"] != "auto":
+            known = isinstance(measurement.sigma, float)
+            print(f"sigma: {measurement.sigma if known else 'per pixel'}", file=sys.stderr)
     if config["sigma"] == "auto":
         config = config | {"sigma": measurement.sigma}
         if not args.quiet:
