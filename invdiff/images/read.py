@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import glob
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -239,7 +242,7 @@ def _read_deep_tiff(path: Path, max_pixels: int) -> Stored | None:
     """A TIFF of more than 8 bits; None when Pillow is the better reader."""
     import tifffile
 
-    with tifffile.TiffFile(path) as tif:
+    with quiet(), tifffile.TiffFile(path) as tif:
         page = tif.pages.first
         _check_size(path, page.imagewidth, page.imagelength, max_pixels)
         if len(tif.series[0]) > 1:
@@ -296,6 +299,18 @@ def _read_deep_tiff(path: Path, max_pixels: int) -> Stored | None:
     if alpha == (1,):  # colours are stored multiplied by alpha
         values[..., :-1] *= full / np.maximum(values[..., -1:], 1e-6 * full)
     return _stored(values, bool(alpha), full, kind, orientation)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without tifffile's log of everything that is odd in a broken file: one error says enough."""
+    log = logging.getLogger("tifffile")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:

@@ -407,3 +407,24 @@ def test_a_missing_package_is_named(
     (tmp_path / file).touch()
     with pytest.raises(ImageError, match=rf"needs the package {module}: .*invdiff\[science\]"):
         read_volume(tmp_path / file)
+
+
+@pytest.mark.parametrize("suffix", [".fits.gz", ".nii.gz"])
+def test_damaged_compression_is_noticed(tmp_path: Path, suffix: str) -> None:
+    """Astropy reads such a file for hours; the checksum of gzip says it at once."""
+    (fits_file if suffix == ".fits.gz" else nifti_file)(tmp_path / f"x{suffix}")
+    whole = bytearray((tmp_path / f"x{suffix}").read_bytes())
+    whole[len(whole) // 2] ^= 255
+    (tmp_path / f"x{suffix}").write_bytes(whole)
+    with pytest.raises(ImageError, match=f"x{suffix}"):
+        read_volume(tmp_path / f"x{suffix}")
+
+
+def test_a_broken_tiff_is_one_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tifffile.imwrite(tmp_path / "x.tif", STACK, photometric="minisblack")
+    content = bytearray((tmp_path / "x.tif").read_bytes())
+    content[20:60] = b"\xff" * 40
+    (tmp_path / "x.tif").write_bytes(content)
+    with pytest.raises(ImageError, match="x.tif"):
+        read_volume(tmp_path / "x.tif")
+    assert caplog.records == []

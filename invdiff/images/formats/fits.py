@@ -8,6 +8,7 @@ a line of HISTORY.
 
 from __future__ import annotations
 
+import gzip
 import io
 import sys
 import warnings
@@ -15,13 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from invdiff.images.formats.volume import Volume, check_count, chosen, native, package
+from invdiff.images.read import ImageError
+
+UNPACKED = 2**32
+"""Bytes to which a compressed file may unpack."""
 
 
 def read(path: Path, part: str | None) -> Volume:
     fits = package("astropy.io.fits", path)
+    source: Any = path
+    if path.suffix.lower() == ".gz":  # whole and checked, since astropy reads on in damaged ones
+        with gzip.open(path) as file:
+            source = io.BytesIO(file.read(UNPACKED + 1))
+        if source.getbuffer().nbytes > UNPACKED:
+            raise ImageError(f"{path} unpacks to more than the {UNPACKED:,} bytes allowed")
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="File may have been truncated")
-        opened = fits.open(path, memmap=False, lazy_load_hdus=False)
+        for damage in ("File may have been truncated", "The HDU will be treated as corrupted"):
+            warnings.filterwarnings("error", message=damage)
+        opened = fits.open(source, memmap=False, lazy_load_hdus=False)
     with opened as file:
         images = [
             i
@@ -70,8 +82,6 @@ def encode(volume: Volume, path: Path) -> bytes:
     hdus.writeto(buffer, output_verify="silentfix")
     if path.suffix.lower() != ".gz":
         return buffer.getvalue()
-    import gzip
-
     return gzip.compress(buffer.getvalue())
 
 

@@ -1,7 +1,8 @@
 """MATLAB's .mat (SciPy up to version 7.2, h5py for 7.3): one variable, ``FILE.mat:name``.
 
 MATLAB's arrays are (rows, columns, ...): what follows are channels where there are 1, 3 or 4 of
-them, and else slices. The other variables of a file up to version 7.2 are written again.
+them, and else slices. The other variables of a file up to version 7.2 are written again. SciPy's
+reader can crash the interpreter on a damaged file, so give it files of known origin.
 """
 
 from __future__ import annotations

@@ -15,13 +15,13 @@ import numpy as np
 import tifffile
 
 from invdiff.images.formats.volume import Volume, check_count, native
-from invdiff.images.read import ImageError
+from invdiff.images.read import ImageError, quiet
 
 RESOLUTION = ("XResolution", "YResolution", "ResolutionUnit")
 
 
 def read(path: Path, part: str | None) -> Volume:
-    with tifffile.TiffFile(path) as tif:
+    with quiet(), tifffile.TiffFile(path) as tif:
         number = int(part) if part is not None and part.isdecimal() else 0
         if number >= len(tif.series) or (part is not None and not part.isdecimal()):
             raise ImageError(f"{path} has the series 0 to {len(tif.series) - 1}, got {part!r}")
