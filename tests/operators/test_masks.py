@@ -296,6 +296,35 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert bool(Inpaint("~/m.png").bind((3, H, W)).state["mask"].any())
 
 
+def test_measurements_of_before_a_parameter_are_read(tmp_path: Path) -> None:
+    """A file written before ``grow`` existed: its hash is that of what it says."""
+    import hashlib
+    import json
+
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    Inpaint("box").measure(torch.rand(1, 3, 8, 8), 0.1).save(tmp_path / "m.safetensors")
+    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        described = json.loads(file.metadata()["invdiff"])
+    del described["hash"], described["parameters"]["grow"]
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    digest.update(json.dumps(described, sort_keys=True).encode())
+    for recorded, damaged in ((digest.hexdigest(), False), ("0" * 64, True)):
+        metadata = {"invdiff": json.dumps(described | {"hash": recorded})}
+        save_file(tensors, tmp_path / "old.safetensors", metadata)
+        if damaged:
+            with pytest.raises(ValueError, match="damaged or was edited"):
+                Measurement.load(tmp_path / "old.safetensors")
+        else:
+            loaded = Measurement.load(tmp_path / "old.safetensors")
+            assert torch.equal(loaded.y, tensors["y"])
+
+
 # Every method -------------------------------------------------------------------------------------
 
 
