@@ -5,7 +5,8 @@ not flipped in its effect).
 
 Outside the image x goes on by the border rule: ``circular`` (… c d | a b c d | a b …), ``reflect``
 (… c b | a b c d | c b …, the edge is not repeated) or ``replicate`` (… a a | a b c d | d d …);
-scipy.ndimage calls them wrap, mirror and nearest.
+scipy.ndimage calls them wrap, mirror and nearest. With ``valid`` nothing is assumed of it: y has
+only the pixels whose neighbours are all in the image, so that x is larger than y by k - 1.
 
 Symbols: x image, y measurement of the same shape, w kernel, sigma its standard deviation in pixels,
 h = FFT(w) for circular. :class:`Blur` returns the class that fits kernel and border:
@@ -26,18 +27,17 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
+from invdiff.images.kernels import kernel_matrix, read_kernel
 from invdiff.problem import LinearOperator, SeparableOperator, SpectralOperator
 from invdiff.problem.operator import Shape
 from invdiff.problem.separable import check_image_shape
 
 KERNELS = ("gaussian", "motion", "box", "disk")
-BORDERS = ("circular", "reflect", "replicate")
+BORDERS = ("circular", "reflect", "replicate", "valid")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,15 +46,17 @@ class Blur(LinearOperator):
 
     Args:
         kernel: ``"gaussian"``, ``"motion"`` (a random camera path), ``"box"``, ``"disk"`` (out of
-            focus, with smooth edges), the path of a file, or a tensor (k, l). Kernels from .npy,
-            .pt and tensors are used as they are, images are divided by their sum.
+            focus, with smooth edges), the path of a file, or a tensor (k, l). Tensors are used as
+            they are, files as :func:`invdiff.images.read_kernel` says: pictures are divided by
+            their sum, and arrays where that is far from 1.
         sigma: standard deviation of the gaussian, in pixels.
         kernel_size: k, side of the kernel in pixels, odd; the disk's diameter. None is 4 sigma to
             each side for the gaussian, 31 for motion, 9 for box and disk.
         intensity: of the camera's shake, in (0, 1]: the path's standard deviation is intensity k /
             4 pixels per axis.
         seed: of the camera path.
-        border: ``"circular"``, ``"reflect"`` or ``"replicate"``.
+        border: ``"circular"``, ``"reflect"``, ``"replicate"`` or, for photographs that arrive
+            blurred and go on beyond their border, ``"valid"``.
     """
 
     kernel: str | Path | Tensor = "gaussian"
@@ -79,8 +81,12 @@ class Blur(LinearOperator):
             raise ValueError(f"border must be one of {', '.join(BORDERS)}, got {self.border!r}")
         if isinstance(self.kernel, Tensor):
             if self.kernel.device.type != "meta":
-                _check_kernel(self.kernel, "the kernel tensor")
-        elif str(self.kernel) not in KERNELS and not self.state and not Path(self.kernel).is_file():
+                kernel_matrix(self.kernel, "the kernel tensor")
+        elif (
+            str(self.kernel) not in KERNELS
+            and not self.state
+            and not Path(self.kernel).expanduser().is_file()
+        ):
             # A loaded measurement carries its kernel; the file may be gone by then.
             raise ValueError(
                 f"kernel must be one of {', '.join(KERNELS)}, an existing kernel file or a "
@@ -99,11 +105,27 @@ class Blur(LinearOperator):
         if not 0 < self.intensity <= 1:
             raise ValueError(f"intensity must be above 0 and at most 1, got {self.intensity}")
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The kernel's size, and what is assumed beyond the border."""
+        height, width = self._size()
+        return (f"blur: kernel of {height}x{width} pixels, border {self.border}",)
+
+    def image_shape(self, measurement_shape: Shape) -> Shape:
+        if self.border != "valid":
+            return measurement_shape
+        check_image_shape(measurement_shape, "Blur")
+        sides = zip(measurement_shape[1:], self._size(), strict=True)
+        return (measurement_shape[0], *(n + k - 1 for n, k in sides))
+
+    def _size(self) -> Sequence[int]:
+        return (self.state["kernel"] if "kernel" in self.state else self.make_kernel()).shape
+
     def make_kernel(self) -> Tensor:
         """The kernel w (k, l), float64."""
         if isinstance(self.kernel, Tensor):
             return (
-                _check_kernel(self.kernel, "the kernel tensor")
+                kernel_matrix(self.kernel, "the kernel tensor")
                 .detach()
                 .to("cpu", torch.float64, copy=True)
             )
@@ -118,7 +140,7 @@ class Blur(LinearOperator):
 
                 return motion_kernel(self.kernel_size or 31, self.intensity, self.seed)
             case path:
-                return _read(Path(path))
+                return read_kernel(path)
 
     def _profile(self) -> Tensor:
         """The 1-D factor of a gaussian or box kernel."""
@@ -134,6 +156,13 @@ class Blur(LinearOperator):
         return profile / profile.sum()
 
     def _check_fits(self, size: Sequence[int], shape: Shape) -> None:
+        if self.border == "valid":
+            if any(k > n for k, n in zip(size, shape[1:], strict=True)):
+                raise ValueError(
+                    f"no pixel of an image of {shape[1]}x{shape[2]} has all the neighbours that a "
+                    f"kernel of {size[0]}x{size[1]} pixels takes: give a smaller kernel_size"
+                )
+            return
         if any(k // 2 >= n for k, n in zip(size, shape[1:], strict=True)):
             raise ValueError(
                 f"a kernel of {size[0]}x{size[1]} pixels reaches beyond an image of "
@@ -160,13 +189,15 @@ class Blur(LinearOperator):
 
     def _forward(self, x: Tensor) -> Tensor:
         before, after, lengths = self._sizes()
-        padded = F.pad(x, (before[1], after[1], before[0], after[0]), mode=self.border)
+        padded = x
+        if self.border != "valid":
+            padded = F.pad(x, (before[1], after[1], before[0], after[0]), mode=self.border)
         full = torch.fft.irfft2(
             torch.fft.rfft2(padded, s=lengths) * torch.view_as_complex(self.state["transfer"]),
             s=lengths,
         )
         top, left = (k - 1 for k in self.state["kernel"].shape)
-        return full[..., top : top + x.shape[-2], left : left + x.shape[-1]]
+        return full[..., top : padded.shape[-2], left : padded.shape[-1]]
 
     def _adjoint(self, y: Tensor) -> Tensor:
         before, after, lengths = self._sizes()
@@ -177,11 +208,10 @@ class Blur(LinearOperator):
             torch.fft.rfft2(placed) * torch.view_as_complex(self.state["transfer"]).conj(),
             s=lengths,
         )
-        x = self._fold(
-            padded[..., : before[0] + h + after[0], : before[1] + w + after[1]].mT,
-            before[0],
-            after[0],
-        ).mT
+        padded = padded[..., : before[0] + h + after[0], : before[1] + w + after[1]]
+        if self.border == "valid":
+            return padded
+        x = self._fold(padded.mT, before[0], after[0]).mT
         return self._fold(x, before[1], after[1])
 
     def _fold(self, padded: Tensor, before: int, after: int) -> Tensor:
@@ -286,7 +316,7 @@ class FourierBlur(SpectralOperator, Blur):
 
 @dataclass(frozen=True, eq=False)
 class SeparableBlur(SeparableOperator, Blur):
-    """Gaussian or box kernel with a reflecting or replicating border."""
+    """Gaussian or box kernel with a reflecting, replicating or unknown border."""
 
     registered_as = "blur"
 
@@ -299,9 +329,10 @@ class SeparableBlur(SeparableOperator, Blur):
     def _matrix(self, profile: Tensor, size: int) -> Tensor:
         reach = len(profile) // 2
         units = torch.eye(size, dtype=torch.float64)[None]
-        padded = F.pad(units, (reach, reach), mode=self.border)[
-            0
-        ]  # row j: the padded unit vector e_j
+        # Row j: the padded unit vector e_j.
+        padded = (
+            units if self.border == "valid" else F.pad(units, (reach, reach), mode=self.border)
+        )[0]
         return (
             padded.unfold(1, len(profile), 1).matmul(profile).mT.contiguous()
         )  # profiles are symmetric: no flip
@@ -320,43 +351,6 @@ def disk(diameter: int, oversampling: int = 16) -> Tensor:
     ) / oversampling - diameter / 2
     inside = (fine[:, None] ** 2 + fine**2 <= (diameter / 2) ** 2).to(torch.float64)
     kernel = F.avg_pool2d(inside[None, None], oversampling)[0, 0]
-    return kernel / kernel.sum()
-
-
-def _check_kernel(kernel: Tensor, what: str) -> Tensor:
-    """A kernel as (k, l); leading dimensions of one are dropped."""
-    while kernel.ndim > 2 and kernel.shape[0] == 1:
-        kernel = kernel[0]
-    if kernel.ndim != 2 or kernel.numel() == 0:
-        raise ValueError(
-            f"{what} must have two dimensions (height, width), got shape {tuple(kernel.shape)}"
-        )
-    if kernel.is_complex() or not bool(kernel.isfinite().all()) or not bool(kernel.any()):
-        raise ValueError(f"{what} must be real, finite and not all zeros")
-    return kernel
-
-
-def _read(path: Path) -> Tensor:
-    try:
-        if path.suffix == ".npy":
-            return _check_kernel(
-                torch.from_numpy(np.load(path, allow_pickle=False)).to(torch.float64),
-                f"the kernel {path}",
-            )
-        if path.suffix == ".pt":
-            return _check_kernel(
-                torch.load(path, map_location="cpu", weights_only=True).to(torch.float64),
-                f"the kernel {path}",
-            )
-        with Image.open(path) as image:
-            grey = np.asarray(image if image.mode.startswith("I") else image.convert("L")).astype(
-                np.float64
-            )
-    except (OSError, AttributeError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a kernel (.npy, .pt or an image): {error}"
-        ) from error
-    kernel = _check_kernel(torch.from_numpy(grey), f"the kernel {path}")
     return kernel / kernel.sum()
 
 

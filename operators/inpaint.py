@@ -7,17 +7,14 @@ singular values are m.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
+from invdiff.images.masks import grown, read_mask
 from invdiff.noise import generator_of
 from invdiff.problem import DiagonalOperator
 from invdiff.problem.operator import Shape
@@ -49,8 +46,11 @@ class Inpaint(DiagonalOperator):
         period: from one stripe to the next, in pixels; the first stripe ends with the first period.
         direction: in which the stripes run, ``"horizontal"`` or ``"vertical"``.
         side: the missing half: ``"left"``, ``"right"``, ``"top"`` or ``"bottom"``.
-        keep: which colour of a mask file is known, ``"white"`` or ``"black"``. A file of another
-            size is resized (nearest) where its aspect ratio is the image's.
+        keep: which colour of a mask file is known, ``"white"`` or ``"black"``; see
+            :func:`invdiff.images.read_mask`. Pixels of a file are known or missing: what is neither
+            white nor black is missing. Only a tensor can be a soft mask.
+        grow: what is missing is enlarged by so many pixels, for damage that reaches beyond its
+            mask.
         seed: of the random mask or position, which depend on (seed, C, H, W) alone.
     """
 
@@ -65,6 +65,7 @@ class Inpaint(DiagonalOperator):
     direction: str = "vertical"
     side: str = "right"
     keep: str = "white"
+    grow: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,7 +80,7 @@ class Inpaint(DiagonalOperator):
                     f"shape {tuple(self.mask.shape)}"
                 )
             _check_values(self.mask, "the mask tensor")
-        elif str(self.mask) not in MASKS and not self.state and not Path(self.mask).is_file():
+        elif str(self.mask) not in MASKS and not self.state and not self._file.is_file():
             # A loaded measurement carries its mask; the file may be gone by then.
             raise ValueError(
                 f"mask must be one of {', '.join(MASKS)}, an existing mask file or a "
@@ -106,6 +107,8 @@ class Inpaint(DiagonalOperator):
                 "margin must be a number of pixels, at least 0, or a share of the side "
                 f"below 0.5, got {self.margin}"
             )
+        if not _is_pixels(self.grow):
+            raise ValueError(f"grow must be a number of pixels, at least 0, got {self.grow!r}")
         if not (
             isinstance(self.width, int)
             and isinstance(self.period, int)
@@ -134,7 +137,27 @@ class Inpaint(DiagonalOperator):
                 f"the mask has shape {tuple(mask.shape)}, but images are {shape}: "
                 f"give it their height and width, and 1 or {shape[0]} channels"
             )
+        if self.grow and not bool((mask := grown(mask, self.grow)).any()):
+            raise ValueError(f"grow={self.grow} leaves no pixel that is known; give less")
         return {"mask": mask[0] if mask.ndim == 4 and len(mask) == 1 else mask}
+
+    @property
+    def _file(self) -> Path:
+        return Path(str(self.mask)).expanduser()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The share that is missing, and which colour of a file is known."""
+        if "mask" not in self.state or self.state["mask"].is_meta:
+            return ()
+        mask = self.state["mask"]
+        missing = (
+            f"mask: {100 * float((mask == 0).double().mean()):.1f} % of the pixels are missing"
+        )
+        if isinstance(self.mask, Tensor) or str(self.mask) in MASKS:
+            return (missing,)
+        other = "black" if self.keep == "white" else "white"
+        return (f"{missing}; {self.keep} is known (--mask-keep {other} for the opposite)",)
 
     def _mask(self, shape: Shape) -> Tensor:
         if isinstance(self.mask, Tensor):
@@ -173,14 +196,8 @@ class Inpaint(DiagonalOperator):
                     "bottom": rows < h - h // 2,
                 }
                 mask = known[self.side].to(torch.float64)
-            case path:
-                mask = _read(Path(path), h, w)
-                mask = mask if self.keep == "white" else 1 - mask
-                if not bool(mask.any()):
-                    raise ValueError(
-                        f"the mask {path} marks no pixel as known; keep={self.keep!r} "
-                        "(--mask-keep) says which colour is known"
-                    )
+            case _:
+                mask = read_mask(self._file, (h, w), self.keep)
         return mask
 
     def _pixels(self, h: int, w: int) -> tuple[int, int]:
@@ -297,43 +314,3 @@ def _check_values(mask: Tensor, what: str) -> None:
             f"{what} must have values in [0, 1], 1 being known; it has values from {low:g} "
             f"to {high:g}"
         )
-
-
-def _read(path: Path, h: int, w: int) -> Tensor:
-    """A mask file as (H, W) or (C, H, W) in [0, 1]; white is 1."""
-    try:
-        if path.suffix == ".npy":
-            mask = torch.from_numpy(np.load(path, allow_pickle=False)).to(torch.float64)
-        elif path.suffix == ".pt":
-            mask = torch.load(path, map_location="cpu", weights_only=True).to(torch.float64)
-        else:
-            with Image.open(path) as image:
-                # Convert palettes and colours to grey; 16-bit grey would lose its range on the way.
-                grey = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
-            mask = torch.from_numpy(grey.astype(np.float64)) / (
-                255 if grey.dtype == np.uint8 else 65535
-            )
-    except (OSError, ValueError, AttributeError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a mask (an image, .npy or .pt): {error}"
-        ) from error
-    _check_values(mask, f"the mask {path}")
-    if mask.ndim < 2:
-        raise ValueError(
-            f"the mask {path} must be (H, W) or (C, H, W), got shape {tuple(mask.shape)}"
-        )
-    height, width = mask.shape[-2:]
-    if (height, width) == (h, w):
-        return mask
-    if round(height * w / width) != h and round(width * h / height) != w:
-        raise ValueError(
-            f"the mask {path} is {height}x{width}, the image {h}x{w}: another aspect ratio; "
-            "crop the mask to the image's"
-        )
-    warnings.warn(
-        f"the mask {path} is resized from {height}x{width} to the image's {h}x{w}", stacklevel=2
-    )
-    shape = mask.shape
-    return F.interpolate(
-        mask.reshape(1, -1, height, width), size=(h, w), mode="nearest-exact"
-    ).view(*shape[:-2], h, w)

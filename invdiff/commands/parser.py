@@ -31,6 +31,10 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
+def number_or_auto(text: str) -> float | str:
+    return text if text == "auto" else float(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="invdiff",
@@ -82,10 +86,19 @@ def _parser() -> argparse.ArgumentParser:
         choices=("white", "black"),
         help="inpaint: which colour of the mask file marks known pixels (default: white)",
     )
+    data.add_argument(
+        "--mask-grow",
+        type=int,
+        metavar="N",
+        help="inpaint: enlarge what is missing by N pixels, for damage beyond its mask",
+    )
     _output(data, "invdiff-OPERATOR-METHOD")
     run = solve.add_argument_group("run")
     run.add_argument(
-        "--sigma", type=float, help="noise of the measurement, in units of [0, 1] (default: 0.025)"
+        "--sigma",
+        type=number_or_auto,
+        help="noise of the measurement, in units of [0, 1] (default: 0.025); auto estimates that "
+        "of a --measurement",
     )
     run.add_argument(
         "--num-samples",

@@ -129,6 +129,7 @@ def _saved_measurement(args: argparse.Namespace) -> Measurement | None:
             ("--sigma", args.sigma),
             ("--mask", args.mask),
             ("--mask-keep", args.mask_keep),
+            ("--mask-grow", args.mask_grow),
         )
         if v is not None
     ]
@@ -156,7 +157,11 @@ def _configure(args: argparse.Namespace, saved: Measurement | None) -> dict[str,
         args.operator or "inpaint" if saved is None else name_of("operators", type(saved.operator))
     )
     config = configure(args, operator, methods, args.preset)
-    for flag, key in ((args.mask, "mask"), (args.mask_keep, "keep")):
+    for flag, key in (
+        (args.mask, "mask"),
+        (args.mask_keep, "keep"),
+        (args.mask_grow, "grow"),
+    ):
         if flag is not None:
             config["operator"][key] = flag
     if saved is not None:
@@ -168,6 +173,10 @@ def _configure(args: argparse.Namespace, saved: Measurement | None) -> dict[str,
         }
     kinds: dict[str, tuple[type, ...]] = {"steps": (int,), "seed": (int,), "num_samples": (int,)}
     kinds |= {} if saved else {"sigma": (int, float), "gain": (int, float)}
+    if config["sigma"] == "auto":
+        if args.measurement is None:
+            raise ValueError("--sigma auto estimates the noise of a --measurement; give a number")
+        del kinds["sigma"]
     check_numbers(config, kinds)
     return config
 
@@ -266,13 +275,14 @@ def _measure(
     if isinstance(x, Measurement):
         return x, None
     if job.degraded:
+        operator = operator.of_file(Path(job.source["path"]))
         if (
             x.shape[1] == 1
             and denoiser.channels == 3
             and operator.image_shape(tuple(x.shape[1:]))[0] == 1
         ):
             x = x.expand(-1, 3, -1, -1)  # a grey photograph for a prior of colour ones
-        return Measurement(x, operator, config["sigma"]), None
+        return _with_noise(x, operator, config["sigma"]), None
     shape = operator.fit(tuple(x.shape[1:]))
     if shape != tuple(x.shape[1:]):
         top, left = ((n - m) // 2 for n, m in zip(x.shape[-2:], shape[-2:], strict=True))
@@ -285,6 +295,13 @@ def _measure(
     return operator.measure(
         x, sigma=config["sigma"], seed=config["seed"], gain=config["gain"], image_ids=[k]
     ), x
+
+
+def _with_noise(y: Tensor, operator: Operator, sigma: float | str) -> Measurement:
+    if sigma != "auto":
+        return Measurement(y, operator, sigma)
+    known = Measurement(torch.ones_like(y), operator).y
+    return Measurement(y, operator, images.estimate_sigma(y, known)[0])
 
 
 def _restore(
@@ -304,6 +321,15 @@ def _restore(
     if k == 0 and not args.quiet:
         general = "none for this model, method and operator; these are general values"
         print(f"preset: {config['preset'] or general}", file=sys.stderr)
+        for note in measurement.operator.notes:
+            print(note, file=sys.stderr)
+        if job.degraded and config["sigma"] != "auto":
+            known = isinstance(measurement.sigma, float)
+            print(f"sigma: {measurement.sigma if known else 'per pixel'}", file=sys.stderr)
+    if config["sigma"] == "auto":
+        config = config | {"sigma": measurement.sigma}
+        if not args.quiet:
+            print(f"sigma: {measurement.sigma:.4f}, estimated from {job.name}", file=sys.stderr)
     if k == 0 and (warning := _untuned(config)):
         check_solve(
             measurement, denoiser, method, steps=config["steps"], **cond

@@ -1,6 +1,9 @@
 """Reading, writing and picturing images: tensors (C, H, W) or (1, C, H, W), float in [0, 1], C is 1
 or 3."""
 
+from invdiff.images.kernels import read_kernel
+from invdiff.images.masks import read_mask
+from invdiff.images.noise import estimate_sigma
 from invdiff.images.pictures import HEAT_LIMIT, error_map, grid, std_map
 from invdiff.images.read import SUFFIXES, ImageError, find_images, read_image, sample_photo
 from invdiff.images.write import write_gif, write_image
@@ -10,9 +13,12 @@ __all__ = [
     "SUFFIXES",
     "ImageError",
     "error_map",
+    "estimate_sigma",
     "find_images",
     "grid",
     "read_image",
+    "read_kernel",
+    "read_mask",
     "sample_photo",
     "std_map",
     "write_gif",

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import glob
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
-
+PIXELS = 64_000_000
+"""Width times height above which a file is refused before it is decoded."""
+LUMA = (0.299, 0.587, 0.114)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 
 
@@ -69,9 +72,32 @@ def find_images(pattern: str | Path) -> list[Path]:
     return found
 
 
-def read_image(
-    path: str | Path, channels: int | None = None, max_pixels: int = 64_000_000
-) -> Tensor:
+@dataclass(frozen=True)
+class Stored:
+    """A picture as its file holds it, upright.
+
+    Attributes:
+        colour: (C, H, W), C is 1 or 3, in the units of the file.
+        alpha: (1, H, W) in [0, 1], 1 being opaque; None where the file has none.
+        full: the value of ``colour`` that is white: 255, 65535, ...; 1 for floats.
+        kind: of the numbers: ``"u"`` unsigned, ``"i"`` signed, ``"f"`` floating point. The white of
+            the last two is a guess: their files do not declare it.
+    """
+
+    colour: Tensor
+    alpha: Tensor | None
+    full: float
+    kind: str
+
+    @property
+    def grey(self) -> Tensor:
+        """(H, W), luma (Rec. 601) of colour."""
+        if len(self.colour) == 1:
+            return self.colour[0]
+        return (self.colour * self.colour.new_tensor(LUMA).view(3, 1, 1)).sum(0)
+
+
+def read_image(path: str | Path, channels: int | None = None, max_pixels: int = PIXELS) -> Tensor:
     """Reads one PNG, JPEG, TIFF, WebP or BMP file, of 8 or 16 bits.
 
     EXIF orientation is applied. Stored values are taken as they are: colour profiles and gamma are
@@ -92,37 +118,64 @@ def read_image(
     """
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1, 3 or None, got {channels}")
+    stored = read_stored(path, max_pixels)
+    if stored.kind == "i":
+        raise ImageError(
+            f"{path} holds signed whole numbers, whose white is not declared; pictures are "
+            "unsigned or float. Convert it first."
+        )
+    if stored.kind == "f":
+        low, high = (float(v) for v in stored.colour.aminmax())
+        if not (low >= 0 and high <= 1):  # also catches nan
+            raise ImageError(
+                f"{path} holds floats from {low:g} to {high:g}; they must lie in [0, 1]. "
+                "Rescale them first."
+            )
+    x = (stored.colour / stored.full).float()[None]
+    if stored.alpha is not None:
+        _warn_of_alpha()
+        x = x * stored.alpha + (1 - stored.alpha)
+    if channels == 1 and x.shape[1] == 3:
+        x = (x * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    elif channels == 3 and x.shape[1] == 1:
+        x = x.expand(-1, 3, -1, -1)
+    return x.contiguous().clamp(0, 1)
+
+
+def read_stored(path: str | Path, max_pixels: int = PIXELS, what: str = "an image") -> Stored:
+    """Reads the picture that :func:`read_image` reads, before any range or background is assumed.
+
+    Args:
+        what: what the file is to be, for messages.
+    """
     path = Path(path).expanduser()
     if not path.is_file():
         raise ImageError(f"no image file at {path}")
     try:
         with path.open("rb") as file:
             header = file.read(26)
-        values, orientation = None, 1
+        stored = None
         if header[:2] in (b"II", b"MM"):
-            values, orientation = _read_deep_tiff(path, max_pixels)
-        if values is None:
-            values, orientation = _read(path, header, max_pixels)
+            stored = _read_deep_tiff(path, max_pixels)
+        return stored or _read(path, header, max_pixels)
     except ImageError:
         raise
     # decoders raise OSError, SyntaxError, RuntimeError, struct.error, ... on broken files
     except Exception as error:
         raise ImageError(
-            f"{path} cannot be read as an image, it may be truncated or no image: "
+            f"{path} cannot be read as {what}, it may be truncated or no image: "
             f"{type(error).__name__}: {error}"
         ) from error
 
-    x = torch.from_numpy(values).permute(2, 0, 1)[None]
-    if x.shape[1] in (2, 4):
-        _warn_of_alpha()
-        colour, alpha = x[:, :-1], x[:, -1:]
-        x = colour * alpha + (1 - alpha)
-    x = _upright(x, orientation)
-    if channels == 1 and x.shape[1] == 3:
-        x = (x * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    elif channels == 3 and x.shape[1] == 1:
-        x = x.expand(-1, 3, -1, -1)
-    return x.contiguous().clamp(0, 1)
+
+def _stored(values: np.ndarray, alpha: bool, full: float, kind: str, orientation: int) -> Stored:
+    """From values (H, W, C or C + alpha); alpha is in the units of the colours."""
+    real = np.float64 if full > 65535 else np.float32
+    x = torch.from_numpy(values.astype(real)).permute(2, 0, 1)
+    x = _upright(x, orientation).contiguous()
+    if not alpha:
+        return Stored(x, None, full, kind)
+    return Stored(x[:-1], (x[-1:] / full).float(), full, kind)
 
 
 @cache
@@ -132,9 +185,8 @@ def _warn_of_alpha() -> (
     warnings.warn("images with alpha are composited over white; this is said once", stacklevel=3)
 
 
-def _read(path: Path, header: bytes, max_pixels: int) -> tuple[np.ndarray, int]:
-    """Values (H, W, C or C + alpha) in [0, 1] and the EXIF orientation of anything Pillow opens."""
-    import numpy as np
+def _read(path: Path, header: bytes, max_pixels: int) -> Stored:
+    """Anything that Pillow opens."""
     from PIL import Image
 
     try:
@@ -153,14 +205,14 @@ def _read(path: Path, header: bytes, max_pixels: int) -> tuple[np.ndarray, int]:
         image.load()
         orientation = image.getexif().get(0x0112, 1)
         if header.startswith(_PNG) and header[24] == 16:
-            return _decode_png16(
-                path, image.size, header[25], image.info.get("transparency")
-            ), orientation
-        mode = ("L" if image.mode in ("1", "L", "LA", "La") else "RGB") + (
-            "A" if image.has_transparency_data else ""
-        )
-        values = np.asarray(image.convert(mode), dtype=np.float32) / 255
-    return values.reshape(*values.shape[:2], -1), orientation
+            values = _decode_png16(path, image.size, header[25], image.info.get("transparency"))
+            return _stored(values, values.shape[-1] in (2, 4), 65535, "u", orientation)
+        if image.mode.startswith("I;16"):  # of a TIFF whose compression tifffile does not have
+            return _stored(np.asarray(image)[..., None], False, 65535, "u", orientation)
+        alpha = image.has_transparency_data
+        mode = ("L" if image.mode in ("1", "L", "LA", "La") else "RGB") + ("A" if alpha else "")
+        values = np.asarray(image.convert(mode))
+    return _stored(values.reshape(*values.shape[:2], -1), alpha, 255, "u", orientation)
 
 
 def _decode_png16(
@@ -168,7 +220,6 @@ def _decode_png16(
 ) -> np.ndarray:
     """16 bits of grey or colour, which Pillow would reduce to 8; ``kind`` is the PNG's colour
     type."""
-    import numpy as np
     from kornia_rs.io import decode_image_png_u16  # kornia's decoder; torchvision's is deprecated
 
     if kind == 4:
@@ -184,15 +235,14 @@ def _decode_png16(
     ):  # one colour that counts as transparent, instead of an alpha channel
         opaque = (values != np.asarray(transparent)).any(-1, keepdims=True)
         values = np.concatenate([values, opaque * np.uint16(65535)], axis=-1)
-    return values.astype(np.float32) / 65535
+    return values
 
 
-def _read_deep_tiff(path: Path, max_pixels: int) -> tuple[np.ndarray | None, int]:
-    """Like :func:`_read` for a TIFF of more than 8 bits; None when Pillow is the better reader."""
-    import numpy as np
+def _read_deep_tiff(path: Path, max_pixels: int) -> Stored | None:
+    """A TIFF of more than 8 bits; None when Pillow is the better reader."""
     import tifffile
 
-    with tifffile.TiffFile(path) as tif:
+    with quiet(), tifffile.TiffFile(path) as tif:
         page = tif.pages.first
         _check_size(path, page.imagewidth, page.imagelength, max_pixels)
         if len(tif.series[0]) > 1:
@@ -202,13 +252,13 @@ def _read_deep_tiff(path: Path, max_pixels: int) -> tuple[np.ndarray | None, int
             )
         bits, kind = page.bitspersample, np.dtype(page.dtype or "V").kind
         if kind in "bu" and bits <= 8:
-            return None, 1
+            return None
         colours = {"MINISBLACK": 1, "MINISWHITE": 1, "RGB": 3}.get(
             getattr(page.photometric, "name", ""), 0
         )
         alpha = tuple(page.extrasamples)
         plain = page.axes in ("YX", "YXS", "SYX") and page.samplesperpixel == colours + len(alpha)
-        if kind not in "uf" or not plain or alpha not in ((), (1,), (2,)):
+        if kind not in "uif" or not plain or alpha not in ((), (1,), (2,)):
             raise ImageError(
                 f"{path} is a TIFF of {page.samplesperpixel} samples ({page.photometric!s}, "
                 f"extra samples {alpha}), "
@@ -216,7 +266,19 @@ def _read_deep_tiff(path: Path, max_pixels: int) -> tuple[np.ndarray | None, int
                 "with or without alpha, "
                 "unsigned or float. Convert it first."
             )
-        stored = page.asarray()
+        white = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+        try:
+            stored = page.asarray()
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            if kind == "u" and bits == 16 and page.axes == "YX" and not white:
+                return None  # Pillow decodes more, but 16 bits of grey only
+            raise ImageError(
+                f"{path} is a TIFF compressed as {getattr(page.compression, 'name', 'unknown')}, "
+                "which needs the package imagecodecs: pip install imagecodecs, or save the file "
+                "without compression"
+            ) from error
         orientation = page.tags.valueof("Orientation", 1)
     stored = (
         stored[..., None]
@@ -230,21 +292,25 @@ def _read_deep_tiff(path: Path, max_pixels: int) -> tuple[np.ndarray | None, int
         or stored.size == 0
     ):
         raise ImageError(f"{path} is a broken TIFF: its tags and its data disagree")
-    if kind == "f":
-        low, high = stored.min(), stored.max()
-        if not (low >= 0 and high <= 1):  # also catches nan
-            raise ImageError(
-                f"{path} holds floats from {low:g} to {high:g}; they must lie in [0, 1]. "
-                "Rescale them first."
-            )
-        values = stored.astype(np.float32)
-    else:
-        values = (stored / np.float64(2**bits - 1)).astype(np.float32)
-    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-        values[..., 0] = 1 - values[..., 0]
+    full = 1.0 if kind == "f" else 2.0 ** (bits - (kind == "i")) - 1
+    values: Any = stored.astype(np.float32 if bits <= 16 or kind == "f" else np.float64)
+    if white:
+        values[..., 0] = full - values[..., 0]
     if alpha == (1,):  # colours are stored multiplied by alpha
-        values[..., :-1] /= np.maximum(values[..., -1:], 1e-6)
-    return values, orientation
+        values[..., :-1] *= full / np.maximum(values[..., -1:], 1e-6 * full)
+    return _stored(values, bool(alpha), full, kind, orientation)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without tifffile's log of everything that is odd in a broken file: one error says enough."""
+    log = logging.getLogger("tifffile")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:

@@ -29,6 +29,7 @@ KINDS = (
     "launchers",
     "suites",
     "configs",
+    "formats",
 )
 
 
@@ -155,6 +156,7 @@ _SINGULAR = {
     "launchers": "launcher",
     "suites": "suite",
     "configs": "config package",
+    "formats": "file format",
 }
 
 

@@ -24,6 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
@@ -94,6 +95,16 @@ class Operator(ABC):
     def kind(self) -> str:
         """What it is called in messages."""
         return type(self).__name__
+
+    def of_file(self, path: Path) -> Self:
+        """This operator as it made the picture in a file, where the file says so (a JPEG file holds
+        its quantisation)."""
+        return self
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences, for the user, about what a bound operator assumes of the measurement."""
+        return ()
 
     @classmethod
     def wanted(cls) -> str:

@@ -692,7 +692,10 @@ def test_solve_by_the_name_of_a_protocol(
             "no image side gives measurements of 16 pixels",
         ),
         (lambda: JPEG(0), "quality must be a whole number from 1 to 100, got 0"),
-        (lambda: JPEG(subsampling="4:1:1"), "subsampling must be one of 4:2:0, 4:4:4"),
+        (
+            lambda: JPEG(subsampling="4:1:1"),
+            "subsampling must be one of 4:2:0, 4:2:2, 4:4:0, 4:4:4",
+        ),
         (lambda: JPEG().bind((4, 8, 8)), r"grey \(1, H, W\) or RGB \(3, H, W\)"),
         (lambda: HighDynamicRange(0.0), "scale must be positive"),
         (lambda: HighDynamicRange(pivot=2.0), r"pivot must be in \[0, 1\]"),

@@ -557,7 +557,7 @@ def test_a_measurement_knows_its_range() -> None:
         (lambda: Blur("gausian"), "kernel must be one of gaussian, motion, box, disk.*'gausian'"),
         (
             lambda: Blur(border="zeros"),
-            "border must be one of circular, reflect, replicate, got 'zeros'",
+            "border must be one of circular, reflect, replicate, valid, got 'zeros'",
         ),
         (lambda: Blur(sigma=0.0), "sigma.*positive, got 0.0"),
         (lambda: Blur("box", kernel_size=4), "odd number of pixels, e.g. 9, got 4"),
