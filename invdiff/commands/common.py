@@ -176,6 +176,12 @@ def configure(
 def check_numbers(config: dict[str, Any], kinds: dict[str, tuple[type, ...]]) -> None:
     """Refuses values that are not of the types asked for, and a batch size that is neither a number
     nor auto."""
+    sigma = config.get("sigma")
+    if isinstance(sigma, int | float) and not isinstance(sigma, bool) and 2 < sigma <= 255:
+        raise ValueError(
+            f"sigma is in units of [0, 1], got {sigma:g}; did you mean {sigma:g}/255 = "
+            f"{sigma / 255:.3f}?"
+        )
     for key, types in kinds.items():
         if not isinstance(config[key], types) or isinstance(config[key], bool):
             raise ValueError(

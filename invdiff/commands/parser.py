@@ -4,9 +4,13 @@ once."""
 from __future__ import annotations
 
 import argparse
+import errno
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from invdiff.commands.list import LISTED
@@ -99,6 +103,13 @@ def _parser() -> argparse.ArgumentParser:
         type=number_or_auto,
         help="noise of the measurement, in units of [0, 1] (default: 0.025); auto estimates that "
         "of a --measurement",
+    )
+    run.add_argument(
+        "--image-id",
+        type=int,
+        metavar="K",
+        help="the number that, with the seed, the noise of the first image is derived from, K + 1 "
+        "of the second, ... (default: one made from the name of each file)",
     )
     run.add_argument(
         "--num-samples",
@@ -467,6 +478,19 @@ COMMANDS = {
 }
 
 
+LONGEST = 600
+"""Characters of a message."""
+
+
+def _said(error: Exception) -> str:
+    """An error in one line."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = Path(error.filename).parent if error.filename else Path.cwd()
+        return f"no space is left for {where}; what was finished is kept"
+    text = " ".join(str(error).split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 5]} ..."
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns 0; 2 for what the user can mend, said in one line on stderr; 130 when
     interrupted."""
@@ -488,6 +512,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_, **__: print(
         f"invdiff: warning: {message}", file=sys.stderr
     )
+    for name in ("SIGTERM", "SIGHUP"):  # they end a run as an interrupt does
+        if hasattr(signal, name) and threading.current_thread() is threading.main_thread():
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
         COMMANDS[args.command](args)
     except KeyboardInterrupt:
@@ -496,7 +523,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except (ValueError, TypeError, OSError) as error:
-        print(f"invdiff {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"invdiff {args.command}: error: {_said(error)}", file=sys.stderr)
         return 2
     return 0
 

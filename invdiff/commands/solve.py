@@ -8,8 +8,9 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,27 @@ from invdiff.commands.common import (
     Watch,
     batch_size,
     check_numbers,
-    check_output,
     check_paths,
     check_reading,
-    clear,
     configure,
     load_models,
     place_label,
     place_prompt,
     record_of,
 )
+from invdiff.commands.folder import (
+    OURS,
+    choose_folder,
+    claim,
+    digest,
+    finished,
+    replaced,
+    warn_of_others,
+)
 from invdiff.config.compose import build_method, build_operator, preset_values
 from invdiff.files import sha256, write_atomically
 from invdiff.network import Denoiser
+from invdiff.noise import seed_of
 from invdiff.plugins.registry import list_plugins, load, name_of
 from invdiff.problem import Measurement, Operator
 from invdiff.sampling import Method
@@ -50,13 +59,14 @@ units."""
 
 @dataclass(frozen=True)
 class Job:
-    """One image to restore: its name, where it came from, and how to get the truth or the
-    measurement when its turn comes."""
+    """One image to restore: its name, where it came from, how to get the truth or the measurement
+    when its turn comes, and the k that its noise is derived from."""
 
     name: str
     source: dict[str, Any]
     read: Callable[[], Tensor | Measurement]
     degraded: bool = False
+    id: int = 0
 
 
 def run(args: argparse.Namespace) -> None:
@@ -76,12 +86,16 @@ def run(args: argparse.Namespace) -> None:
     method = build_method(prompted)
     config |= {"prompt": args.prompt, "negative_prompt": args.negative_prompt}
     jobs = _jobs(args, denoiser, saved)
-    problem = config["protocol"] or config["operator"]["name"]
-    output = Path(args.output or f"invdiff-{problem}-{'-'.join(args.method or ['dps'])}")
-    check_output(
-        output, args.overwrite, [Path(job.source["path"]) for job in jobs if "path" in job.source]
-    )
+    if args.image_id is not None:
+        jobs = [replace(job, id=args.image_id + k) for k, job in enumerate(jobs)]
     check_reading(args, config, denoiser)
+    request = _request(args, config, denoiser, jobs)
+    problem = config["protocol"] or config["operator"]["name"]
+    default = f"invdiff-{problem}-{'-'.join(args.method or ['dps'])}"
+    inputs = [Path(job.source["path"]) for job in jobs if "path" in job.source]
+    output = choose_folder(args.output, default, request, args.overwrite, inputs)
+    if len(jobs) > 1:
+        warn_of_others(output, [job.name for job in jobs])
 
     records: list[dict[str, Any]] = []
     for k, job in enumerate(jobs):
@@ -89,9 +103,24 @@ def run(args: argparse.Namespace) -> None:
         if len(jobs) > 1 and not args.quiet:
             print(f"{k + 1}/{len(jobs)} {job.name}", file=sys.stderr)
         try:
-            record = _restore(
-                args, config, operator, method, prompted["cond"], denoiser, upscaler, job, k, folder
-            )
+            record = None if args.overwrite else finished(folder, digest(request))
+            if record is not None and not args.quiet:
+                print(f"{job.name}: finished before; --overwrite runs it again", file=sys.stderr)
+            if record is None:
+                record = _restore(
+                    args,
+                    config,
+                    operator,
+                    method,
+                    prompted["cond"],
+                    denoiser,
+                    upscaler,
+                    job,
+                    k,
+                    folder,
+                    request,
+                    output,
+                )
         except (ValueError, OSError) as error:
             if len(jobs) == 1:
                 raise
@@ -153,9 +182,7 @@ def _saved_measurement(args: argparse.Namespace) -> Measurement | None:
 def _configure(args: argparse.Namespace, saved: Measurement | None) -> dict[str, Any]:
     """The composed configuration: presets, flags and overrides."""
     methods = args.method or ["dps"]
-    operator = (
-        args.operator or "inpaint" if saved is None else name_of("operators", type(saved.operator))
-    )
+    operator = _problem(args) if saved is None else name_of("operators", type(saved.operator))
     config = configure(args, operator, methods, args.preset)
     for flag, key in (
         (args.mask, "mask"),
@@ -179,6 +206,37 @@ def _configure(args: argparse.Namespace, saved: Measurement | None) -> dict[str,
         del kinds["sigma"]
     check_numbers(config, kinds)
     return config
+
+
+def _problem(args: argparse.Namespace) -> str:
+    """The operator that is asked for, inpainting where there is a mask or where nothing is asked.
+
+    Raises:
+        ValueError: what is degraded already, but not how.
+    """
+    if args.operator is not None:
+        return str(args.operator)
+    if args.measurement is not None and args.mask is None:
+        raise ValueError(
+            f"say what is wrong with {args.measurement}: --mask FILE for damage or missing parts, "
+            "or --operator blur, sr (too small), denoise, jpeg, colorize (grey), ...; invdiff list "
+            "operators has them all"
+        )
+    return "inpaint"
+
+
+def _request(
+    args: argparse.Namespace, config: dict[str, Any], denoiser: Denoiser, jobs: Sequence[Job]
+) -> dict[str, Any]:
+    """What is asked for, as plain data; the same again goes on where it was stopped."""
+    asked = {
+        "invdiff": version("invdiff"),
+        "config": config,
+        "weights": denoiser.hash,
+        "inputs": {job.name: job.source | {"id": job.id} for job in jobs},
+        "gif": args.gif,
+    }
+    return json.loads(json.dumps(asked, default=str))
 
 
 def _untuned(config: dict[str, Any]) -> str | None:
@@ -236,7 +294,7 @@ def _jobs(args: argparse.Namespace, denoiser: Denoiser, saved: Measurement | Non
         path = Path(args.measurement)
         names = [path.stem] if len(saved) == 1 else [f"{path.stem}_{k}" for k in range(len(saved))]
         return [
-            Job(name, _source(path), partial(saved.select, [k]), degraded=True)
+            Job(name, _source(path), partial(saved.select, [k]), True, image_id(path.name) + k)
             for k, name in enumerate(names)
         ]
     if args.measurement is not None or args.input is not None:
@@ -248,11 +306,18 @@ def _jobs(args: argparse.Namespace, denoiser: Denoiser, saved: Measurement | Non
                 _source(path),
                 partial(images.read_image, path, channels),
                 args.measurement is not None,
+                image_id(path.name),
             )
             for name, path in zip(_unique_names(paths), paths, strict=True)
         ]
     truth, name = images.sample_photo(128)
     return [Job(name, {"file": f"scikit-image: {name}"}, lambda: truth)]
+
+
+def image_id(file: str) -> int:
+    """The k of an image, which its noise is derived from: of the name of its file, so that it does
+    not depend on what stands beside it."""
+    return seed_of("image", file) % 2**48
 
 
 def _source(path: Path) -> dict[str, str]:
@@ -268,7 +333,7 @@ def _unique_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _measure(
-    job: Job, operator: Operator, config: dict[str, Any], denoiser: Denoiser, k: int
+    job: Job, operator: Operator, config: dict[str, Any], denoiser: Denoiser
 ) -> tuple[Measurement, Tensor | None]:
     """The measurement of an image, and the truth where it is known."""
     x = job.read()
@@ -292,9 +357,8 @@ def _measure(
             stacklevel=2,
         )
         x = x[..., top : top + shape[-2], left : left + shape[-1]]
-    return operator.measure(
-        x, sigma=config["sigma"], seed=config["seed"], gain=config["gain"], image_ids=[k]
-    ), x
+    noise = {"sigma": config["sigma"], "seed": config["seed"], "gain": config["gain"]}
+    return operator.measure(x, **noise, image_ids=[job.id]), x
 
 
 def _with_noise(y: Tensor, operator: Operator, sigma: float | str) -> Measurement:
@@ -315,9 +379,11 @@ def _restore(
     job: Job,
     k: int,
     folder: Path,
+    request: dict[str, Any],
+    output: Path,
 ) -> dict[str, Any]:
     """Restores image k and writes its folder, result.json last; returns the record."""
-    measurement, truth = _measure(job, operator, config, denoiser, k)
+    measurement, truth = _measure(job, operator, config, denoiser)
     if k == 0 and not args.quiet:
         general = "none for this model, method and operator; these are general values"
         print(f"preset: {config['preset'] or general}", file=sys.stderr)
@@ -344,7 +410,7 @@ def _restore(
         seed=config["seed"],
         num_samples=config["num_samples"],
         batch_size=batch_size(config),
-        image_ids=[k],
+        image_ids=[job.id],
         callback=watch,
         progress=not args.quiet,
         **cond,
@@ -352,17 +418,10 @@ def _restore(
     samples = list(result.samples.to(measurement.y.device, measurement.y.real.dtype))
     consistency = [float(measurement.consistency(sample)[0]) for sample in samples]
     _check_fit(job.name, measurement, samples, consistency, config, method)
-    clear(folder)
-    written = _pictures(folder, truth, measurement, result)
-    if args.gif:
-        images.write_gif(
-            folder / "trajectory.gif", [*watch.estimates[0].values(), result.x[0].cpu()]
-        )
-        written.append("trajectory.gif")
-    measurement.save(folder / "measurement.safetensors")
     record: dict[str, Any] = {
         "name": job.name,
         "input": job.source,
+        "image_id": job.id,
         "measurement": {
             "hash": measurement.hash,
             "sigma": measurement.sigma if isinstance(measurement.sigma, float) else "per pixel",
@@ -371,28 +430,41 @@ def _restore(
         if math.isfinite(mean := sum(consistency) / len(consistency))
         else None,
         **record_of(result, config, denoiser),
-        "files": [*written, "measurement.safetensors", "result.json"],
     }
     if truth is not None:
         record["metrics"] = _metrics(result.x.cpu(), truth)
         if len(result.samples) > 1:
             record["metrics_of_mean"] = _metrics(result.mean.cpu(), truth)
-    write_atomically(folder / "result.json", json.dumps(record, indent=2) + "\n")
+    claim(output, request)
+    record["request"] = digest(request)
+    with replaced(folder) as made:
+        _pictures(made, truth, measurement, result)
+        if args.gif:
+            frames = [*watch.estimates[0].values(), result.x[0].cpu()]
+            images.write_gif(made / "trajectory.gif", frames)
+        measurement.save(made / "measurement.safetensors")
+        _write_record(made, record)
     if upscaler is not None:  # after the record: the restoration is finished without it
-        larger = upscaler(result.x, seed=config["seed"], image_ids=[k], progress=not args.quiet)
+        larger = upscaler(
+            result.x, seed=config["seed"], image_ids=[job.id], progress=not args.quiet
+        )
         images.write_image(folder / "upscaled.png", larger[0].cpu())
-        record |= {
-            "upscale": upscaler.describe(),
-            "files": [*written, "upscaled.png", "measurement.safetensors", "result.json"],
-        }
-        write_atomically(folder / "result.json", json.dumps(record, indent=2) + "\n")
+        record["upscale"] = upscaler.describe()
+        _write_record(folder, record)
     return record
+
+
+def _write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Writes result.json with the names of the files beside it."""
+    names = {path.name for path in folder.iterdir() if OURS.fullmatch(path.name)}
+    record["files"] = sorted(names | {"result.json"})
+    write_atomically(folder / "result.json", json.dumps(record, indent=2) + "\n")
 
 
 def _pictures(
     folder: Path, truth: Tensor | None, measurement: Measurement, result: Restoration
-) -> list[str]:
-    """Writes the images and the side-by-side picture; returns their names."""
+) -> None:
+    """Writes the images and the side-by-side picture."""
     files = {"restored.png": result.x[0]}
     panels = {"restored": result.x[0]}
     if (
@@ -416,7 +488,6 @@ def _pictures(
     files["comparison.png"] = images.grid([p.cpu() for p in panels.values()], labels=list(panels))
     for name, picture in files.items():
         images.write_image(folder / name, picture.cpu())
-    return list(files)
 
 
 def _metrics(x: Tensor, truth: Tensor) -> dict[str, float | str | None]:

@@ -16,7 +16,13 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invdiff.plugins.registry import UnknownNameError, call, did_you_mean, list_plugins, load
+from invdiff.plugins.registry import (
+    UnknownNameError,
+    did_you_mean,
+    list_plugins,
+    load,
+    value_of,
+)
 
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
@@ -214,24 +220,18 @@ def _parameters(node: dict[str, Any]) -> dict[str, Any]:
 def make_piece(node: dict[str, Any] | str | None, kind: str) -> Any:
     """A ``"transition"`` or ``"itinerary"`` from its name, or from a mapping of its name and
     parameters; None stays None."""
+    from invdiff.sampling import Itinerary, Transition
+    from invdiff.sampling import make_piece as made
+
     if node is None:
         return None
-    group = _GROUPS[kind]
-    node = {"name": node} if isinstance(node, str) else node
-    name = node.get("name")
-    if name is None:
+    if isinstance(node, dict) and node.get("name") is None:
+        group = {"transition": "transitions", "itinerary": "itineraries"}[kind]
         raise ValueError(
             f"say which {kind} is meant: {kind}.name=NAME with one of "
             f"{', '.join(list_plugins(group))}"
         )
-    parameters = {
-        k: make_piece(v, kind) if k in ("predictor", "inner") else v
-        for k, v in _parameters(node).items()
-    }
-    return call(load(group, name), f"{kind} {name!r}", parameters)
-
-
-_GROUPS = {"transition": "transitions", "itinerary": "itineraries"}
+    return made(node, Transition) if kind == "transition" else made(node, Itinerary)
 
 
 def compose_suite(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -435,14 +435,22 @@ def protocols() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _configs() -> Iterator[ConfigLoader]:
-    """Hydra, ready to compose, with what is found in the config packages."""
-    from hydra import initialize_config_module
+    """Hydra, ready to compose, with what is found in the config packages. A host that is a Hydra
+    application itself finds its own state afterwards as it was."""
+    from hydra import initialize_config_module, version
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
 
     _find_plugin_configs()
+    host, cfg = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    base = version.VersionBase.instance().getbase()
     GlobalHydra.instance().clear()
-    with initialize_config_module("invdiff.configs", version_base="1.3", job_name="invdiff"):
-        yield GlobalHydra.instance().config_loader()
+    try:
+        with initialize_config_module("invdiff.configs", version_base="1.3", job_name="invdiff"):
+            yield GlobalHydra.instance().config_loader()
+    finally:
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = host, cfg
+        version.VersionBase.instance().version_base = base
 
 
 def _preset(
@@ -516,10 +524,7 @@ def _refuse_targets(node: Any) -> None:
 
 def _config_packages() -> dict[str, str]:
     """Name -> module of the packages of the group ``invdiff.configs``."""
-    return {
-        name: origin.rsplit("(", 1)[1].rstrip(")")
-        for name, origin in list_plugins("configs").items()
-    }
+    return {name: value_of("configs", name) for name in list_plugins("configs")}
 
 
 def _find_plugin_configs() -> None:

@@ -110,6 +110,23 @@ def load(kind: str, name: str) -> Any:
         UnknownNameError: nobody registers it; lists the known names and the nearest.
         PluginError: two packages claim it, or importing it failed.
     """
+    point = _point(kind, name)
+    try:
+        return point.load()
+    except Exception as error:
+        raise PluginError(
+            f"{_SINGULAR[kind]} {name!r} of package {package_of(point)} cannot be loaded: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def value_of(kind: str, name: str) -> str:
+    """Where the object registered as ``name`` is, ``module`` or ``module:object``, which is not
+    imported. Raises as :func:`load`."""
+    return _point(kind, name).value
+
+
+def _point(kind: str, name: str) -> EntryPoint:
     found = _found(kind)
     if name not in found:
         raise UnknownNameError(
@@ -122,13 +139,7 @@ def load(kind: str, name: str) -> Any:
         raise PluginError(
             f"{_SINGULAR[kind]} {name!r} is claimed by {claims}; uninstall one of them"
         )
-    try:
-        return points[0].load()
-    except Exception as error:
-        raise PluginError(
-            f"{_SINGULAR[kind]} {name!r} of package {package_of(points[0])} cannot be "
-            f"loaded: {type(error).__name__}: {error}"
-        ) from error
+    return points[0]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

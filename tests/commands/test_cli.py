@@ -116,7 +116,7 @@ def test_main_job_as_a_process(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     folder = tmp_path / "invdiff-inpaint-dps"
     record = json.loads((folder / "result.json").read_text())
-    assert sorted(p.name for p in folder.iterdir()) == sorted(record["files"])
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*record["files"], "run.json"])
     assert {
         "restored.png",
         "measurement.png",
@@ -138,7 +138,7 @@ def test_main_job_as_a_process(tmp_path: Path) -> None:
     again = command(
         "solve", "--operator", "inpaint", "--method", "dps", "--steps", "4", cwd=tmp_path
     )
-    assert again.returncode == 2 and "--overwrite" in again.stderr
+    assert again.returncode == 0 and "finished before; --overwrite runs it again" in again.stderr
 
 
 @pytest.mark.parametrize("operator", ["inpaint", "blur", "sr", "colorize", "denoise"])
@@ -450,6 +450,8 @@ def test_values_under_the_mask_do_not_matter(photo: Path, tmp_path: Path) -> Non
             str(tmp_path / "mask.png"),
             "--sigma",
             "0.01",
+            "--image-id",
+            "7",
         ]
         assert main(["solve", *given, "--output", str(tmp_path / f"out{value}"), *FAST]) == 0
         restored.append(read_image(tmp_path / f"out{value}" / "restored.png"))
@@ -503,7 +505,12 @@ def test_files_of_one_name_keep_apart(photo: Path, tmp_path: Path) -> None:
         )
         == 0
     )
-    assert sorted(p.name for p in out.iterdir()) == ["000_p.png", "001_p.png", "summary.json"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "000_p.png",
+        "001_p.png",
+        "run.json",
+        "summary.json",
+    ]
 
 
 def test_one_failing_image_does_not_stop_the_others(

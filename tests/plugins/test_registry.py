@@ -265,3 +265,44 @@ def test_a_registered_name_wins_over_a_file_of_that_name(
     assert not is_registered("mine")
     with pytest.raises(UnknownNameError, match="Nor is there a file or folder 'minee' here"):
         invdiff.load_model("minee")
+
+
+def test_two_packages_that_claim_a_configs_name_are_both_named(installed: Installed) -> None:
+    installed(
+        point("invdiff", "invdiff.configs", "invdiff", "configs"),
+        point("mine", "first.configs", "first", "configs"),
+        point("mine", "second.configs", "second", "configs"),
+    )
+    with pytest.raises(PluginError, match=r"'mine' is claimed by first .* and second .*uninstall"):
+        protocols()
+
+
+def test_a_hydra_application_that_calls_us_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "host.yaml").write_text("depth: 3\n")
+    (tmp_path / "host.py").write_text(
+        """import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_original_cwd
+from invdiff.config.compose import compose
+
+@hydra.main(config_path=".", config_name="host", version_base="1.2")
+def main(cfg):
+    before = HydraConfig.get().job.name
+    config = compose("sr", ["dps"], "photo64")
+    assert GlobalHydra.instance().is_initialized()
+    assert HydraConfig.get().job.name == before == "host"
+    print(cfg.depth, config["guidance"][0]["name"], get_original_cwd())
+
+main()
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, "host.py", "depth=4"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["4", "dps", str(tmp_path)]

@@ -1,0 +1,143 @@
+"""The output folders of runs: repeated, stopped, overwritten, and what they leave alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from invdiff.commands.parser import main
+from invdiff.images import read_image, sample_photo, write_image
+
+FAST = ["--steps", "2", "--method", "none", "--quiet"]
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of three photographs; the working directory is beside it."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    photo = sample_photo(64)[0]
+    for k, name in enumerate("abc"):
+        write_image(folder / f"{name}.png", photo[..., k : k + 48, :40])
+    return folder
+
+
+def solve(*arguments: str, method: str = "none") -> int:
+    return main(["solve", "--steps", "2", "--quiet", "--method", method, *arguments])
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*.png")}
+
+
+def test_the_same_command_again_has_nothing_to_do(photos: Path) -> None:
+    assert solve("--input", "in") == 0
+    (out,) = Path().glob("invdiff-*")
+    before = stamps(out)
+    assert solve("--input", "in") == 0
+    assert stamps(out) == before and [*Path().glob("invdiff-*")] == [out]
+    assert solve("--input", "in", "--overwrite") == 0
+    after = stamps(out)
+    assert after.keys() == before.keys() and all(after[k] > before[k] for k in before)
+
+
+def test_another_run_gets_a_folder_of_its_own(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert solve("--input", "in/a.png") == 0
+    assert solve("--input", "in/a.png", "--seed", "1") == 0
+    assert sorted(p.name for p in Path().glob("invdiff-*")) == [
+        "invdiff-inpaint-none",
+        "invdiff-inpaint-none-2",
+    ]
+    assert solve("--input", "in/a.png", "--seed", "2", "--output", "invdiff-inpaint-none") == 2
+    assert "holds the results of another run; choose another --output" in capsys.readouterr().err
+
+
+def test_a_stopped_run_goes_on_where_it_was(photos: Path) -> None:
+    command = [sys.executable, "-m", "invdiff", "solve", "--input", "in", "--output", "out"]
+    command += ["--operator", "denoise", "--method", "dps", "--steps", "25", "--quiet"]
+    for stop in (signal.SIGKILL, signal.SIGTERM):
+        shutil.rmtree("out", ignore_errors=True)
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while not Path("out/a/result.json").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(stop)
+        said = process.communicate(timeout=60)[1]
+        if stop == signal.SIGTERM:
+            assert process.returncode == 130
+            assert said.strip().splitlines()[-1] == "interrupted; what was finished is kept"
+        assert not Path("out/summary.json").exists()
+        stamp = Path("out/a/result.json").stat().st_mtime_ns
+        assert subprocess.run(command, timeout=120).returncode == 0
+        assert Path("out/a/result.json").stat().st_mtime_ns == stamp
+        summary = json.loads(Path("out/summary.json").read_text())
+        assert [r["name"] for r in summary["results"]] == ["a", "b", "c"]
+        assert not [*Path("out").rglob(".new-*")] or stop == signal.SIGKILL
+
+
+def test_a_picture_of_a_folder_can_be_made_again_alone(photos: Path) -> None:
+    assert solve("--input", "in", "--output", "all") == 0
+    assert solve("--input", "in/c.png", "--output", "alone") == 0
+    together, alone = (read_image(Path(p) / "restored.png") for p in ("all/c", "alone"))
+    assert torch.equal(together, alone)
+    record = json.loads(Path("alone/result.json").read_text())
+    more = ["--image-id", str(record["image_id"]), "--output", "by_id"]
+    Path("in/c.png").rename("in/renamed.png")
+    assert solve("--input", "in/renamed.png", *more) == 0
+    assert torch.equal(alone, read_image(Path("by_id/restored.png")))
+
+
+def test_what_is_not_ours_is_left_alone(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = Path("out")
+    out.mkdir()
+    (out / "thesis.tex").write_text("precious")
+    (out / "result.json").write_text(json.dumps({"files": ["thesis.tex"]}))
+    assert solve("--input", "in/a.png", "--output", "out") == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert solve("--input", "in/a.png", "--output", "out", "--overwrite") == 0
+    assert (out / "thesis.tex").read_text() == "precious"
+    (out / "result.json").write_text("{ broken")
+    assert solve("--input", "in/a.png", "--output", "out") == 0, "a broken record is made again"
+
+
+def test_overwriting_with_fewer_images_names_the_others(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert solve("--input", "in", "--output", "out") == 0
+    (photos / "b.png").unlink()
+    assert solve("--input", "in", "--output", "out", "--overwrite") == 0
+    assert "images of an earlier run, which stay: b" in capsys.readouterr().err
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert [r["name"] for r in summary["results"]] == ["a", "c"]
+
+
+def test_what_is_degraded_needs_to_be_said(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert solve("--measurement", "in/a.png") == 2
+    assert "say what is wrong with in/a.png: --mask FILE" in capsys.readouterr().err
+    assert solve("--input", "in/a.png", "--sigma", "25") == 2
+    assert "did you mean 25/255 = 0.098?" in capsys.readouterr().err
+    assert not [*Path().glob("invdiff-*")]
+
+
+def test_files_honour_the_umask(photos: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        assert solve("--input", "in/a.png", "--output", "out") == 0
+    finally:
+        os.umask(before)
+    assert Path("out/result.json").stat().st_mode & 0o777 == 0o600
