@@ -13,10 +13,24 @@ from string import Template
 
 from invdiff.plugins.registry import list_plugins
 
-GROUPS = {"operator": "operators", "guidance": "guidance", "model": "models", "metric": "metrics"}
+GROUPS = {
+    "operator": "operators",
+    "guidance": "guidance",
+    "transition": "transitions",
+    "itinerary": "itineraries",
+    "schedule": "schedules",
+    "model": "models",
+    "loader": "loaders",
+    "metric": "metrics",
+    "baseline": "baselines",
+    "launcher": "launchers",
+    "suite": "suites",
+}
 """Kind -> entry-point group."""
 CONFIGURED = ("operator", "guidance")
 """Kinds whose parameters have a YAML file."""
+FUNCTIONS = ("model", "metric", "launcher")
+"""Kinds whose object is a function of the plug-in's name; that of the others is a class."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -39,6 +53,10 @@ def write(name: str, kind: str, output: Path | None = None) -> Path:
         raise ValueError(
             f"a plug-in's name is lower-case letters, digits and _, such as my_{kind}, got {name!r}"
         )
+    if name.capitalize() in ("True", "False", "None"):
+        raise ValueError(
+            f"a plug-in cannot be called {name!r}, which Python and YAML read as a value"
+        )
     if name in (taken := list_plugins(GROUPS[kind])):
         raise ValueError(
             f"the {kind} {name!r} exists already, from {taken[name]}; choose another name"
@@ -56,7 +74,7 @@ def write(name: str, kind: str, output: Path | None = None) -> Path:
         "invdiff_version": version("invdiff"),
     }
     values["KIND"] = kind.upper()
-    values["object"] = values["Class"] if kind in CONFIGURED else name
+    values["object"] = name if kind in FUNCTIONS else values["Class"]
     values["configs"] = filled("configs.toml", values) if kind in CONFIGURED else ""
     contents = {
         "pyproject.toml": "pyproject.toml",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from invdiff.commands.list import LISTED
+from invdiff.commands.new_plugin import GROUPS
 
 EPILOG = """
 Everything else is set by Hydra overrides, key=value:
@@ -336,7 +337,7 @@ def _parser() -> argparse.ArgumentParser:
         "configuration and a test that runs the plug-in kit.",
     )
     new.add_argument("name", help="under which it is registered, e.g. my_method")
-    new.add_argument("--kind", required=True, choices=("operator", "guidance", "model", "metric"))
+    new.add_argument("--kind", required=True, choices=tuple(GROUPS))
     new.add_argument(
         "--output",
         metavar="DIR",

@@ -19,7 +19,18 @@ from invdiff.problem.operator import Shape
 from invdiff.sampling import Itinerary, Method, Piece, Transition, make_method
 from invdiff.schedules import Schedule
 from invdiff.solving.plan import complete
-from invdiff.testing import itineraries, methods, metrics, models, operators, schedules
+from invdiff.testing import (
+    baselines,
+    itineraries,
+    launchers,
+    loaders,
+    methods,
+    metrics,
+    models,
+    operators,
+    schedules,
+    suites,
+)
 from invdiff.testing.report import Plan, Report
 
 OPERATOR_CHECKS = tuple(operators.CHECKS)
@@ -29,6 +40,10 @@ METRIC_CHECKS = tuple(metrics.CHECKS)
 TRANSITION_CHECKS = tuple(c for c in methods.CHECKS if c not in ("scale", "remembers"))
 ITINERARY_CHECKS = tuple(itineraries.CHECKS)
 SCHEDULE_CHECKS = tuple(schedules.CHECKS)
+LOADER_CHECKS = tuple(loaders.CHECKS)
+BASELINE_CHECKS = tuple(baselines.CHECKS)
+LAUNCHER_CHECKS = tuple(launchers.CHECKS)
+SUITE_CHECKS = tuple(suites.CHECKS)
 
 Reasons = Mapping[str, str]
 NONE: Reasons = MappingProxyType({})
@@ -133,6 +148,71 @@ def check_schedule(
         CheckFailed, ValueError: as :func:`check_operator`.
     """
     return plan_schedule(schedule, only, expected_failures).report()
+
+
+def check_loader(
+    loader: Any, *, only: Sequence[str] | None = None, expected_failures: Reasons = NONE
+) -> Report:
+    """Checks a loader.
+
+    Args:
+        loader: a registered name, a class that makes one, or an object.
+        only: some of :data:`LOADER_CHECKS`.
+        expected_failures: check -> why it is known to fail.
+
+    Raises:
+        CheckFailed, ValueError: as :func:`check_operator`.
+    """
+    return plan_loader(loader, only, expected_failures).report()
+
+
+def check_baseline(
+    baseline: Any, *, only: Sequence[str] | None = None, expected_failures: Reasons = NONE
+) -> Report:
+    """Checks a baseline.
+
+    Args:
+        baseline: a registered name, a class that makes one of its defaults, or an object.
+        only: some of :data:`BASELINE_CHECKS`.
+        expected_failures: check -> why it is known to fail.
+
+    Raises:
+        CheckFailed, ValueError: as :func:`check_operator`.
+    """
+    return plan_baseline(baseline, only, expected_failures).report()
+
+
+def check_launcher(
+    launcher: Any, *, only: Sequence[str] | None = None, expected_failures: Reasons = NONE
+) -> Report:
+    """Checks a launcher.
+
+    Args:
+        launcher: a registered name, or a function ``launcher(workers)``.
+        only: some of :data:`LAUNCHER_CHECKS`.
+        expected_failures: check -> why it is known to fail.
+
+    Raises:
+        CheckFailed, ValueError: as :func:`check_operator`.
+    """
+    return plan_launcher(launcher, only, expected_failures).report()
+
+
+def check_suite(
+    suite: Any, *, only: Sequence[str] | None = None, expected_failures: Reasons = NONE
+) -> Report:
+    """Checks a suite.
+
+    Args:
+        suite: a registered name, a class that makes one, or an object. Its attribute ``example``
+            is a configuration that takes seconds.
+        only: some of :data:`SUITE_CHECKS`.
+        expected_failures: check -> why it is known to fail.
+
+    Raises:
+        CheckFailed, ValueError: as :func:`check_operator`.
+    """
+    return plan_suite(suite, only, expected_failures).report()
 
 
 def check_model(
@@ -248,6 +328,45 @@ def plan_schedule(
     return _plan("schedule", schedule, factory, schedules.CHECKS, case, only, expected)
 
 
+def plan_loader(loader: Any, only: Sequence[str] | None = None, expected: Reasons = NONE) -> Plan:
+    """The checks of a loader."""
+    factory = loaded("loaders", loader)
+    made: Any = factory() if inspect.isclass(factory) or inspect.isroutine(factory) else factory
+    module = type(made).__module__
+    case = loaders.Case(made, module)
+    return _plan("loader", loader, factory, loaders.CHECKS, case, only, expected)
+
+
+def plan_baseline(
+    baseline: Any, only: Sequence[str] | None = None, expected: Reasons = NONE
+) -> Plan:
+    """The checks of a baseline."""
+    factory = loaded("baselines", baseline)
+    made: Any = factory() if inspect.isclass(factory) or inspect.isroutine(factory) else factory
+    module = type(made).__module__
+    case = baselines.Case(made, module)
+    return _plan("baseline", baseline, factory, baselines.CHECKS, case, only, expected)
+
+
+def plan_launcher(
+    launcher: Any, only: Sequence[str] | None = None, expected: Reasons = NONE
+) -> Plan:
+    """The checks of a launcher."""
+    factory = loaded("launchers", launcher)
+    module = factory.__module__
+    case = launchers.Case(factory, module)
+    return _plan("launcher", launcher, factory, launchers.CHECKS, case, only, expected)
+
+
+def plan_suite(suite: Any, only: Sequence[str] | None = None, expected: Reasons = NONE) -> Plan:
+    """The checks of a suite."""
+    factory = loaded("suites", suite)
+    made: Any = factory() if inspect.isclass(factory) or inspect.isroutine(factory) else factory
+    module = type(made).__module__
+    case = suites.Case(made, getattr(made, "example", None), module)
+    return _plan("suite", suite, factory, suites.CHECKS, case, only, expected)
+
+
 def plan_model(
     model: Any,
     shape: Shape | None = None,
@@ -285,6 +404,10 @@ PLANS: dict[str, Callable[[Any], Plan]] = {
     "transitions": plan_transition,
     "itineraries": plan_itinerary,
     "schedules": plan_schedule,
+    "loaders": plan_loader,
+    "baselines": plan_baseline,
+    "launchers": plan_launcher,
+    "suites": plan_suite,
     "models": plan_model,
     "metrics": plan_metric,
 }

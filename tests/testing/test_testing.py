@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invdiff import schedules
+from invdiff.benchmarks import harness
 from invdiff.commands.parser import main
 from invdiff.itineraries import Straight
 from invdiff.network import Denoiser, Prediction
@@ -45,15 +46,20 @@ from invdiff.testing import (
     SCHEDULE_CHECKS,
     CheckFailed,
     Report,
+    check_baseline,
     check_guidance,
     check_itinerary,
+    check_launcher,
+    check_loader,
     check_metric,
     check_model,
     check_operator,
     check_schedule,
+    check_suite,
     check_transition,
     imports,
 )
+from invdiff.testing.launchers import Squares
 from invdiff.testing.report import Skip
 
 pytestmark = pytest.mark.usefixtures("one_thread", "imported")
@@ -747,6 +753,39 @@ def test_every_itinerary_passes(name: str) -> None:
 @pytest.mark.parametrize("name", registry.list_plugins("schedules"))
 def test_every_schedule_passes(name: str) -> None:
     assert check_schedule(name).ok
+
+
+@pytest.mark.parametrize("name", ["folder", "exported", "checkpoint"])
+def test_every_loader_passes(name: str) -> None:
+    assert check_loader(name).ok
+
+
+@pytest.mark.parametrize("name", ["pinv", "bicubic", "biharmonic", "tv", "wiener"])
+def test_every_classical_baseline_passes(name: str) -> None:
+    assert check_baseline(name).ok
+
+
+def test_launchers_and_suites() -> None:
+    assert check_launcher("local").ok
+    assert check_suite("exact").ok
+
+    class Equal(Squares):
+        example: ClassVar[dict[str, Any]] = {}
+
+        def tasks(self, config: Mapping[str, Any]) -> list[Any]:
+            return [[{"n": 1}], [{"n": 1}]]
+
+    assert failures(check_suite, Equal) == {"plain"}
+    assert check_suite(type("Good", (Squares,), {"example": {}}), only=["plain", "evaluates"]).ok
+
+    def forgets(workers: int | None = None) -> Any:
+        def launch(suite: str, tasks: Any, folder: Path, context: Any) -> Any:
+            for task in tasks:
+                yield task, [harness.record(suite, cell) | {"result": {}} for cell in task]
+
+        return launch
+
+    assert failures(check_launcher, forgets) == {"runs"}
 
 
 def test_objects_shapes_and_conditions_of_ones_own() -> None:
