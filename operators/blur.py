@@ -21,11 +21,9 @@ h = FFT(w) for circular. :class:`Blur` returns the class that fits kernel and bo
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,22 +40,8 @@ BORDERS = ("circular", "reflect", "replicate", "valid")
 
 @dataclass(frozen=True, eq=False)
 class Blur(LinearOperator):
-    """Convolution with a kernel.
-
-    Args:
-        kernel: ``"gaussian"``, ``"motion"`` (a random camera path), ``"box"``, ``"disk"`` (out of
-            focus, with smooth edges), the path of a file, or a tensor (k, l). Tensors are used as
-            they are, files as :func:`invdiff.images.read_kernel` says: pictures are divided by
-            their sum, and arrays where that is far from 1.
-        sigma: standard deviation of the gaussian, in pixels.
-        kernel_size: k, side of the kernel in pixels, odd; the disk's diameter. None is 4 sigma to
-            each side for the gaussian, 31 for motion, 9 for box and disk.
-        intensity: of the camera's shake, in (0, 1]: the path's standard deviation is intensity k /
-            4 pixels per axis.
-        seed: of the camera path.
-        border: ``"circular"``, ``"reflect"``, ``"replicate"`` or, for photographs that arrive
-            blurred and go on beyond their border, ``"valid"``.
-    """
+    """Convolution with any kernel under a border that is mirrored, repeated or unknown; its fields
+    are the parameters of :func:`blur`, which makes the right class."""
 
     kernel: str | Path | Tensor = "gaussian"
     _: KW_ONLY
@@ -67,16 +51,12 @@ class Blur(LinearOperator):
     seed: int = 0
     border: str = "circular"
 
-    def __new__(
-        cls, kernel: str | Path | Tensor = "gaussian", *, border: str = "circular", **_: Any
-    ) -> Blur:
-        if cls is Blur:
-            separable = not isinstance(kernel, Tensor) and str(kernel) in ("gaussian", "box")
-            cls = FourierBlur if border == "circular" else SeparableBlur if separable else Blur
-        return object.__new__(cls)
+    registered_as = "blur"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.border == "circular" and type(self) is Blur:
+            raise TypeError("a blur with a circular border is a FourierBlur; blur(...) makes it")
         if self.border not in BORDERS:
             raise ValueError(f"border must be one of {', '.join(BORDERS)}, got {self.border!r}")
         if isinstance(self.kernel, Tensor):
@@ -338,9 +318,46 @@ class SeparableBlur(SeparableOperator, Blur):
         )  # profiles are symmetric: no flip
 
 
-# Blur.__new__ hides the parameters that the dataclass declares.
-_init = inspect.signature(Blur.__init__)
-Blur.__signature__ = _init.replace(parameters=list(_init.parameters.values())[1:])  # type: ignore[attr-defined]
+def blur(
+    kernel: str | Path | Tensor = Blur.kernel,
+    *,
+    sigma: float = Blur.sigma,
+    kernel_size: int | None = None,
+    intensity: float = Blur.intensity,
+    seed: int = Blur.seed,
+    border: str = Blur.border,
+    shape: Shape | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> Blur:
+    """Convolution with a kernel, by the class that knows most of it.
+
+    Args:
+        kernel: ``"gaussian"``, ``"motion"`` (a random camera path), ``"box"``, ``"disk"`` (out of
+            focus, with smooth edges), the path of a file, or a tensor (k, l). Tensors are used as
+            they are, files as :func:`invdiff.images.read_kernel` says: pictures are divided by
+            their sum, and arrays where that is far from 1.
+        sigma: standard deviation of the gaussian, in pixels.
+        kernel_size: k, side of the kernel in pixels, odd; the disk's diameter. None is 4 sigma to
+            each side for the gaussian, 31 for motion, 9 for box and disk.
+        intensity: of the camera's shake, in (0, 1]: the path's standard deviation is intensity k /
+            4 pixels per axis.
+        seed: of the camera path.
+        border: ``"circular"``, ``"reflect"``, ``"replicate"`` or, for photographs that arrive
+            blurred and go on beyond their border, ``"valid"``.
+        shape: of the images, where ``state`` holds the tensors already.
+    """
+    separable = not isinstance(kernel, Tensor) and str(kernel) in ("gaussian", "box")
+    kind = FourierBlur if border == "circular" else SeparableBlur if separable else Blur
+    return kind(
+        kernel,
+        sigma=sigma,
+        kernel_size=kernel_size,
+        intensity=intensity,
+        seed=seed,
+        border=border,
+        shape=shape,
+        state=state or {},
+    )
 
 
 def disk(diameter: int, oversampling: int = 16) -> Tensor:

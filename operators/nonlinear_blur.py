@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invdiff.operators.blur import Blur
+from invdiff.operators.blur import Blur, blur
 from invdiff.problem import Operator
 from invdiff.problem.operator import Shape
 
@@ -64,7 +64,7 @@ class NonlinearBlur(Operator):
 
     def _blur(self) -> Blur:
         """The blur of light; it shares shape and state with this operator."""
-        return Blur(
+        return blur(
             "motion",
             kernel_size=self.kernel_size,
             intensity=self.intensity,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from invdiff.noise import seed_of
-from invdiff.operators.blur import BORDERS, Blur
+from invdiff.operators.blur import BORDERS, Blur, blur
 from invdiff.problem import LinearOperator
 from invdiff.problem.operator import Shape
 
@@ -103,14 +103,14 @@ class VaryingBlur(LinearOperator):
         """The blur of a node alone."""
         if self.kernel == "motion":
             seed = seed_of("varying_blur", self.seed, i, j)
-            return Blur("motion", kernel_size=self.kernel_size, intensity=self.intensity, seed=seed)
+            return blur("motion", kernel_size=self.kernel_size, intensity=self.intensity, seed=seed)
         centre, corner = self.sigma
         height, width = (
             (2 * k / (n - 1) - 1 if n > 1 else 0.0) for k, n in zip((i, j), self.grid, strict=True)
         )
         sigma = centre + (corner - centre) * hypot(height, width) / 2**0.5
         widest = 2 * int(4 * max(self.sigma) + 0.5) + 1
-        return Blur(
+        return blur(
             "gaussian",
             sigma=sigma,
             kernel_size=widest if self.kernel_size is None else self.kernel_size,
@@ -118,7 +118,7 @@ class VaryingBlur(LinearOperator):
 
     def make_state(self, shape: Shape) -> dict[str, Tensor]:
         made = [
-            Blur(kernel, border=self.border).make_state(shape)
+            blur(kernel, border=self.border).make_state(shape)
             for kernel in self.make_kernels().flatten(0, 1)
         ]
         rows, columns = (
@@ -130,7 +130,7 @@ class VaryingBlur(LinearOperator):
     def _blur(self) -> Blur:
         """The blur by all kernels at once, from images (B C, 1, H, W) to (B C, nodes, H, W); they
         are in its state, whatever its name."""
-        return Blur("motion", border=self.border, shape=self.shape, state=self.state)
+        return blur("motion", border=self.border, shape=self.shape, state=self.state)
 
     def _forward(self, x: Tensor) -> Tensor:
         blurred = self._blur()._forward(x.flatten(0, 1)[:, None])

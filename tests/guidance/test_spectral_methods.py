@@ -23,7 +23,7 @@ from invdiff.guidance.mmps import MMPS, gmres
 from invdiff.guidance.pigdm import PiGDM, pigdm
 from invdiff.itineraries import Jumps
 from invdiff.network import Denoiser, Prediction
-from invdiff.operators.blur import Blur
+from invdiff.operators.blur import blur
 from invdiff.operators.inpaint import Inpaint
 from invdiff.operators.matrix import Matrix
 from invdiff.problem import Measurement, Operator
@@ -317,9 +317,9 @@ def image_net(x: Tensor, t: Tensor) -> Tensor:
 
 
 def test_complex_components_give_real_images_as_a_matrix_would() -> None:
-    blur = Blur(kernel="gaussian", sigma=1.0, kernel_size=5, border="circular").bind((1, 4, 5))
-    m = blur.measure(rand(B, 1, 4, 5, seed=2), sigma=0.1)
-    dense = blur(torch.eye(20, dtype=D).view(20, 1, 4, 5)).flatten(1).T
+    circular = blur(kernel="gaussian", sigma=1.0, kernel_size=5, border="circular").bind((1, 4, 5))
+    m = circular.measure(rand(B, 1, 4, 5, seed=2), sigma=0.1)
+    dense = circular(torch.eye(20, dtype=D).view(20, 1, 4, 5)).flatten(1).T
     same = Measurement(m.y.flatten(1), Matrix(matrix=dense).bind((1, 4, 5)), 0.1)
     for method in (DDRM(), ddnm(), pigdm(), MMPS()):
         x = run(method, m, rand(B, 1, 4, 5), net=image_net)
@@ -529,7 +529,7 @@ def test_without_noise_the_image_fits_the_measurement(name: str) -> None:
 
 
 def test_without_noise_ddnm_needs_no_svd_and_any_transition_follows() -> None:
-    operator = Blur(kernel="motion", kernel_size=5, border="reflect").bind((1, 8, 8))
+    operator = blur(kernel="motion", kernel_size=5, border="reflect").bind((1, 8, 8))
     m = operator.measure(rand(2, 1, 8, 8, seed=2).sigmoid(), sigma=0.0)
     denoiser = Denoiser(
         image_net, schedule=schedules.linear(), data_range=(-1, 1), dtype=D, clip=False

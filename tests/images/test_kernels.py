@@ -15,7 +15,7 @@ from PIL import Image
 
 from invdiff.images import read_image, read_kernel
 from invdiff.images.arrays import read_array
-from invdiff.operators.blur import Blur
+from invdiff.operators.blur import blur
 
 KERNEL = np.outer([1.0, 2, 3], [1.0, 4, 2])
 
@@ -46,7 +46,7 @@ def test_arrays_are_as_they_are_or_divided_aloud(tmp_path: Path) -> None:
             np.testing.assert_array_equal(read, same.reshape(3, 3))
     torch.save(torch.from_numpy(KERNEL * 17).byte(), tmp_path / "k.PT")
     with pytest.warns(UserWarning, match="sum 714 and is divided by it"):
-        divided = Blur(tmp_path / "k.PT").make_kernel()
+        divided = blur(tmp_path / "k.PT").make_kernel()
     torch.testing.assert_close(divided, torch.from_numpy(kernel))
 
 
@@ -67,7 +67,7 @@ def test_what_is_no_kernel_is_refused(
 ) -> None:
     write(tmp_path / "k.npy")
     with pytest.raises(ValueError, match=says) as caught:
-        Blur(tmp_path / "k.npy").bind((3, 16, 16))
+        blur(tmp_path / "k.npy").bind((3, 16, 16))
     assert "k.npy" in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import invdiff
 from invdiff.images import sample_photo
-from invdiff.operators.blur import Blur, FourierBlur, SeparableBlur
+from invdiff.operators.blur import FourierBlur, SeparableBlur, blur
 from invdiff.problem import Measurement
 
 
@@ -22,11 +22,11 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
 
 
 KERNELS = {
-    "gaussian": Blur("gaussian", sigma=1.0, kernel_size=7, border="valid"),
-    "box": Blur("box", kernel_size=5, border="valid"),
-    "motion": Blur("motion", kernel_size=9, seed=1, border="valid"),
-    "even": Blur(rand(4, 3, seed=2) / 6, border="valid"),
-    "one row": Blur(rand(1, 6, seed=3) / 3, border="valid"),
+    "gaussian": blur("gaussian", sigma=1.0, kernel_size=7, border="valid"),
+    "box": blur("box", kernel_size=5, border="valid"),
+    "motion": blur("motion", kernel_size=9, seed=1, border="valid"),
+    "even": blur(rand(4, 3, seed=2) / 6, border="valid"),
+    "one row": blur(rand(1, 6, seed=3) / 3, border="valid"),
 }
 
 
@@ -61,12 +61,12 @@ def test_adjoint_pseudo_inverse_and_prox(name: str) -> None:
 def test_a_photograph_that_goes_on_has_no_frame_of_ringing() -> None:
     """The restored interior, against a circular border that a real photograph does not have."""
     photo = sample_photo(96)[0].double()
-    operator = Blur("gaussian", sigma=2.0, kernel_size=13, border="valid")
+    operator = blur("gaussian", sigma=2.0, kernel_size=13, border="valid")
     y = operator(photo)
     inner = photo[..., 6:-6, 6:-6]
     error = {}
     for border in ("valid", "circular"):
-        x = Blur("gaussian", sigma=2.0, kernel_size=13, border=border).pinv(y, ridge=1e-4)
+        x = blur("gaussian", sigma=2.0, kernel_size=13, border=border).pinv(y, ridge=1e-4)
         x = x[..., 6:-6, 6:-6] if border == "valid" else x
         frame = torch.ones(84, 84, dtype=torch.bool)
         frame[8:-8, 8:-8] = False
@@ -78,8 +78,8 @@ def test_it_is_saved_and_solved(tmp_path: Path) -> None:
     net = invdiff.Denoiser(
         lambda x, t: 0.3 * x, schedule=invdiff.schedules.linear(), data_range=(-1.0, 1.0)
     )
-    for name, blur in KERNELS.items():
-        m = Measurement(rand(1, 3, 20, 22).float(), blur, 0.05)
+    for name, operator in KERNELS.items():
+        m = Measurement(rand(1, 3, 20, 22).float(), operator, 0.05)
         m.save(tmp_path / "m.safetensors")
         loaded = Measurement.load(tmp_path / "m.safetensors")
         assert loaded.hash == m.hash and loaded.image_shape == m.image_shape
@@ -92,7 +92,7 @@ def test_notes_and_sizes() -> None:
     (note,) = KERNELS["even"].bind((1, 9, 9)).notes
     assert note == "blur: kernel of 4x3 pixels, border valid"
     assert (
-        Blur("box", kernel_size=5).bind((1, 9, 9)).notes[0].endswith("5x5 pixels, border circular")
+        blur("box", kernel_size=5).bind((1, 9, 9)).notes[0].endswith("5x5 pixels, border circular")
     )
     with pytest.raises(ValueError, match="smaller kernel_size"):
-        Blur("box", kernel_size=11, border="valid").bind((1, 9, 20))
+        blur("box", kernel_size=11, border="valid").bind((1, 9, 20))

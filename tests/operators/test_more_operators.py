@@ -19,7 +19,7 @@ from torch import Tensor
 
 import invdiff
 from invdiff.config.compose import build_operator, compose, protocols
-from invdiff.operators.blur import Blur, FourierBlur
+from invdiff.operators.blur import FourierBlur, blur
 from invdiff.operators.colorize import Colorize
 from invdiff.operators.compressed_sensing import CompressedSensing
 from invdiff.operators.denoise import Denoise
@@ -68,7 +68,7 @@ def masked() -> Operator:
     mask = (rand(17, 24, seed=5) > 0.4).double()
     return stack(
         [
-            Inpaint(mask) @ Blur(KERNEL),
+            Inpaint(mask) @ blur(KERNEL),
             {"name": "compose", "parts": ["denoise", {"name": "inpaint", "mask": "half"}]},
         ]
     )
@@ -88,9 +88,9 @@ CASES: dict[str, Callable[[], Operator]] = {
     "varying": lambda: VaryingBlur(sigma=(0.5, 1.5)),
     "varying-motion": lambda: VaryingBlur("motion", (2, 1), kernel_size=9, border="circular"),
     "varying-tensor": lambda: VaryingBlur(kernels(), border="replicate"),
-    "composition": lambda: Colorize() @ Blur(sigma=0.7, border="reflect"),
-    "composition-nonlinear": lambda: Quantize(8) @ HighDynamicRange() @ Blur(KERNEL),
-    "stack": lambda: stack([Inpaint(fraction=0.5), Colorize(), Blur(KERNEL)]),
+    "composition": lambda: Colorize() @ blur(sigma=0.7, border="reflect"),
+    "composition-nonlinear": lambda: Quantize(8) @ HighDynamicRange() @ blur(KERNEL),
+    "stack": lambda: stack([Inpaint(fraction=0.5), Colorize(), blur(KERNEL)]),
     "stack-nested": masked,
     "stack-nonlinear": lambda: stack([Colorize(), PhaseRetrieval()]),
 }
@@ -196,7 +196,7 @@ SMOOTH: dict[str, Callable[[], Operator]] = {
     "phase": PhaseRetrieval,
     "nonlinear-blur": lambda: NonlinearBlur(3, exposure=1.2),
     "varying": lambda: VaryingBlur(kernels()),
-    "composition": lambda: PhaseRetrieval() @ Blur(KERNEL),
+    "composition": lambda: PhaseRetrieval() @ blur(KERNEL),
     "stack": lambda: stack([PhaseRetrieval(), Denoise()]),
     "hdr": HighDynamicRange,
 }
@@ -333,7 +333,7 @@ def test_nonlinear_blur_averages_light() -> None:
         response(light(x)), x, 1e-12
     )
     a = NonlinearBlur(9, seed=2, exposure=1.3)
-    kernel = Blur("motion", kernel_size=9, seed=2).make_kernel().numpy()
+    kernel = blur("motion", kernel_size=9, seed=2).make_kernel().numpy()
     blurred = np.stack(
         [scipy.ndimage.convolve(c, kernel, mode="mirror") for c in light(x)[0].numpy()]
     )
@@ -347,7 +347,7 @@ def test_nonlinear_blur_averages_light() -> None:
     assert (
         float(
             (
-                NonlinearBlur(9)(bright) - Blur("motion", kernel_size=9, border="reflect")(bright)
+                NonlinearBlur(9)(bright) - blur("motion", kernel_size=9, border="reflect")(bright)
             ).mean()
         )
         > 0
@@ -370,7 +370,7 @@ def test_varying_blur_interpolates_blurs(border: str, mode: str) -> None:
             expected += rows[:, None] * columns * blurred
     assert close(VaryingBlur(w, border=border)(x)[0], torch.from_numpy(expected))
     same = KERNEL.expand(2, 2, 3, 4)
-    assert close(VaryingBlur(same, border=border)(x), Blur(KERNEL, border=border)(x))
+    assert close(VaryingBlur(same, border=border)(x), blur(KERNEL, border=border)(x))
     assert close(
         VaryingBlur(border=border, sigma=(0.5, 1.0))(torch.ones_like(x)), torch.ones_like(x)
     )
@@ -395,15 +395,15 @@ def test_kernels_of_the_varying_blur() -> None:
 
 
 def test_composition() -> None:
-    blur, sr = Blur(sigma=1.0), SuperResolution(4)
-    a, x = sr @ blur, rand(2, 3, 16, 24)
+    blurred, sr = blur(sigma=1.0), SuperResolution(4)
+    a, x = sr @ blurred, rand(2, 3, 16, 24)
     assert (
         isinstance(a, LinearOperator)
-        and close(a(x), sr(blur(x)))
+        and close(a(x), sr(blurred(x)))
         and a.measure(x).operator.shape == (3, 16, 24)
     )
     y = rand(2, 3, 4, 6, seed=1)
-    assert close(a.adjoint(y), blur.adjoint(sr.adjoint(y))) and a.image_shape((3, 4, 6)) == (
+    assert close(a.adjoint(y), blurred.adjoint(sr.adjoint(y))) and a.image_shape((3, 4, 6)) == (
         3,
         16,
         24,
@@ -419,7 +419,7 @@ def test_composition() -> None:
         and made.kind == "SuperResolution @ Blur"
         or a.bind((3, 16, 24)).kind == "SuperResolution @ FourierBlur"
     )
-    assert not isinstance(HighDynamicRange() @ blur, LinearOperator)
+    assert not isinstance(HighDynamicRange() @ blurred, LinearOperator)
     assert isinstance(a.bind((3, 16, 24)).parts[0], FourierBlur)  # type: ignore[attr-defined]
     dense = torch.stack(
         [
@@ -432,7 +432,7 @@ def test_composition() -> None:
         dense,
         torch.stack(
             [
-                sr(blur(e.view(1, 3, 16, 24))).flatten()
+                sr(blurred(e.view(1, 3, 16, 24))).flatten()
                 for e in torch.eye(1152, dtype=torch.float64)[:40]
             ],
             1,
@@ -504,7 +504,7 @@ def test_deepinv_physics_as_parts() -> None:
     import deepinv
 
     x = rand(2, *SHAPE)
-    a = Blur(KERNEL) @ invdiff.make_operator(
+    a = blur(KERNEL) @ invdiff.make_operator(
         deepinv.physics.Inpainting(SHAPE, mask=0.5, rng=torch.Generator().manual_seed(0))
     )
     assert (

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invdiff.operators.blur import Blur, FourierBlur, SeparableBlur, disk
+from invdiff.operators.blur import Blur, FourierBlur, SeparableBlur, blur, disk
 from invdiff.operators.colorize import REC601, Colorize
 from invdiff.operators.compressed_sensing import CompressedSensing
 from invdiff.operators.denoise import Denoise
@@ -61,18 +61,18 @@ OPERATORS: dict[str, Callable[[], LinearOperator]] = {
     "inpaint-channels": lambda: Inpaint(per_channel=True),
     "inpaint-box": lambda: Inpaint("box", position="random", margin=2),
     "inpaint-soft": lambda: SoftMask(),
-    "blur-circular": lambda: Blur(sigma=0.6),
-    "blur-wide": lambda: Blur(sigma=2.0),  # ill-conditioned, and wider than the image is high
-    "blur-skew": lambda: Blur(SKEW),
-    "blur-motion": lambda: Blur("motion", kernel_size=9, seed=1),
-    "blur-disk": lambda: Blur("disk", kernel_size=5),
-    "blur-reflect": lambda: Blur(sigma=0.7, border="reflect"),
-    "blur-box-replicate": lambda: Blur("box", kernel_size=3, border="replicate"),
-    "blur-skew-reflect": lambda: Blur(SKEW, border="reflect"),
-    "blur-skew-replicate": lambda: Blur(SKEW, border="replicate"),
+    "blur-circular": lambda: blur(sigma=0.6),
+    "blur-wide": lambda: blur(sigma=2.0),  # ill-conditioned, and wider than the image is high
+    "blur-skew": lambda: blur(SKEW),
+    "blur-motion": lambda: blur("motion", kernel_size=9, seed=1),
+    "blur-disk": lambda: blur("disk", kernel_size=5),
+    "blur-reflect": lambda: blur(sigma=0.7, border="reflect"),
+    "blur-box-replicate": lambda: blur("box", kernel_size=3, border="replicate"),
+    "blur-skew-reflect": lambda: blur(SKEW, border="reflect"),
+    "blur-skew-replicate": lambda: blur(SKEW, border="replicate"),
     "blur-varying": lambda: VaryingBlur(SKEW.expand(2, 3, 3, 4)),
     "compressed-sensing": CompressedSensing,
-    "composition": lambda: Colorize() @ Blur(SKEW, border="reflect"),  # type: ignore[dict-item, return-value]
+    "composition": lambda: Colorize() @ blur(SKEW, border="reflect"),  # type: ignore[dict-item, return-value]
     "stack": lambda: stack([Inpaint(), Colorize()]),  # type: ignore[dict-item, return-value]
 }
 
@@ -276,22 +276,22 @@ def test_box_and_nearest() -> None:
 )
 @pytest.mark.parametrize("kernel", ["gaussian", "box", "disk", "motion", "skew"])
 def test_blur_is_scipys_convolution(border: str, mode: str, kernel: str) -> None:
-    blur = (
-        Blur(SKEW, border=border)
+    operator = (
+        blur(SKEW, border=border)
         if kernel == "skew"
-        else Blur(kernel, kernel_size=None if kernel == "gaussian" else 9, sigma=1.3, border=border)
+        else blur(kernel, kernel_size=None if kernel == "gaussian" else 9, sigma=1.3, border=border)
     )
     x = rand(1, 2, 17, 24)
     expected = np.stack(
         [
-            scipy.ndimage.convolve(channel, blur.make_kernel().numpy(), mode=mode)
+            scipy.ndimage.convolve(channel, operator.make_kernel().numpy(), mode=mode)
             for channel in x[0].numpy()
         ]
     )
-    assert close(blur(x)[0], torch.from_numpy(expected), 1e-12)
+    assert close(operator(x)[0], torch.from_numpy(expected), 1e-12)
     if kernel == "gaussian":
         assert close(
-            blur(x)[0, 0],
+            operator(x)[0, 0],
             torch.from_numpy(scipy.ndimage.gaussian_filter(x[0, 0].numpy(), 1.3, mode=mode)),
             1e-12,
         )
@@ -299,7 +299,7 @@ def test_blur_is_scipys_convolution(border: str, mode: str, kernel: str) -> None
 
 def test_kernels() -> None:
     for kernel in ("gaussian", "motion", "box", "disk"):
-        w = Blur(kernel).make_kernel()
+        w = blur(kernel).make_kernel()
         assert (
             w.shape[0] == w.shape[1]
             and w.shape[0] % 2 == 1
@@ -307,21 +307,21 @@ def test_kernels() -> None:
             and abs(float(w.sum()) - 1) < 1e-12
         )
     assert 0 < float(disk(5)[0, 1]) < float(disk(5)[2, 2])  # the edge counts by the share it covers
-    w = Blur("gaussian", sigma=2.5).make_kernel()
+    w = blur("gaussian", sigma=2.5).make_kernel()
     j = torch.arange(len(w)) - len(w) // 2
     assert abs(float((w.sum(0) * j**2).sum()) ** 0.5 - 2.5) < 0.01
-    narrow, wide = (Blur("motion", intensity=i, seed=2).make_kernel() for i in (0.2, 0.8))
+    narrow, wide = (blur("motion", intensity=i, seed=2).make_kernel() for i in (0.2, 0.8))
     assert int((narrow > 0).sum()) < int((wide > 0).sum())
 
 
 def test_the_class_follows_kernel_and_border() -> None:
-    assert type(Blur()) is type(Blur("motion")) is FourierBlur
+    assert type(blur()) is type(blur("motion")) is FourierBlur
     assert (
-        type(Blur("box", border="reflect"))
+        type(blur("box", border="reflect"))
         is type(make_operator("blur", border="replicate"))
         is SeparableBlur
     )
-    assert type(Blur("disk", border="reflect")) is Blur
+    assert type(blur("disk", border="reflect")) is Blur
     with pytest.raises(ValueError, match="no parameter 'sigmas'. Did you mean 'sigma'"):
         make_operator("blur", sigmas=2.0)
 
@@ -364,9 +364,9 @@ def test_random_masks_depend_on_seed_and_shape_alone() -> None:
     with torch.random.fork_rng():
         torch.random.manual_seed(99)
         assert torch.equal(mask_of(), other.bind((3, 17, 24)).state["mask"])
-    a = Blur("motion", seed=3).make_kernel()
-    assert torch.equal(a, Blur("motion", seed=3).make_kernel()) and not torch.equal(
-        a, Blur("motion", seed=4).make_kernel()
+    a = blur("motion", seed=3).make_kernel()
+    assert torch.equal(a, blur("motion", seed=3).make_kernel()) and not torch.equal(
+        a, blur("motion", seed=4).make_kernel()
     )
 
 
@@ -517,7 +517,7 @@ def test_a_tampered_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_measurement_knows_its_range() -> None:
     x = rand(2, 3, 18, 24)
-    for operator in (SuperResolution(2), Inpaint(), Colorize(), Blur(border="reflect", sigma=1.0)):
+    for operator in (SuperResolution(2), Inpaint(), Colorize(), blur(border="reflect", sigma=1.0)):
         m = operator.measure(x, sigma=0.1, seed=2)
         assert close(m.to_range(-1.0, 1.0).residual(2 * x - 1), 2 * m.residual(x), 1e-9)
 
@@ -554,18 +554,18 @@ def test_a_measurement_knows_its_range() -> None:
             "does not fit",
         ),
         (lambda: Inpaint().bind((17, 24)), r"\(C, H, W\)"),
-        (lambda: Blur("gausian"), "kernel must be one of gaussian, motion, box, disk.*'gausian'"),
+        (lambda: blur("gausian"), "kernel must be one of gaussian, motion, box, disk.*'gausian'"),
         (
-            lambda: Blur(border="zeros"),
+            lambda: blur(border="zeros"),
             "border must be one of circular, reflect, replicate, valid, got 'zeros'",
         ),
-        (lambda: Blur(sigma=0.0), "sigma.*positive, got 0.0"),
-        (lambda: Blur("box", kernel_size=4), "odd number of pixels, e.g. 9, got 4"),
-        (lambda: Blur("motion", intensity=2.0), "intensity"),
-        (lambda: Blur(torch.zeros(3, 3)), "not all zeros"),
-        (lambda: Blur(torch.ones(2, 3, 3)), "two dimensions"),
+        (lambda: blur(sigma=0.0), "sigma.*positive, got 0.0"),
+        (lambda: blur("box", kernel_size=4), "odd number of pixels, e.g. 9, got 4"),
+        (lambda: blur("motion", intensity=2.0), "intensity"),
+        (lambda: blur(torch.zeros(3, 3)), "not all zeros"),
+        (lambda: blur(torch.ones(2, 3, 3)), "two dimensions"),
         (
-            lambda: Blur(border="reflect", sigma=3.0)(torch.zeros(1, 3, 8, 40)),
+            lambda: blur(border="reflect", sigma=3.0)(torch.zeros(1, 3, 8, 40)),
             "25x25 pixels reaches beyond an image of 8x40",
         ),
         (lambda: SuperResolution(1), "factor must be a whole number"),
@@ -597,9 +597,9 @@ def test_kernel_files(tmp_path: Path) -> None:
     torch.save(SKEW, tmp_path / "k.pt")
     Image.fromarray((SKEW.numpy() * 255).astype(np.uint8)).save(tmp_path / "k.png")
     for name in ("k.npy", "k.pt"):
-        assert torch.equal(Blur(tmp_path / name).make_kernel(), SKEW)
-    assert float(Blur(tmp_path / "k.png").make_kernel().sum()) == pytest.approx(1)
-    measured = Blur(tmp_path / "k.npy", border="reflect").measure(rand(1, 1, 9, 10))
+        assert torch.equal(blur(tmp_path / name).make_kernel(), SKEW)
+    assert float(blur(tmp_path / "k.png").make_kernel().sum()) == pytest.approx(1)
+    measured = blur(tmp_path / "k.npy", border="reflect").measure(rand(1, 1, 9, 10))
     measured.save(tmp_path / "m.safetensors")
     (tmp_path / "k.npy").unlink()
     assert close(
@@ -686,7 +686,7 @@ def test_ours_agree_with_deepinvs() -> None:
     ]
     for k in (SKEW[:, :3], SKEW):
         pairs.append(
-            (Blur(k), deepinv.physics.BlurFFT((3, 16, 20), filter=k.float()[None, None]), 1e-5)
+            (blur(k), deepinv.physics.BlurFFT((3, 16, 20), filter=k.float()[None, None]), 1e-5)
         )
     for ours, theirs, tol in pairs:
         y = ours(x)
