@@ -44,7 +44,7 @@ from invdiff.images import std_map, write_image
 from invdiff.itineraries import Straight
 from invdiff.loading.model import is_registered, load_model
 from invdiff.network import Denoiser, count_evaluations
-from invdiff.network.denoiser import weights_hash
+from invdiff.network.hashing import weights_hash
 from invdiff.problem import Measurement
 from invdiff.sampling import Method, NonFiniteError
 from invdiff.sampling.method import describe

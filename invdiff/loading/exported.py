@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from invdiff.files import sha256
 from invdiff.network import Denoiser
-from invdiff.network.denoiser import PREDICTS
+from invdiff.network.preconditioning import PREDICTS
+from invdiff.network.protocol import NetworkFacts
 from invdiff.plugins.registry import check_names, list_plugins
 
 SUFFIXES = {".ts": "TorchScript", ".pt2": "torch.export", ".onnx": "ONNX"}
@@ -214,6 +215,16 @@ class Exported(nn.Module):
     def file_hash(self) -> str:
         """SHA-256 of the file: weights may be anywhere in a program."""
         return sha256(self.path)
+
+    @property
+    def facts(self) -> NetworkFacts:
+        """What a Denoiser needs to know."""
+        return NetworkFacts(
+            conditions=self.conditions,
+            required=self.required,
+            fixed_size=self.fixed_size,
+            file_hash=self.file_hash,
+        )
 
     def run(self, args: list[Tensor]) -> Any:
         """The program's output for its inputs in order."""

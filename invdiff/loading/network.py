@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from invdiff.network.protocol import NetworkFacts
+
 NETWORKS = (
     "UNet2DModel",
     "UNet2DConditionModel",
@@ -58,8 +60,7 @@ class Network(torch.nn.Module):
             ``UNet2DConditionModel``.
 
     Attributes:
-        conditions: names it takes; required: those it cannot run without; image_conditions: those
-            that are images, and how many times larger than the state.
+        conditions: names it takes; required: those it cannot run without.
     """
 
     def __init__(
@@ -87,7 +88,16 @@ class Network(torch.nn.Module):
             self.conditions |= {"control_scale"}
             hint: Mapping[str, Any] = controlnet.config  # type: ignore[assignment]
             self.shrinks = 2 ** (len(hint["conditioning_embedding_out_channels"]) - 1)
-            self.image_conditions = {"control": self.shrinks}
+
+    @property
+    def facts(self) -> NetworkFacts:
+        """What a Denoiser needs to know."""
+        return NetworkFacts(
+            conditions=self.conditions,
+            required=self.required,
+            image_conditions={} if self.controlnet is None else {"control": self.shrinks},
+            condition_last=bool(self.cond_last),
+        )
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, **cond: Any) -> Tensor:
         absent = [name for name in self.required if cond.get(name) is None]

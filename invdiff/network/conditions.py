@@ -1,14 +1,12 @@
-"""Conditions of a network: labels."""
+"""Conditions of a network: labels, prompts, and an image beside the state."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
 
 
 def check_labels(
@@ -39,3 +37,45 @@ def check_labels(
                     f"label {value} is unknown to {name}: its classes are 0..{classes - 1}"
                 )
     return labels.long().expand(images)
+
+
+def conditions_of(
+    text: Callable[[list[str]], dict[str, Tensor]] | None,
+    prompt: str | Sequence[str],
+    images: int | None,
+    name: str,
+) -> dict[str, Tensor]:
+    """The conditions that a text encoder makes of prompts, one entry for each image; see
+    :meth:`~invdiff.network.Denoiser.conditions_of`."""
+    if text is None:
+        raise ValueError(
+            f"{name} has no text encoder, so it takes no prompt; one comes with a pipeline folder "
+            "(text_encoder/, tokenizer/) of a network that is conditioned on text"
+        )
+    prompts = [prompt] * (images or 1) if isinstance(prompt, str) else list(prompt)
+    if not all(isinstance(p, str) for p in prompts):
+        raise TypeError(f"a prompt is text, or a list with one for each image, got {prompt!r}")
+    if not prompts or images not in (None, len(prompts)):
+        raise ValueError(
+            f"give one prompt for all images or one for each of the {images or ''} images, got "
+            f"{len(prompts)}"
+        )
+    distinct = list(dict.fromkeys(prompts))
+    each = [distinct.index(p) for p in prompts]
+    return {key: value[each] for key, value in text(distinct).items()}
+
+
+def image_condition(cond: Tensor | None, x: Tensor, channels: int, name: str) -> Tensor:
+    """The image that a network is conditioned on, checked against the state x."""
+    if cond is None:
+        raise ValueError(
+            f"{name} is conditioned on an image and cannot run without it; use the method 'sr3', "
+            "or give cond="
+        )
+    expected = (len(x), channels, *x.shape[2:])
+    if tuple(cond.shape) != expected:
+        raise ValueError(
+            f"{name} is conditioned on an image of shape {expected}, got cond of shape "
+            f"{tuple(cond.shape)}"
+        )
+    return cond.to(x)

@@ -3,42 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import inspect
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from invdiff.network.clock import Frame, OfLevel, Time
+from invdiff.network.clock import Frame, Time
 from invdiff.network.tiling import Tiled
 from invdiff.schedules import Discrete, Level, Schedule, make_schedule
 
 if TYPE_CHECKING:
     from invdiff.network.classifier import NoisyClassifier
-from invdiff.network.conditions import check_labels
+from invdiff.network.conditions import check_labels, conditions_of, image_condition
 from invdiff.network.evaluate import count, padded
+from invdiff.network.hashing import weights_hash
 from invdiff.network.latent import Autoencoder
+from invdiff.network.preconditioning import ALIASES, C_NOISE, PREDICTS, c_in, reader
 from invdiff.network.prediction import Prediction
-
-PREDICTS = ("eps", "x0", "v", "score", "edm", "velocity")
-
-
-C_NOISE = OfLevel(lambda level: level.ratio.log() / 4)
-"""What an EDM network is shown (Karras et al. 2022, table 1)."""
-
-
-def weights_hash(module: torch.nn.Module) -> str:
-    """SHA-256 of a module's weights and buffers with their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(
-            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
-    return digest.hexdigest()
+from invdiff.network.protocol import facts_of, takes
 
 
 class Denoiser:
@@ -133,6 +117,7 @@ class Denoiser:
         name: str = "network",
     ) -> None:
         self._options = {k: v for k, v in locals().items() if k not in ("self", "net")}
+        predicts = ALIASES.get(predicts, predicts)
         if predicts not in PREDICTS:
             raise ValueError(
                 f"unknown predicts={predicts!r}; a network predicts one of {', '.join(PREDICTS)}"
@@ -178,7 +163,7 @@ class Denoiser:
         self._frame = Frame(
             schedule, C_NOISE if time is None and predicts == "edm" else time, quantize
         )
-        self._rates = lru_cache(maxsize=4096)(self._rates_uncached)
+        self.facts, self._read = facts_of(net), reader(predicts, schedule, sigma_data)
         if isinstance(net, torch.nn.Module):
             net.eval().requires_grad_(False)
             if dtype == torch.float64:
@@ -225,17 +210,23 @@ class Denoiser:
             tile // factor,
             shared // factor,
             1 if batch is None else batch,
-            getattr(self.net, "image_conditions", {}),
+            self.facts.image_conditions,
         )
 
     def read_as(self, **options: Any) -> Denoiser:
-        """The same network, read with other options: ``denoiser.read_as(predicts="v")``."""
-        return Denoiser(
-            self.net, **(self._options | {"compile": False} | options)
-        )  # it is compiled already, where asked for
+        """The same network, read with other options: ``denoiser.read_as(predicts="v")``. Weights
+        are shared, unless another dtype asks for a copy of them; this one stays as it is."""
+        net, given = self.net, self._options | {"compile": False} | options  # compiled already
+        if given["dtype"] == torch.float64 != self.dtype:
+            net = copy.deepcopy(net)
+            if self.autoencoder is not None and "autoencoder" not in options:
+                given["autoencoder"] = copy.deepcopy(self.autoencoder)
+        made = Denoiser(net, **given)
+        made.source = dict(self.source)
+        return made
 
     def to(self, device: torch.device | str) -> Denoiser:
-        """Moves the network; returns itself."""
+        """Moves the network itself, as ``torch.nn.Module.to`` does, and returns this object."""
         if isinstance(self.net, torch.nn.Module):
             self.net.to(device)
         for beside in (self.classifier, self.autoencoder, self.text):
@@ -266,32 +257,24 @@ class Denoiser:
     def hash(self) -> str | None:
         """SHA-256 of the weights, of a module with any; which storage or dtype they are kept in
         counts. Of an exported network, of its file."""
-        if (of_file := getattr(self.net, "file_hash", None)) is not None:
-            return of_file
+        if self.facts.file_hash is not None:
+            return self.facts.file_hash
         return weights_hash(self.net) if isinstance(self.net, torch.nn.Module) else None
 
     def takes(self, condition: str) -> bool:
-        """Whether the network has a keyword of that name; assumed where neither its ``conditions``
-        nor its signature tell."""
-        if (names := getattr(self.net, "conditions", None)) is not None:
-            return condition in names
-        net = self.net.forward if isinstance(self.net, torch.nn.Module) else self.net
-        try:
-            known = inspect.signature(net).parameters
-        except (TypeError, ValueError):  # a compiled or built-in callable does not tell
-            return True
-        return condition in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
+        """Whether the network has a keyword of that name; assumed where neither its facts nor its
+        signature say."""
+        return takes(self.net, self.facts, condition)
 
     @property
     def upsampling(self) -> str:
-        """How the image it is shown is brought to the state's size: as the network says it was
-        trained, else bicubic."""
-        return getattr(self.net, "upsampling", "bicubic")
+        """How a small image that it is conditioned on is brought to the state's size."""
+        return self.facts.upsampling
 
     @property
     def required(self) -> Sequence[str]:
         """Conditions that the network cannot run without, besides ``label`` and ``cond``."""
-        return getattr(self.net, "required", ())
+        return self.facts.required
 
     def __call__(
         self, x_t: Tensor, level: Level, *, clip_x0: bool = True, **cond: Any
@@ -328,7 +311,7 @@ class Denoiser:
                 f"the network returned shape {tuple(out.shape)} for a state of shape "
                 f"{tuple(x.shape)}{hint}"
             )
-        x0, eps = self._parameterisation(x, out, alpha, sigma)
+        x0, eps = self._read(x, out, alpha, sigma)
         prediction = Prediction(
             x_t, level, x0, eps, fraction, self.data_range if self.clip else None
         )
@@ -374,23 +357,7 @@ class Denoiser:
             ValueError: a network that came without a text encoder; a wrong number of prompts.
             TypeError: prompts that are not text.
         """
-        if self.text is None:
-            raise ValueError(
-                f"{self.name} has no text encoder, so it takes no prompt; one comes with a "
-                "pipeline folder (text_encoder/, tokenizer/) of a network "
-                "that is conditioned on text"
-            )
-        prompts = [prompt] * (images or 1) if isinstance(prompt, str) else list(prompt)
-        if not all(isinstance(p, str) for p in prompts):
-            raise TypeError(f"a prompt is text, or a list with one for each image, got {prompt!r}")
-        if not prompts or images not in (None, len(prompts)):
-            raise ValueError(
-                f"give one prompt for all images or one for each of the {images or ''} "
-                f"images, got {len(prompts)}"
-            )
-        distinct = list(dict.fromkeys(prompts))
-        each = [distinct.index(p) for p in prompts]
-        return {name: value[each] for name, value in self.text(distinct).items()}
+        return conditions_of(self.text, prompt, images, self.name)
 
     def _conditions(self, cond: dict[str, Any], x: Tensor) -> dict[str, Any]:
         label = cond.get("label")
@@ -406,12 +373,12 @@ class Denoiser:
         self, x: Tensor, t: Tensor, alpha: float, sigma: float, cond: dict[str, Any]
     ) -> Tensor:
         if self.predicts == "edm":
-            noise = sigma / alpha
-            x = x / alpha / (noise**2 + self.sigma_data**2) ** 0.5  # c_in
+            x = x * c_in(alpha, sigma, self.sigma_data)
         if self.cond_channels is not None:
-            x = torch.cat([self._image_condition(cond.pop("cond", None), x), x], dim=1)
+            image = image_condition(cond.pop("cond", None), x, self.cond_channels, self.name)
+            x = torch.cat([image, x], dim=1)
         dtype, size = x.dtype, x.shape[2:]
-        least = getattr(self.net, "fixed_size", None) or (1, 1)
+        least = self.facts.fixed_size or (1, 1)
         if self.multiple > 1 or least != (1, 1):
             x = padded(x, self.multiple, least)
         grown = x.shape[2:] != size
@@ -452,67 +419,10 @@ class Denoiser:
             )
         return out
 
-    def _image_condition(self, cond: Tensor | None, x: Tensor) -> Tensor:
-        if cond is None:
-            raise ValueError(
-                f"{self.name} is shown an image beside the state and cannot run without it; "
-                "use the method 'sr3', or give cond="
-            )
-        expected = (len(x), self.cond_channels, *x.shape[2:])
-        if tuple(cond.shape) != expected:
-            raise ValueError(
-                f"{self.name} is shown an image of shape {expected} beside the state, got "
-                f"cond of shape {tuple(cond.shape)}"
-            )
-        return cond.to(x)
-
     def _autocast(self, device: str) -> contextlib.AbstractContextManager[Any]:
         if self.dtype in (torch.bfloat16, torch.float16) and device != "meta":
             return torch.autocast(device, self.dtype)
         return contextlib.nullcontext()
-
-    def _parameterisation(
-        self, x: Tensor, out: Tensor, alpha: float, sigma: float
-    ) -> tuple[Tensor, Tensor]:
-        """(x0, eps) from the raw output, in the network's own frame."""
-        match self.predicts:
-            case "eps":
-                self._needs_signal(alpha)
-                return torch.sub(x, out, alpha=sigma) * (
-                    1 / alpha
-                ), out  # two passes over memory instead of three
-            case "score":
-                self._needs_signal(alpha)
-                return torch.add(x, out, alpha=sigma**2) * (1 / alpha), -sigma * out
-            case "v":
-                norm = alpha**2 + sigma**2
-                return (alpha * x - sigma * out) / norm, (sigma * x + alpha * out) / norm
-            case "velocity":
-                d_alpha, d_sigma = self._rates(alpha, sigma)
-                det = alpha * d_sigma - sigma * d_alpha
-                return (d_sigma * x - sigma * out) / det, (alpha * out - d_alpha * x) / det
-            case "edm":
-                noise, data = sigma / alpha, self.sigma_data
-                c_skip = data**2 / (noise**2 + data**2)
-                c_out = noise * data / (noise**2 + data**2) ** 0.5
-                x0 = c_skip * (x / alpha) + c_out * out
-            case _:
-                x0 = out
-        return x0, (x - alpha * x0) / sigma
-
-    def _rates_uncached(self, alpha: float, sigma: float) -> tuple[float, float]:
-        d_alpha, d_sigma = self.schedule.rates(
-            self.schedule.time(torch.tensor(sigma, dtype=torch.float64) / alpha)
-        )
-        return float(d_alpha), float(d_sigma)
-
-    def _needs_signal(self, alpha: float) -> None:
-        if alpha == 0:
-            raise ValueError(
-                f"x0 cannot be found from {self.predicts} at alpha = 0 (pure noise); start "
-                "just below the last level, or use a network that predicts v, x0 or "
-                "velocity"
-            )
 
     def __repr__(self) -> str:
         return (

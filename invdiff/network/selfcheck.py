@@ -93,7 +93,7 @@ def why_unchecked(denoiser: Denoiser) -> str | None:
         return "it needs a label"
     if not denoiser.schedule.from_noise:
         return "it cannot start from noise"
-    fixed = getattr(denoiser.net, "fixed_size", None)
+    fixed = denoiser.facts.fixed_size
     if fixed is not None and (fixed[0] != fixed[1] or fixed[0] > LARGEST):
         return f"it takes images of {fixed[0]}x{fixed[1]} only"
     return None
@@ -101,7 +101,7 @@ def why_unchecked(denoiser: Denoiser) -> str | None:
 
 def _side(denoiser: Denoiser) -> int:
     """The side of the images it is asked with."""
-    fixed = getattr(denoiser.net, "fixed_size", None)
+    fixed = denoiser.facts.fixed_size
     return min(denoiser.image_size or 64, 64) if fixed is None else fixed[0]
 
 

@@ -93,6 +93,7 @@ class Run:
             measurement = measurement.to(device, options.dtype).to_range(
                 *(denoiser.image_range or (0.0, 1.0))
             )
+            _check_range(denoiser, measurement)
         if x_T is None:
             first = _first(denoiser, plan, options, schedule, levels, shape, ids, measurement)
         else:
@@ -236,6 +237,19 @@ class Run:
             "dtype": str(self.denoiser.dtype).removeprefix("torch."),
             "cond": {k: describe(v) for k, v in self.given.items()},
         }
+
+
+def _check_range(denoiser: Denoiser, measurement: Measurement) -> None:
+    """Warns where images are given to a network that was wrapped for data of no range."""
+    shape = measurement.image_shape
+    if denoiser.image_range is None and len(shape) == 3 and shape[0] in (1, 3):
+        if min(shape[1:]) < 16:  # a toy of a few pixels
+            return
+        warnings.warn(
+            f"{denoiser.name} was wrapped without data_range, so that it sees images in [0, 1] as "
+            "they are; most networks of images expect data_range=(-1, 1)",
+            stacklevel=4,
+        )
 
 
 def _first(

@@ -12,10 +12,11 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from oracles import Calls, D, Gaussian, Mixture, correlated, rand
+from torch import Tensor
 
 from invdiff import schedules
 from invdiff.network import Denoiser, OfLevel, Prediction, count_evaluations
-from invdiff.network.denoiser import PREDICTS
+from invdiff.network.preconditioning import PREDICTS
 from invdiff.schedules import Level, Schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -516,7 +517,7 @@ def test_other_conditions_reach_the_network() -> None:
 def test_construction_errors() -> None:
     ok: dict[str, Any] = {"schedule": schedules.linear()}
     for error, says, options in (
-        (ValueError, "eps, x0, v, score, edm, velocity", {"predicts": "epsilon"}),
+        (ValueError, "eps, x0, v, score, edm, velocity", {"predicts": "epsylon"}),
         (TypeError, "schedules.linear", {"schedule": 1000}),
         (ValueError, "low < high", {"data_range": (1, -1)}),
         (ValueError, "needs a data_range", {"clip": True}),
@@ -557,3 +558,31 @@ class _Timeless(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return self.net(x)
+
+
+def test_reading_in_another_dtype_leaves_the_network_as_it_is() -> None:
+    net = torch.nn.Conv2d(3, 3, 1)
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = net
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.layer(x)
+
+    denoiser = Denoiser(Net(), schedule="linear", data_range=(-1, 1))
+    denoiser.source |= {"licence": "MIT"}
+    double = denoiser.read_as(dtype=torch.float64)
+    assert net.weight.dtype == torch.float32 and next(double.net.parameters()).dtype == D
+    assert double.source == denoiser.source and double.source is not denoiser.source
+    assert denoiser.read_as(predicts="v").net is denoiser.net
+    x, level = torch.rand(1, 3, 8, 8), denoiser.schedule(500)
+    torch.testing.assert_close(double(x.double(), level).x0.float(), denoiser(x, level).x0)
+
+
+@pytest.mark.parametrize(
+    ("word", "predicts"), [("epsilon", "eps"), ("sample", "x0"), ("v_prediction", "v")]
+)
+def test_the_words_of_diffusers_are_understood(word: str, predicts: str) -> None:
+    assert Denoiser(lambda x, t: x, predicts=word, schedule="linear").predicts == predicts

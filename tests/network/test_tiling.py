@@ -21,6 +21,7 @@ import invdiff
 from invdiff import schedules
 from invdiff.images import read_image, sample_photo
 from invdiff.network import Autoencoder, Denoiser, count_evaluations
+from invdiff.network.protocol import NetworkFacts
 from invdiff.network.tiling import Tiled
 from invdiff.plugins.registry import list_plugins
 
@@ -97,7 +98,7 @@ def test_it_is_a_denoiser_like_any_other() -> None:
 class Shown:
     """A network that is shown an image twice as large as the state, as a ControlNet is."""
 
-    image_conditions = {"control": 2}
+    facts = NetworkFacts(image_conditions={"control": 2})
 
     def __call__(self, x: Tensor, t: Tensor, control: Tensor) -> Tensor:
         rows, columns = (2 * n - m for n, m in zip(x.shape[-2:], control.shape[-2:], strict=True))
@@ -220,10 +221,10 @@ def test_the_learned_variance_is_cut_too() -> None:
 
 def test_a_network_of_one_size_takes_images_with_a_shorter_side() -> None:
     class Fixed:
-        fixed_size = (16, 16)
+        facts = NetworkFacts(fixed_size=(16, 16))
 
         def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-            assert x.shape[-2:] == self.fixed_size
+            assert x.shape[-2:] == self.facts.fixed_size
             return x.tanh()
 
     level = schedules.linear()(300)

@@ -887,3 +887,13 @@ def test_a_result_is_one_line_and_a_picture() -> None:
     assert png is not None and png.startswith(b"\x89PNG")
     vectors = Restoration(torch.zeros(1, 4, 2), 1, 0, 0.1, {})
     assert vectors._repr_png_() is None
+
+
+def test_pictures_given_to_a_network_without_a_range_are_warned_of() -> None:
+    m = make_operator("denoise").measure(torch.rand(1, 3, 16, 16))
+    with pytest.warns(UserWarning, match=r"most networks of images expect data_range=\(-1, 1\)"):
+        solve(m, Denoiser(lambda x, t: 0.1 * x, schedule="linear"), "none", steps=2)
+    ranged = Denoiser(lambda x, t: 0.1 * x, schedule="linear", data_range=(0, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        solve(m, ranged, "none", steps=2)
