@@ -307,8 +307,11 @@ class Watch:
         return from_range(self.denoiser, x)[0].clamp(0, 1).cpu()
 
 
-def record_of(result: Restoration, config: dict[str, Any], denoiser: Denoiser) -> dict[str, Any]:
-    """What every result.json says: what was run, with what, and what it cost."""
+def record_of(
+    result: Restoration, config: dict[str, Any], denoiser: Denoiser, weights: str | None
+) -> dict[str, Any]:
+    """What every result.json says: what was run, with what, and what it cost; ``weights`` is the
+    hash of the network's."""
     return {
         "config": config,
         "run": result.config,
@@ -317,7 +320,7 @@ def record_of(result: Restoration, config: dict[str, Any], denoiser: Denoiser) -
         "seconds": round(result.seconds, 3),
         "peak_memory_mb": peak_memory_mb(denoiser.device),
         "device": str(denoiser.device),
-        "weights": denoiser.hash,
+        "weights": weights,
         "versions": {p: version(p) for p in ("invdiff", "torch", "diffusers", "deepinv")}
         | {"python": platform.python_version()},
     }

@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> None:
         frames = [*x[: layout.columns]] if layout.walk else [*watch.estimates[0].values(), x[0]]
         written.append("interpolation.gif" if layout.walk else "trajectory.gif")
         images.write_gif(output / written[-1], frames)
-    record = record_of(result, config, denoiser) | {
+    record = record_of(result, config, denoiser, denoiser.hash) | {
         "labels": layout.labels if args.label is not None else None,
         "seeds": [config["seed"], *([args.interpolate] if layout.walk else [])],
         "samples": [

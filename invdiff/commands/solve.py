@@ -40,6 +40,7 @@ from invdiff.commands.folder import (
     warn_of_others,
 )
 from invdiff.config.compose import build_method, build_operator, preset_values
+from invdiff.device import out_of_memory
 from invdiff.files import sha256, write_atomically
 from invdiff.network import Denoiser
 from invdiff.noise import seed_of
@@ -121,10 +122,11 @@ def run(args: argparse.Namespace) -> None:
                     request,
                     output,
                 )
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:
+            said = _said(error)
             if len(jobs) == 1:
-                raise
-            record = {"name": job.name, "input": job.source, "error": " ".join(str(error).split())}
+                raise ValueError(said) from error
+            record = {"name": job.name, "input": job.source, "error": said}
             print(f"{job.name}: error: {record['error']}", file=sys.stderr)
         records.append(record)
         if not args.quiet and not args.json and "error" not in record:
@@ -145,6 +147,18 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(records if len(jobs) > 1 else records[0], indent=2))
     if failed:
         raise ValueError(f"{len(failed)} of {len(jobs)} images failed: {', '.join(failed)}")
+
+
+def _said(error: Exception) -> str:
+    """An error of one image in one line; an error of the program itself is raised again."""
+    if out_of_memory(error):
+        return (
+            "memory ran out for one image alone; model.tile=256 denoises it in windows, and "
+            "--dtype bfloat16 halves the network's share"
+        )
+    if isinstance(error, RuntimeError):
+        raise error
+    return " ".join(str(error).split())
 
 
 def _saved_measurement(args: argparse.Namespace) -> Measurement | None:
@@ -429,7 +443,7 @@ def _restore(
         "consistency": round(mean, 4)
         if math.isfinite(mean := sum(consistency) / len(consistency))
         else None,
-        **record_of(result, config, denoiser),
+        **record_of(result, config, denoiser, request["weights"]),
     }
     if truth is not None:
         record["metrics"] = _metrics(result.x.cpu(), truth)

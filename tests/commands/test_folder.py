@@ -141,3 +141,26 @@ def test_files_honour_the_umask(photos: Path) -> None:
     finally:
         os.umask(before)
     assert Path("out/result.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_image_that_memory_does_not_suffice_for_takes_no_other_with_it(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from invdiff.commands import solve as command
+
+    real, calls = command.solve, []
+
+    def short(*arguments: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(command, "solve", short)
+    assert solve("--input", "in", "--output", "out") == 2
+    said = capsys.readouterr().err
+    assert "b: error: memory ran out for one image alone; model.tile=256" in said
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert ["error" in r for r in summary["results"]] == [False, True, False]
+    assert solve("--input", "in", "--output", "out") == 0, "the same command tries b again"
+    assert len(calls) == 4
