@@ -83,7 +83,7 @@ def _show(folders: Sequence[str], args: argparse.Namespace) -> None:
         for caution in dict.fromkeys(c for table in found for c in cautions(table)):
             warnings.warn(caution, stacklevel=2)
     if form == "html":
-        from invdiff.benchmarks import page
+        from invdiff.benchmarks.leaderboard import page
 
         assert output is not None
         page.write(

@@ -21,9 +21,10 @@ from scipy.stats import wasserstein_distance
 
 import invdiff
 from invdiff.benchmarks import exact, harness
-from invdiff.benchmarks.launchers import local
+from invdiff.benchmarks.launchers.local import local
 from invdiff.commands.parser import main
 from invdiff.config.compose import compose_suite
+from invdiff.noise import generator_of
 from invdiff.problem import LinearOperator, make_operator
 from invdiff.solving.plan import complete
 
@@ -106,7 +107,7 @@ def test_the_gaussian_posterior_of_every_operator_is_that_of_its_matrix() -> Non
 
 def test_sliced_wasserstein_is_scipys_along_each_direction() -> None:
     a, b = rand(300, 4), 0.3 + 1.5 * rand(300, 4, seed=1)
-    along = torch.randn(4, 20, dtype=D, generator=exact.generator_of("directions"))
+    along = torch.randn(4, 20, dtype=D, generator=generator_of("directions"))
     along = along / along.norm(dim=0)
     expected = np.mean([wasserstein_distance(a @ u, b @ u) for u in along.mT])
     assert exact.sliced_wasserstein(a, b, directions=20) == pytest.approx(expected)

@@ -16,9 +16,9 @@ from typing import Any
 import launched
 import pytest
 
-from invdiff.benchmarks import exact, harness, launchers
+from invdiff.benchmarks import exact, harness
 from invdiff.benchmarks.harness import Launcher, Record, Task
-from invdiff.benchmarks.launchers import make_launcher
+from invdiff.benchmarks.launchers import local, make_launcher, slurm
 from invdiff.config.compose import compose_suite
 
 needs_ray = pytest.mark.skipif(
@@ -40,7 +40,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the quarter of a minute that submitit waits for a shared disk."""
     submitit = pytest.importorskip("submitit")
     monkeypatch.setattr(submitit.Job, "_results_timeout_s", 0.5)
-    monkeypatch.setattr(launchers, "POLL", 0.1)
+    monkeypatch.setattr(slurm, "POLL", 0.1)
 
 
 def run(
@@ -149,7 +149,7 @@ def test_every_worker_sees_one_device(tmp_path: Path, monkeypatch: pytest.Monkey
     assert {r["result"]["CUDA_VISIBLE_DEVICES"] for r in records} == {"3", "GPU-5"}
     assert {r["result"]["OMP_NUM_THREADS"] for r in records} == {"1"}
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,GPU-5"
-    assert launchers.cuda_devices() == ["3", "GPU-5"]
+    assert local.cuda_devices() == ["3", "GPU-5"]
 
 
 INTERRUPTED = """
