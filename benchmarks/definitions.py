@@ -13,7 +13,7 @@ import inspect
 import json
 import symtable
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -186,12 +186,13 @@ def _dotted(node: ast.AST) -> Iterator[tuple[str, ...]]:
 
 def _plain(node: Any) -> Any:
     """A syntax tree as plain data, without the empty fields that versions of Python add."""
+    if isinstance(node, ast.Constant):
+        return ["Constant", repr(node.value)]
     if isinstance(node, ast.AST):
-        fields: Mapping[str, Any] = {
+        kept = {
             name: _plain(value)
             for name, value in ast.iter_fields(node)
-            if value not in (None, [], "") and name not in ("ctx", "kind", "type_comment")
+            if value not in (None, [], "") and name not in ("ctx", "type_comment")
         }
-        constant = isinstance(node, ast.Constant)
-        return [type(node).__name__, {"value": repr(node.value)} if constant else fields]
+        return [type(node).__name__, kept]
     return [_plain(value) for value in node] if isinstance(node, list) else node
