@@ -19,37 +19,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pkgutil import resolve_name
+from dataclasses import dataclass, is_dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from invdiff.network import Denoiser
-from invdiff.plugins.registry import UnknownNameError, call, did_you_mean
+from invdiff.plugins.registry import PluginError, call, load
 from invdiff.problem import DiagonalOperator, LinearOperator, Measurement, Operator
 from invdiff.problem.separable import check_image_shape, cosine_matrix
 from invdiff.problem.solvers import conjugate_gradients
 from invdiff.sampling import NonFiniteError
 from invdiff.solving.cascade import RESAMPLING
 
-BASELINES = {
-    "pinv": "invdiff.benchmarks.baselines:PseudoInverse",
-    "bicubic": "invdiff.benchmarks.baselines:Bicubic",
-    "biharmonic": "invdiff.benchmarks.baselines:Biharmonic",
-    "tv": "invdiff.benchmarks.baselines:TotalVariation",
-    "wiener": "invdiff.benchmarks.baselines:Wiener",
-    "deepinv_dps": "invdiff.benchmarks.peers:DPS",
-    "deepinv_ddrm": "invdiff.benchmarks.peers:DDRM",
-    "deepinv_diffpir": "invdiff.benchmarks.peers:DiffPIR",
-}
-"""Name -> class, imported when it is asked for."""
-
 
 class Unfit(ValueError):
-    """A measurement that a method or baseline cannot restore, by its own account: told in its row,
-    where other errors are failures."""
+    """A measurement that a method or baseline cannot restore, by its own account: reported in its
+    row, where other errors are failures."""
 
 
 def make_baseline(name: str, **parameters: object) -> Baseline:
@@ -58,12 +45,13 @@ def make_baseline(name: str, **parameters: object) -> Baseline:
     Raises:
         ValueError: an unknown name, parameter or value; says what is known.
     """
-    if name not in BASELINES:
-        raise UnknownNameError(
-            f"unknown baseline {name!r}.{did_you_mean(name, BASELINES)} Known: "
-            f"{', '.join(BASELINES)}."
+    made = call(load("baselines", name), f"baseline {name!r}", parameters)
+    if not (isinstance(made, Baseline) and is_dataclass(made)):
+        raise PluginError(
+            f"baseline {name!r} is {made!r}; register a dataclass that is a subclass of "
+            "invdiff.benchmarks.baselines.Baseline"
         )
-    return call(resolve_name(BASELINES[name]), f"baseline {name!r}", parameters)
+    return made
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from invdiff.benchmarks.harness import Cell, Record, Result, Task, digest
+from invdiff.benchmarks.schema import Cell, Record, Result, Task, digest
+from invdiff.benchmarks.suite import Suite
 from invdiff.noise import generator_of
 
 
@@ -24,8 +25,26 @@ def tasks(*does: str) -> list[Task]:
     ]
 
 
-def evaluate(task: Task, folder: Path, scale: float = 1.0) -> list[Result]:
+class Launched(Suite):
     """Noise, unless something else is asked for."""
+
+    def tasks(self, config: Mapping[str, Any]) -> list[Task]:
+        return tasks(*config["does"])
+
+    def evaluate(self, task: Task, folder: Path, context: Mapping[str, Any]) -> list[Result]:
+        return evaluate(task, folder, **context)
+
+    def report(self, config: Mapping[str, Any], records: Sequence[Record]) -> str:
+        """A line for each cell."""
+        return "\n".join(
+            f"{r['cell']} {r.get('result', r.get('failure', {}).get('error'))}" for r in records
+        )
+
+
+LAUNCHED = Launched("launched")
+
+
+def evaluate(task: Task, folder: Path, scale: float = 1.0) -> list[Result]:
     does, number = task[0]["does"], task[0]["number"]
     begun = folder / f"{number}.pid"
     first = not begun.exists()
@@ -48,13 +67,6 @@ def evaluate(task: Task, folder: Path, scale: float = 1.0) -> list[Result]:
         case "one":
             return [{}]
     return [_noise(cell, scale) for cell in task]
-
-
-def report(config: dict[str, Any], records: Sequence[Record]) -> str:
-    """A line for each cell."""
-    return "\n".join(
-        f"{r['cell']} {r.get('result', r.get('failure', {}).get('error'))}" for r in records
-    )
 
 
 def _noise(cell: Cell, scale: float) -> Result:

@@ -19,28 +19,7 @@ Beside every method stand the floor (as many exact draws against others) and the
 """
 
 from invdiff.benchmarks.exact.mixture import Mixture
-from invdiff.benchmarks.exact.problems import (
-    Problem,
-    gaussian_prior,
-    gaussian_problem,
-    mixture_problem,
-    moments,
-    sliced_wasserstein,
-)
-from invdiff.benchmarks.exact.suite import context, context_of, evaluate, report, score, tasks
+from invdiff.benchmarks.exact.problems import Problem, gaussian_problem, mixture_problem
+from invdiff.benchmarks.exact.suite import Exact
 
-__all__ = [
-    "Mixture",
-    "Problem",
-    "context",
-    "context_of",
-    "evaluate",
-    "gaussian_prior",
-    "gaussian_problem",
-    "mixture_problem",
-    "moments",
-    "report",
-    "score",
-    "sliced_wasserstein",
-    "tasks",
-]
+__all__ = ["Exact", "Mixture", "Problem", "gaussian_problem", "mixture_problem"]

@@ -21,6 +21,7 @@ from invdiff.schedules import Discrete, from_betas, linear
 class Problem:
     """A prior, a measurement of one of its draws, and the exact posterior."""
 
+    prior: Mixture
     denoiser: Denoiser
     measurement: Measurement
     posterior: Mixture
@@ -52,6 +53,7 @@ def gaussian_problem(
     A = measurement.operator(units).flatten(1).mT
     seen = A.abs().amax(1) > 0  # rows that measure nothing, as at missing pixels, say nothing
     return Problem(
+        prior,
         prior.denoiser(linear(1000), "gaussian"),
         measurement,
         prior.posterior(A[seen], measurement.y.flatten()[seen], sigma),
@@ -82,7 +84,10 @@ def mixture_problem(d: int, d_y: int, seed: int) -> Problem:
     y = x @ A.mT + sigma * torch.randn(1, d_y, dtype=D, generator=generator)
     measurement = Measurement(y, Matrix(A).bind((d,)), sigma)
     return Problem(
-        prior.denoiser(falling_betas(), "mixture"), measurement, prior.posterior(A, y[0], sigma)
+        prior,
+        prior.denoiser(falling_betas(), "mixture"),
+        measurement,
+        prior.posterior(A, y[0], sigma),
     )
 
 

@@ -17,7 +17,6 @@ baselines  likewise, of :mod:`invdiff.benchmarks.baselines`
 models     label: options of ``load_model``, with ``name`` where it is not the label
 """
 
-from invdiff.benchmarks.grid.evaluate import evaluate
-from invdiff.benchmarks.grid.plan import OF_RUN, context, context_of, report, tasks
+from invdiff.benchmarks.grid.suite import Grid
 
-__all__ = ["OF_RUN", "context", "context_of", "evaluate", "report", "tasks"]
+__all__ = ["Grid"]

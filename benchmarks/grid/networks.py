@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from invdiff.benchmarks.harness import digest
+from invdiff.benchmarks.schema import Dtype, Network, Weights, digest
 from invdiff.device import choose_device
 from invdiff.itineraries import Straight
 from invdiff.loading.model import is_registered, load_model
@@ -18,34 +18,33 @@ from invdiff.network import Denoiser
 from invdiff.network.denoiser import weights_hash
 
 
-def model_of(label: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def identity_of(label: str, config: Mapping[str, Any]) -> Network:
     """What identifies a network and what it computes in. Where its file is stays out of it: others
     have it elsewhere."""
-    name, options, dtype = named(label, config)
-    loaded = model(
-        name, dtype, "cpu", json.dumps(options), config["allow_pickle"]
-    )  # this need not be where cells run
+    name, options, dtype = _named(label, config)
+    # This need not be where cells run.
+    loaded = model(name, dtype, "cpu", json.dumps(options), config["allow_pickle"])
     return {
-        "name": shown(name),
+        "name": _without_folder(name),
         "options": options,
-        **identity_of(loaded),
+        **_identity(loaded),
         "dtype": dtype,
-        "device": device_of(config["device"]),
+        "device": _kind_of_device(config["device"]),
     }
 
 
-def named(label: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any], str]:
+def _named(label: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any], Dtype]:
     """Name or path, options and dtype of a suite's model."""
     options = dict(config["models"][label] or {})
     return options.pop("name", label), options, options.pop("dtype", config["dtype"])
 
 
-def shown(name: str) -> str:
+def _without_folder(name: str) -> str:
     """A path without its folder, anything else as it is."""
     return Path(name).name if not is_registered(name) and Path(name).exists() else name
 
 
-def device_of(wanted: str) -> str:
+def _kind_of_device(wanted: str) -> str:
     """The kind of device that cells run on; which one of several is the launcher's business."""
     if ":" in wanted:
         raise ValueError(
@@ -67,9 +66,17 @@ def model(name: str, dtype: str, device: str, options: str, allow_pickle: bool) 
     return loaded.to(torch.device(device))
 
 
-def network_of(
-    wanted: Mapping[str, Any], models: Mapping[str, str], allow_pickle: bool
-) -> Denoiser:
+def places(labels: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
+    """Where the networks of a suite are that no package registers, by their names in records."""
+    names = [_named(label, config)[0] for label in labels]
+    return {
+        _without_folder(name): str(Path(name).absolute())
+        for name in names
+        if _without_folder(name) != name or "/" not in name and not is_registered(name)
+    }
+
+
+def network_of(wanted: Network, models: Mapping[str, str], allow_pickle: bool) -> Denoiser:
     """The network of a cell, where the cell is to run; ``models`` says where those that are not
     registered are."""
     name = models.get(wanted["name"], wanted["name"])
@@ -80,15 +87,13 @@ def network_of(
         json.dumps(wanted["options"]),
         allow_pickle,
     )
-    if (found := identity_of(denoiser)) != {k: wanted[k] for k in found}:
-        raise ValueError(
-            f"{name} is not the network of this cell: {found}, not "
-            f"{ {k: wanted[k] for k in found} }"
-        )
+    expected: Weights = {"weights": wanted["weights"], "reading": wanted["reading"]}
+    if (found := _identity(denoiser)) != expected:
+        raise ValueError(f"{name} is not the network of this cell: {found}, not {expected}")
     return denoiser
 
 
-def identity_of(denoiser: Denoiser) -> dict[str, Any]:
+def _identity(denoiser: Denoiser) -> Weights:
     """Digests of a network's weights and of how they are read: prediction, levels of the schedule,
     range, autoencoder."""
     levels = [

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from invdiff.benchmarks.baselines import make_baseline
 from invdiff.benchmarks.dataset import SCIKIT_IMAGE, Dataset, summary
 from invdiff.benchmarks.digest import of_code, operator_version
-from invdiff.benchmarks.grid.networks import model_of, named, shown
-from invdiff.benchmarks.harness import Cell, Record, Task, digest
-from invdiff.benchmarks.leaderboard import markdown, tables
+from invdiff.benchmarks.grid.networks import identity_of
+from invdiff.benchmarks.schema import Benchmark, GridCell, Image, Row, digest
 from invdiff.benchmarks.scoring import identity
 from invdiff.config.compose import build_method, build_operator, compose, override_value
-from invdiff.loading.model import is_registered
 from invdiff.sampling.method import describe
 
 TOP = ("steps", "num_samples", "transition", "itinerary")
-"""What stands beside a method's own parameters and is not one of them."""
+"""Values of a row that are not parameters of its method."""
 
 
 OF_RUN = ("guidance", "transition", "itinerary", "steps", "num_samples", "preset")
@@ -28,8 +25,8 @@ OF_RUN = ("guidance", "transition", "itinerary", "steps", "num_samples", "preset
 the benchmark's."""
 
 
-def tasks(config: Mapping[str, Any]) -> list[Task]:
-    """Every row of the table on every operator, seed and batch of images.
+def plan(config: Mapping[str, Any]) -> list[list[GridCell]]:
+    """Every row of the table on every operator, seed and batch of images; a list for each batch.
 
     Raises:
         ValueError: what does not exist or cannot be composed; nothing has run then.
@@ -44,67 +41,33 @@ def tasks(config: Mapping[str, Any]) -> list[Task]:
     images = Dataset.of(config["images"]).identities()
     batches = list(_batches(images, config["batch_size"]))
     problems = {
-        label: problem(label, given or {}, config, images)
+        label: benchmark_of(label, given or {}, config, images)
         for label, given in config["operators"].items()
     }
-    found = []
+    found: list[list[GridCell]] = []
     for (label, benchmark), seed in product(problems.items(), config["seeds"]):
-        for row, batch in product(_rows(label, config), batches):
-            found.append(
-                [
-                    {"benchmark": benchmark, "image": image, "seed": seed, "batch": batch} | row
-                    for image in batch
-                ]
-            )
+        for row, batch in product([*_methods(label, config), *_baselines(label, config)], batches):
+            found.append([_cell(benchmark, image, seed, batch, row) for image in batch])
     return found
 
 
-def context(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Where images and networks are, and whether pickled checkpoints may be opened; cells depend on
-    none of it."""
-    images = dict(config["images"])
-    if images["source"] != SCIKIT_IMAGE:
-        images["source"] = str(Path(images["source"]).expanduser().absolute())
-    names = [named(label, config)[0] for label in config["models"]]
-    models = {
-        shown(name): str(Path(name).absolute())
-        for name in names
-        if shown(name) != name or "/" not in name and not is_registered(name)
-    }
-    return {"images": images, "models": models, "allow_pickle": config["allow_pickle"]}
-
-
-def context_of(
-    cell: Cell, source: str | None, network: str | None, allow_pickle: bool
-) -> dict[str, Any]:
-    """The same for a recorded cell: its images are in ``source``, a file, folder or glob, unless
-    they are scikit-image's, its network is ``network``, unless its name says it."""
-    images = {
-        k: v
-        for k, v in cell["benchmark"]["images"].items()
-        if k in ("source", "crop", "size", "channels")
-    }
-    if images["source"] != SCIKIT_IMAGE:
-        if source is None:
-            raise ValueError(
-                "the images of this record are files; say where: --input FOLDER with "
-                f"{cell['image']['name']}"
-            )
-        images["source"] = source
-    models = {} if network is None or cell["model"] is None else {cell["model"]["name"]: network}
+def _cell(benchmark: Benchmark, image: Image, seed: int, batch: list[Image], row: Row) -> GridCell:
     return {
-        "images": images | {"names": [image["name"] for image in cell["batch"]]},
-        "models": models,
-        "allow_pickle": allow_pickle,
+        "benchmark": benchmark,
+        "image": image,
+        "seed": seed,
+        "batch": batch,
+        "label": row["label"],
+        "kind": row["kind"],
+        "values": row["values"],
+        "run": row["run"],
+        "model": row["model"],
     }
 
 
-def problem(
-    label: str,
-    given: Mapping[str, Any],
-    config: Mapping[str, Any],
-    images: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
+def benchmark_of(
+    label: str, given: Mapping[str, Any], config: Mapping[str, Any], images: Sequence[Image]
+) -> Benchmark:
     """What rows have to share in order to be compared."""
     overrides = [f"operator.{k}={override_value(v)}" for k, v in given.items() if k != "name"]
     overrides += [f"{k}={config[k]}" for k in ("sigma", "gain") if config[k] is not None]
@@ -115,23 +78,28 @@ def problem(
         raise ValueError(
             f"sigma and gain must be at least 0, got {composed['sigma']} and {composed['gain']}"
         )
-    data = {k: v for k, v in config["images"].items() if k in ("crop", "size", "channels")}
-    data |= {"source": SCIKIT_IMAGE if config["images"]["source"] == SCIKIT_IMAGE else "files"}
+    data = config["images"]
     return {
         "name": label,
         "operator": composed["operator"],
         "operator_version": operator_version(build_operator(composed)),
         "sigma": composed["sigma"],
         "gain": composed["gain"],
-        "images": data | summary(images),
+        "images": {
+            "crop": data["crop"],
+            "size": data["size"],
+            "channels": data["channels"],
+            "source": SCIKIT_IMAGE if data["source"] == SCIKIT_IMAGE else "files",
+            **summary(images),
+        },
         "seeds": list(config["seeds"]),
         "metrics": {name: identity(name) for name in config["metrics"]},
     }
 
 
-def _batches(images: Sequence[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+def _batches(images: Sequence[Image], size: int) -> Iterator[list[Image]]:
     """Images of one shape in a row, at most ``size`` at once."""
-    batch: list[dict[str, Any]] = []
+    batch: list[Image] = []
     for image in images:
         if batch and (len(batch) == size or image["shape"] != batch[0]["shape"]):
             yield batch
@@ -140,60 +108,65 @@ def _batches(images: Sequence[dict[str, Any]], size: int) -> Iterator[list[dict[
     yield batch
 
 
-def _rows(operator: str, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the cells of a row have in common: methods on every model, then baselines."""
-    target = config["operators"][operator] or {}
-    fixed = [f"operator.{k}={override_value(v)}" for k, v in target.items() if k != "name"]
-    for (model_label, options), (label, values) in product(
+def _methods(operator: str, config: Mapping[str, Any]) -> Iterator[Row]:
+    """The rows of methods, on every model."""
+    for (label, options), (method, values) in product(
         config["models"].items(), _chosen(config["methods"], operator)
     ):
-        names, preset = values.pop("name", label), values.pop("preset", config["preset"])
-        overrides = [
-            f"{'' if k.partition('.')[0] in TOP else 'guidance.'}{k}={override_value(v)}"
-            for k, v in values.items()
-        ]
-        overrides += [
-            f"{k}={config[k]}"
-            for k in ("steps", "num_samples")
-            if config[k] is not None and k not in values
-        ]
-        name = (options or {}).get("name", model_label)
-        composed = compose(
-            target.get("name", operator),
-            [names] if isinstance(names, str) else names,
-            name,
-            preset,
-            fixed + overrides,
-        )
-        run = {k: composed[k] for k in OF_RUN}
-        made = build_method(run)
-        pieces = [*made.chain, made.transition, made.itinerary]
-        run |= {
-            "method": describe(made),
-            "version": digest([of_code(type(piece)) for piece in pieces if piece is not None])[:12],
-        }
+        names, preset = values.pop("name", method), values.pop("preset", config["preset"])
+        names = [names] if isinstance(names, str) else names
         yield {
-            "label": label,
+            "label": method,
             "kind": "method",
             "values": values,
-            "run": run,
-            "model": model_of(model_label, config),
+            "run": _run(
+                operator, names, preset, values, (options or {}).get("name", label), config
+            ),
+            "model": identity_of(label, config),
         }
+
+
+def _run(
+    operator: str,
+    names: Sequence[str],
+    preset: str,
+    values: Mapping[str, Any],
+    model: str,
+    config: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a row runs, as ``invdiff solve`` would compose it, and its version."""
+    target = config["operators"][operator] or {}
+    overrides = [f"operator.{k}={override_value(v)}" for k, v in target.items() if k != "name"]
+    overrides += [
+        f"{'' if k.partition('.')[0] in TOP else 'guidance.'}{k}={override_value(v)}"
+        for k, v in values.items()
+    ]
+    overrides += [
+        f"{k}={config[k]}"
+        for k in ("steps", "num_samples")
+        if config[k] is not None and k not in values
+    ]
+    composed = compose(target.get("name", operator), list(names), model, preset, overrides)
+    run = {k: composed[k] for k in OF_RUN}
+    made = build_method(run)
+    pieces = [p for p in (*made.chain, made.transition, made.itinerary) if p is not None]
+    version = digest([of_code(type(piece)) for piece in pieces])[:12]
+    return run | {"method": describe(made), "version": version}
+
+
+def _baselines(operator: str, config: Mapping[str, Any]) -> Iterator[Row]:
+    """The rows of baselines, on every model where they need one."""
     for label, values in _chosen(config["baselines"], operator):
-        baseline = make_baseline(values.pop("name", label), **values)
-        run = {
-            "name": config["baselines"][label]["name"]
-            if "name" in (config["baselines"][label] or {})
-            else label
-        }
-        run |= {"parameters": asdict(baseline), "version": of_code(type(baseline))}
-        for model_label in config["models"] if baseline.network else [None]:
+        name = values.pop("name", label)
+        baseline = make_baseline(name, **values)
+        version = of_code(type(baseline))
+        for model in config["models"] if baseline.network else [None]:
             yield {
                 "label": label,
                 "kind": "baseline",
                 "values": values,
-                "run": run,
-                "model": model_label and model_of(model_label, config),
+                "run": {"name": name, "parameters": asdict(baseline), "version": version},
+                "model": None if model is None else identity_of(model, config),
             }
 
 
@@ -220,8 +193,3 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}.{k}", v) for k, v in value.items())
         else:
             yield name, value
-
-
-def report(config: Mapping[str, Any], records: Sequence[Record]) -> str:
-    """One table for each operator."""
-    return markdown(tables(records))

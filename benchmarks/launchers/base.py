@@ -1,4 +1,4 @@
-"""Shared by launchers."""
+"""The parts that launchers share."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import importlib
 from collections.abc import Generator, Mapping
 from types import ModuleType
 
-from invdiff.benchmarks.harness import Record, Task
+from invdiff.benchmarks.schema import Record, Task
 
 Done = Generator[tuple[Task, list[Record]], None, None]
-
 
 ATTEMPTS = 2
 """How often a task is begun: the first worker may have died of something else."""
@@ -22,7 +21,11 @@ def on_cuda(task: Task) -> bool:
 
 
 def package(name: str) -> ModuleType:
-    """A package that comes with the extra of its name."""
+    """A package that comes with the extra of its name.
+
+    Raises:
+        ValueError: it is not installed.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,18 @@ from typing import Any
 import torch
 
 from invdiff.benchmarks import harness
-from invdiff.benchmarks.harness import Launcher, Record, Task
 from invdiff.benchmarks.launchers.base import ATTEMPTS, Done, on_cuda, package
+from invdiff.benchmarks.schema import Record, Task
+from invdiff.benchmarks.suite import Suite
 from invdiff.files import write_atomically
 
 POLL = 0.5
 """Seconds between looks at what jobs have written."""
-
-
 TAIL = 40
-"""Lines of what a job said last that its failure keeps."""
+"""The last lines of a job's output that its failure keeps."""
 
 
-# SLURM --------------------------------------------------------------------------------------------
-
-
-def by_submitit(
-    workers: int | None = None, cluster: str | None = None, **parameters: Any
-) -> Launcher:
+class Slurm:
     """Jobs of SLURM by way of submitit, in one array; each evaluates its share of the tasks, one
     after another.
 
@@ -51,83 +44,103 @@ def by_submitit(
             ``timeout_min`` or ``mem_gb``. A job has four hours, one CPU, and one GPU if tasks use
             CUDA, unless they say otherwise.
     """
-    submitit: Any = package("submitit")
 
-    def launch(suite: str, tasks: Sequence[Task], folder: Path, context: Mapping[str, Any]) -> Done:
+    def __init__(
+        self, workers: int | None = None, cluster: str | None = None, **parameters: Any
+    ) -> None:
+        package("submitit")
+        self.workers, self.cluster, self.parameters = workers, cluster, parameters
+
+    def __call__(
+        self, suite: Suite, tasks: Sequence[Task], folder: Path, context: Mapping[str, Any]
+    ) -> Done:
         if not tasks:
             return
         # Of this run alone: jobs of one that was killed may still be writing to theirs.
         (folder / "jobs").mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix="run-", dir=folder.absolute() / "jobs"))
-        wanted: dict[str, Any] = {
-            "name": "invdiff",
-            "timeout_min": 240,
-            "cpus_per_task": 1,
-        } | parameters
-        if any(map(on_cuda, tasks)):
-            wanted = {"gpus_per_node": 1} | wanted
-        with _refusals():
-            executor = submitit.AutoExecutor(place, cluster=cluster)
-            executor.update_parameters(**wanted)
-        running: dict[Any, Share] = {}
-        told: set[int] = set()
-        deaths: Counter[int] = Counter()
-
-        def submit(*shares: dict[int, Task]) -> None:
-            made = [
-                Share(
-                    suite, share, folder.absolute(), dict(context), place, wanted["cpus_per_task"]
-                )
-                for share in shares
-            ]
-            with _refusals(), executor.batch():
-                jobs = [executor.submit(share) for share in made]
-            running.update(zip(jobs, made, strict=True))
-
+        wanted = self._wanted(tasks)
+        count = min(self.workers or 1, len(tasks))
+        every = Share(suite, {}, folder.absolute(), dict(context), place, wanted["cpus_per_task"])
+        shares = [
+            replace(every, tasks=dict(islice(enumerate(tasks), k, None, count)))
+            for k in range(count)
+        ]
+        jobs = _Jobs(self._executor(place, wanted))
         try:
-            count = min(workers or 1, len(tasks))
-            submit(*(dict(islice(enumerate(tasks), k, None, count)) for k in range(count)))
-            while running:
-                time.sleep(POLL)
-                for job, share in list(running.items()):
-                    # Asking for the exception also waits until a shared disk shows what the job
-                    # wrote.
-                    said = str(job.exception()) if (over := job.done()) else ""
-                    left = {i: task for i, task in share.tasks.items() if i not in told}
-                    for i, found in share.found(left):
-                        told.add(i)
-                        yield left.pop(i), found
-                    if over:
-                        del running[job]
-                    if over and left:
-                        first, lost = next(iter(left)), {}
-                        deaths[first] += 1
-                        if not share.begun(
-                            first
-                        ).exists():  # then no task is to blame, and another job would do no better
-                            lost, left = left, {}
-                        elif deaths[first] == ATTEMPTS:
-                            lost = {first: left.pop(first)}
-                        for task in lost.values():
-                            yield (
-                                task,
-                                harness.failed(
-                                    suite,
-                                    task,
-                                    "its job ended without a result",
-                                    "\n".join(said.splitlines()[-TAIL:]),
-                                ),
-                            )
-                        if left:
-                            submit(left)
+            jobs.submit(shares)
+            yield from jobs.work()
         finally:
-            for job in running:
-                job.cancel(check=False)
+            jobs.cancel()
             shutil.rmtree(place, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another run's are there
+            with suppress(OSError):  # another run's are there
                 place.parent.rmdir()
 
-    return launch
+    def _wanted(self, tasks: Sequence[Task]) -> dict[str, Any]:
+        """The parameters of a job."""
+        gpu = {"gpus_per_node": 1} if any(map(on_cuda, tasks)) else {}
+        default = {"name": "invdiff", "timeout_min": 240, "cpus_per_task": 1}
+        return gpu | default | self.parameters
+
+    def _executor(self, place: Path, wanted: Mapping[str, Any]) -> Any:
+        with _refusals():
+            executor = package("submitit").AutoExecutor(place, cluster=self.cluster)
+            executor.update_parameters(**wanted)
+        return executor
+
+
+class _Jobs:
+    """Jobs that run, with the share of each. What a job that died leaves is submitted again."""
+
+    def __init__(self, executor: Any) -> None:
+        self.executor = executor
+        self.running: dict[Any, Share] = {}
+        self.yielded: set[int] = set()
+        self.deaths: Counter[int] = Counter()
+
+    def submit(self, shares: Sequence[Share]) -> None:
+        """Queues a job for each share, in one array."""
+        with _refusals(), self.executor.batch():
+            jobs = [self.executor.submit(share) for share in shares]
+        self.running.update(zip(jobs, shares, strict=True))
+
+    def cancel(self) -> None:
+        """Ends what still runs."""
+        for job in self.running:
+            job.cancel(check=False)
+
+    def work(self) -> Done:
+        """Yields tasks as their records appear, until all are done or given up."""
+        while self.running:
+            time.sleep(POLL)
+            for job, share in list(self.running.items()):
+                # Asking for the exception also waits until a shared disk has what the job wrote.
+                output = str(job.exception()) if (over := job.done()) else ""
+                left = {i: task for i, task in share.tasks.items() if i not in self.yielded}
+                for i, found in share.found(left):
+                    self.yielded.add(i)
+                    yield left.pop(i), found
+                if over:
+                    del self.running[job]
+                    yield from self._lost(share, left, output)
+
+    def _lost(self, share: Share, left: dict[int, Task], output: str) -> Done:
+        """Tasks that a job left and that are given up; the others are submitted again."""
+        if not left:
+            return
+        first, lost = next(iter(left)), {}
+        self.deaths[first] += 1
+        if not share.begun(first).exists():
+            # Then no task is to blame, and another job would do no better.
+            lost, left = left, {}
+        elif self.deaths[first] == ATTEMPTS:
+            lost = {first: left.pop(first)}
+        trace = "\n".join(output.splitlines()[-TAIL:])
+        for task in lost.values():
+            reason = "its job ended without a result"
+            yield task, harness.failed(share.suite, task, reason, trace)
+        if left:
+            self.submit([replace(share, tasks=left)])
 
 
 @contextmanager
@@ -142,8 +155,8 @@ def _refusals() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Share:
-    """What one job evaluates. The records of every task are a file, so that they are told as they
-    come and a job that is queued again goes on where it was.
+    """What one job evaluates. The records of every task are a file, so that they arrive as they
+    are made and a job that is queued again goes on where it was.
 
     Args:
         suite, folder, context: of the run.
@@ -152,7 +165,7 @@ class Share:
         threads: that a job uses.
     """
 
-    suite: str
+    suite: Suite
     tasks: dict[int, Task]
     folder: Path
     context: dict[str, Any]

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from invdiff.benchmarks.leaderboard.types import Table
+from invdiff.benchmarks.leaderboard.rank import SIGN
+from invdiff.benchmarks.leaderboard.types import Row, Table
+from invdiff.benchmarks.schema import Better
+from invdiff.benchmarks.scoring import set_scores
+from invdiff.images import read_image
+
+BETTER: dict[str, Better] = {"fid": "lower", "kid": "lower", "is": "higher"}
 
 
 def add_set_scores(table: Table, which: Sequence[str], weights: Path | None) -> None:
@@ -17,30 +23,33 @@ def add_set_scores(table: Table, which: Sequence[str], weights: Path | None) -> 
     Raises:
         ValueError: the extra, the weights or pictures are missing.
     """
-    from invdiff.benchmarks.scoring import set_scores
-    from invdiff.images import read_image
-
-    better = {"fid": "lower", "kid": "lower", "is": "higher"}
-    table["metrics"] += [{"name": name, "better": better[name]} for name in which]
+    table["metrics"] += [{"name": name, "better": BETTER[name]} for name in which]
     for row in table["rows"]:
         if row["complete"]:
-            files = [
-                [Path(cell["folder"]) / cell["files"][what] for cell in row["cells"]]
-                for what in ("restoration", "truth")
-            ]
-            restored, truth = ([read_image(file, channels=3) for file in of] for of in files)
-            found = set_scores(restored, truth, which, weights)
-            row["scores"] |= {
-                name: {"mean": found[name], "half": None, "n": len(restored), "rank": None}
-                for name in which
-            }
+            _score(row, which, weights)
     for name in which:
-        scores = [
-            row["scores"][name]
-            for row in table["rows"]
-            if row["scores"].get(name, {}).get("mean") is not None
+        _rank(table["rows"], name)
+
+
+def _score(row: Row, which: Sequence[str], weights: Path | None) -> None:
+    restored, truth = (
+        [
+            read_image(Path(cell["folder"] or "") / cell["files"][what], channels=3)
+            for cell in row["cells"]
         ]
-        for rank, score in enumerate(
-            sorted(scores, key=lambda s: s["mean"], reverse=better[name] == "higher")[:2], 1
-        ):
-            score["rank"] = rank
+        for what in ("restoration", "truth")
+    )
+    found = set_scores(restored, truth, which, weights)
+    for name in which:
+        row["scores"][name] = {"mean": found[name], "half": None, "n": len(restored), "rank": None}
+
+
+def _rank(rows: Sequence[Row], name: str) -> None:
+    sign = SIGN[BETTER[name] or "lower"]
+    scores = [
+        (sign * mean, row["scores"][name])
+        for row in rows
+        if name in row["scores"] and (mean := row["scores"][name]["mean"]) is not None
+    ]
+    for place, (_, score) in enumerate(sorted(scores, key=lambda s: s[0])[:2], 1):
+        score["rank"] = place

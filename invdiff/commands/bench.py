@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from invdiff.benchmarks import harness
-from invdiff.benchmarks.harness import Record
 from invdiff.benchmarks.launchers import make_launcher
 from invdiff.benchmarks.records import flaws
+from invdiff.benchmarks.schema import Record
+from invdiff.benchmarks.suite import make_suite
 from invdiff.benchmarks.tables import markdown
 from invdiff.commands.common import check_paths
-from invdiff.config.compose import compose_suite, override_value
+from invdiff.config.compose import compose_suite, config_files, override_value
 from invdiff.files import write_atomically
-from invdiff.plugins.registry import check_names
+from invdiff.plugins.registry import check_names, list_plugins
 
-SUITES = ("conditional", "exact", "grid")
-"""The kinds of suites: modules of ``invdiff.benchmarks``. A configuration or a record names no
-other code."""
 CHOICES = {"operator": "operators", "method": "methods", "baseline": "baselines", "model": "models"}
 """Flags that choose among a suite's entries, or add one that it does not have."""
 VALUES = ("sigma", "steps", "num_samples", "batch_size", "dtype", "device")
@@ -53,10 +50,10 @@ def run(args: argparse.Namespace) -> None:
     launcher = make_launcher(args.launcher, args.workers, **options)
     config = configure(args)
     folder = Path(args.output or f"invdiff-bench-{args.suite}")
-    suite = _suite(config["kind"])
+    suite = make_suite(config["kind"])
     tasks = suite.tasks(config)
     records = harness.run(
-        suite.__name__, tasks, suite.context(config), folder, launcher, progress=not args.quiet
+        suite, tasks, suite.context(config), folder, launcher, progress=not args.quiet
     )
     table = suite.report(config, records)
     write_atomically(folder / "results.md", table + "\n")
@@ -87,7 +84,7 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
         overrides.append(f"images.source={override_value(args.input)}")
         if _has_images(args.suite) and not any(o.startswith("images.names=") for o in overrides):
             overrides.append("images.names=null")  # the suite's are names of its own images
-    config = compose_suite(args.suite, overrides)
+    config = _composed(args.suite, overrides)
     flags = {
         **CHOICES,
         "seeds": "seeds",
@@ -125,6 +122,20 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
     return config
 
 
+def _composed(suite: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration of a file, else the defaults of a registered suite of this name."""
+    if suite in config_files("suite") or suite not in list_plugins("suites"):
+        return compose_suite(suite, overrides)
+    config = OmegaConf.create({"kind": suite, **make_suite(suite).defaults})
+    OmegaConf.set_struct(config, True)
+    try:
+        config.merge_with_dotlist([override.lstrip("+") for override in overrides])
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ValueError(f"suite {suite!r}: {str(error).splitlines()[0]}") from error
+    found: Any = OmegaConf.to_container(config)
+    return found
+
+
 def _has_images(suite: str) -> bool:
     """Whether a suite says which images it is about, and needs no --input."""
     try:
@@ -142,12 +153,12 @@ def reproduce(args: argparse.Namespace) -> None:
     """
     try:
         old: Record = json.loads(Path(args.reproduce).read_text())
-        cell, kind = old["cell"], old["suite"].removeprefix("invdiff.benchmarks.")
+        cell, kind = old["cell"], str(old["suite"])
     except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{args.reproduce} is no record of invdiff bench: {type(error).__name__}: {error}"
         ) from error
-    suite = _suite(kind)
+    suite = make_suite(kind)
     if "benchmark" in cell and (wrong := flaws(old)):
         raise ValueError(f"{args.reproduce} is no valid record: {wrong[0]}")
     if args.model and len(args.model) > 1:
@@ -157,7 +168,7 @@ def reproduce(args: argparse.Namespace) -> None:
     network, task = args.model[0] if args.model else None, harness.task_of(cell)
     with tempfile.TemporaryDirectory() as folder:
         found = harness.evaluate(
-            suite.__name__,
+            suite,
             task,
             Path(folder),
             suite.context_of(cell, args.input, network, args.allow_pickle),
@@ -209,9 +220,3 @@ def _agree(a: Any, b: Any) -> bool:
     if isinstance(a, float | int) and isinstance(b, float | int):
         return abs(a - b) <= 0.5 * 10 ** (1 - DIGITS) * max(1e-2, abs(a))
     return bool(a == b)
-
-
-def _suite(kind: str) -> ModuleType:
-    if kind not in SUITES:
-        raise ValueError(f"unknown kind of suite {kind!r}; known: {', '.join(SUITES)}")
-    return importlib.import_module(f"invdiff.benchmarks.{kind}")

@@ -196,8 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--launcher",
         default="local",
-        choices=("local", "ray", "submitit"),
-        help="where cells run (default: local)",
+        help="where cells run, e.g. ray or submitit; see `invdiff list launchers` (default: local)",
     )
     where.add_argument(
         "--workers",
