@@ -19,14 +19,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from invdiff.network import Denoiser
-from invdiff.plugins.registry import call, load
+from invdiff.plugins.registry import PluginError, call, load
 from invdiff.problem import DiagonalOperator, LinearOperator, Measurement, Operator
 from invdiff.problem.separable import check_image_shape, cosine_matrix
 from invdiff.problem.solvers import conjugate_gradients
@@ -35,8 +35,8 @@ from invdiff.solving.cascade import RESAMPLING
 
 
 class Unfit(ValueError):
-    """A measurement that a method or baseline cannot restore, by its own account: told in its row,
-    where other errors are failures."""
+    """A measurement that a method or baseline cannot restore, by its own account: reported in its
+    row, where other errors are failures."""
 
 
 def make_baseline(name: str, **parameters: object) -> Baseline:
@@ -45,7 +45,13 @@ def make_baseline(name: str, **parameters: object) -> Baseline:
     Raises:
         ValueError: an unknown name, parameter or value; says what is known.
     """
-    return call(load("baselines", name), f"baseline {name!r}", parameters)
+    made = call(load("baselines", name), f"baseline {name!r}", parameters)
+    if not (isinstance(made, Baseline) and is_dataclass(made)):
+        raise PluginError(
+            f"baseline {name!r} is {made!r}; register a dataclass that is a subclass of "
+            "invdiff.benchmarks.baselines.Baseline"
+        )
+    return made
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ from torchvision.utils import make_grid
 from tqdm import trange
 
 from invdiff.benchmarks.dataset import image_hash
-from invdiff.benchmarks.harness import Cell, Record, Result, Suite, Task, key
+from invdiff.benchmarks.schema import Cell, Record, Result, Task, key
+from invdiff.benchmarks.suite import Suite
 from invdiff.benchmarks.tables import markdown
 from invdiff.device import choose_device
 from invdiff.files import sha256, write_atomically
@@ -44,7 +45,7 @@ from invdiff.loading.model import load_model
 from invdiff.network import Denoiser
 from invdiff.sampling import Method, NonFiniteError, make_method
 from invdiff.sampling.method import describe
-from invdiff.solving import generate
+from invdiff.solving import Restoration, generate
 from invdiff.zoo.data import Digits
 
 SIZE, CLASSES = 32, 10
@@ -115,6 +116,112 @@ def variety(x: Tensor, labels: Tensor) -> float:
     flat = x.flatten(1)
     unit = F.normalize(flat - flat.mean(1, keepdim=True), dim=1)
     return float(torch.stack([F.pdist(unit[labels == c]).mean() for c in range(CLASSES)]).mean())
+
+
+class Conditional(Suite):
+    """Every method at every combination of its values; each cell is a task of its own."""
+
+    def tasks(self, config: Mapping[str, Any]) -> list[Task]:
+        """The judge is trained here if it is not at hand.
+
+        Raises:
+            ValueError: no data, a number of samples that is not the same for each class, a judge
+                that is not good enough.
+        """
+        n, (data, file) = config["samples"], _files(config)
+        if n % CLASSES or n < 2 * CLASSES:
+            raise ValueError(
+                f"samples must be a multiple of {CLASSES}, at least {2 * CLASSES}, got {n}"
+            )
+        if not data.is_file():
+            raise ValueError(
+                "data must be an mnist.npz with x_train, y_train, x_test and y_test, and "
+                f"{data} is no file"
+            )
+        run = {k: config[k] for k in ("samples", "steps", "batch_size", "seed")}
+        rows = []
+        for label, values in _chosen(config["methods"]):
+            name = values.pop("name", label)
+            # With its defaults, so that another default is another cell.
+            own = run | {"name": name, "method": _described(make_method(name, **values))}
+            rows.append({"label": label, "values": values, "run": own})
+        common = {"judge": _judged(file, data), "model": _identity(config)}
+        return [[row | common] for row in rows]
+
+    def context(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Where the files are."""
+        data, file = _files(config)
+        return {"data": str(data), "classifier": str(file)}
+
+    def context_of(
+        self, cell: Cell, source: str | None, network: str | None, allow_pickle: bool
+    ) -> dict[str, Any]:
+        """``source`` is the file of the digits, with the judge beside it."""
+        if source is None:
+            raise ValueError(
+                "this record is judged with digits: --input mnist.npz, with "
+                "mnist.judge.safetensors beside it"
+            )
+        return self.context({"data": source, "classifier": None})
+
+    def evaluate(self, task: Task, folder: Path, context: Mapping[str, Any]) -> list[Result]:
+        """Generates the digits of one setting and has them judged; fifty of them are drawn into
+        ``pictures/``."""
+        (cell,) = task
+        data, classifier = context["data"], context["classifier"]
+        _check_files(cell, data, classifier)
+        denoiser, n = _denoiser(cell["model"]), cell["run"]["samples"]
+        labels = torch.arange(n) % CLASSES
+        try:
+            result = _generated(cell, denoiser, labels)
+        except NonFiniteError as error:
+            return [{"diverged": str(error)}]
+        x = result.x.cpu()
+        share = float((calls(judge(Path(classifier)), x) == labels).float().mean())
+        picture = Path("pictures") / f"{key(cell)}.png"
+        (folder / picture).parent.mkdir(exist_ok=True)
+        write_image(folder / picture, make_grid(x[:50], nrow=10))
+        found = {
+            "as_asked": share,
+            "interval": list(interval(share, n)),
+            "variety": variety(x, labels) / _real_variety(data, n),
+        }
+        cost = {"nfe": result.nfe, "nbe": result.nbe, "seconds": result.seconds}
+        return [found | cost | {"restoration": image_hash(x), "files": {"samples": str(picture)}}]
+
+    def report(self, config: Mapping[str, Any], records: Sequence[Record]) -> str:
+        """One row for each setting."""
+        return markdown(_row(r["cell"], r.get("result", {})) for r in records)
+
+
+def _check_files(cell: Cell, data: str, classifier: str) -> None:
+    for file, wanted in ((data, cell["judge"]["data"]), (classifier, cell["judge"]["weights"])):
+        if not Path(file).is_file() or sha256(Path(file)) != wanted:
+            raise ValueError(
+                f"{file} is not the file of this cell, whose SHA-256 begins with {wanted[:12]}"
+            )
+
+
+def _denoiser(model: Mapping[str, Any]) -> Denoiser:
+    """The network of a cell, if it is the one that is meant."""
+    denoiser = _model(model["name"], model["dtype"], model["device"])
+    if (denoiser.hash, _guide(denoiser)) != (model["weights"], model["guide"]):
+        raise ValueError(
+            f"the weights of {model['name']} are not those of this cell ({model['weights'][:12]})"
+        )
+    return denoiser
+
+
+def _generated(cell: Cell, denoiser: Denoiser, labels: Tensor) -> Restoration:
+    run = cell["run"]
+    return generate(
+        denoiser,
+        (len(labels), 1, SIZE, SIZE),
+        make_method(run["name"], label=labels, **cell["values"]),
+        steps=run["steps"],
+        seed=run["seed"],
+        batch_size=run["batch_size"],
+    )
 
 
 def _judged(file: Path, data: Path) -> dict[str, Any]:
@@ -222,103 +329,3 @@ def _row(cell: Cell, result: Result) -> dict[str, str]:
         "variety": f"{result['variety']:.2f}",
     }
     return row | {"NFE": f"{result['nfe']:g}", "seconds": f"{result['seconds']:.0f}"}
-
-
-class Conditional(Suite):
-    """Guided digits: whether they are what was asked for, and how varied they are."""
-
-    def tasks(self, config: Mapping[str, Any]) -> list[Task]:
-        """Every method at every combination of its values; each cell is a task of its own.
-
-        The judge is trained here if it is not at hand.
-
-        Raises:
-            ValueError: no data, a number of samples that is not the same for each class, a judge
-                that is not good enough.
-        """
-        n, (data, file) = config["samples"], _files(config)
-        if n % CLASSES or n < 2 * CLASSES:
-            raise ValueError(
-                f"samples must be a multiple of {CLASSES}, at least {2 * CLASSES}, got {n}"
-            )
-        if not data.is_file():
-            raise ValueError(
-                "data must be an mnist.npz with x_train, y_train, x_test and y_test, and "
-                f"{data} is no file"
-            )
-        run = {k: config[k] for k in ("samples", "steps", "batch_size", "seed")}
-        cells = []
-        for label, values in _chosen(config["methods"]):
-            name = values.pop("name", label)
-            # With its defaults, so that another default is another cell.
-            described = _described(make_method(name, **values))
-            cells.append(
-                {"label": label, "values": values, "run": run | {"name": name, "method": described}}
-            )
-        common = {"judge": _judged(file, data), "model": _identity(config)}
-        return [[cell | common] for cell in cells]
-
-    def context(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Where the files are."""
-        data, file = _files(config)
-        return {"data": str(data), "classifier": str(file)}
-
-    def context_of(
-        self, cell: Cell, source: str | None, network: str | None, allow_pickle: bool
-    ) -> dict[str, Any]:
-        """The same for a recorded cell: ``source`` is the file of the digits, with the judge beside
-        it."""
-        if source is None:
-            raise ValueError(
-                "this record is judged with digits: --input mnist.npz, with "
-                "mnist.judge.safetensors beside it"
-            )
-        return self.context({"data": source, "classifier": None})
-
-    def evaluate(self, task: Task, folder: Path, context: Mapping[str, Any]) -> list[Result]:
-        """Generates the digits of one setting and has them judged; fifty of them are drawn into
-        ``pictures/``."""
-        (cell,) = task
-        data, classifier = context["data"], context["classifier"]
-        for file, wanted in ((data, cell["judge"]["data"]), (classifier, cell["judge"]["weights"])):
-            if not Path(file).is_file() or sha256(Path(file)) != wanted:
-                raise ValueError(
-                    f"{file} is not the file of this cell, whose SHA-256 begins with {wanted[:12]}"
-                )
-        run, model = cell["run"], cell["model"]
-        denoiser = _model(model["name"], model["dtype"], model["device"])
-        if (denoiser.hash, _guide(denoiser)) != (model["weights"], model["guide"]):
-            raise ValueError(
-                f"the weights of {model['name']} are not those of this cell "
-                f"({model['weights'][:12]})"
-            )
-        n = run["samples"]
-        labels = torch.arange(n) % CLASSES
-        method = make_method(run["name"], label=labels, **cell["values"])
-        try:
-            result = generate(
-                denoiser,
-                (n, 1, SIZE, SIZE),
-                method,
-                steps=run["steps"],
-                seed=run["seed"],
-                batch_size=run["batch_size"],
-            )
-        except NonFiniteError as error:
-            return [{"diverged": str(error)}]
-        x = result.x.cpu()
-        share = float((calls(judge(Path(classifier)), x) == labels).float().mean())
-        picture = Path("pictures") / f"{key(cell)}.png"
-        (folder / picture).parent.mkdir(exist_ok=True)
-        write_image(folder / picture, make_grid(x[:50], nrow=10))
-        found = {
-            "as_asked": share,
-            "interval": list(interval(share, n)),
-            "variety": variety(x, labels) / _real_variety(data, n),
-        }
-        cost = {"nfe": result.nfe, "nbe": result.nbe, "seconds": result.seconds}
-        return [found | cost | {"restoration": image_hash(x), "files": {"samples": str(picture)}}]
-
-    def report(self, config: Mapping[str, Any], records: Sequence[Record]) -> str:
-        """One row for each setting."""
-        return markdown(_row(r["cell"], r.get("result", {})) for r in records)

@@ -13,7 +13,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from invdiff.benchmarks.harness import digest
+from invdiff.benchmarks.schema import Image, Images, digest
 from invdiff.images import find_images, read_image
 
 SCIKIT_IMAGE = "scikit-image"
@@ -102,9 +102,9 @@ class Dataset:
                 x = F.adaptive_avg_pool2d(x, side)
         return x.contiguous()
 
-    def identities(self) -> list[dict[str, Any]]:
+    def identities(self) -> list[Image]:
         """Index, name, shape and SHA-256 of the values of every image."""
-        found = []
+        found: list[Image] = []
         for k, path in enumerate(self.paths):
             x = self[path.stem]
             found.append(
@@ -118,6 +118,6 @@ def image_hash(x: Tensor) -> str:
     return hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
 
 
-def summary(images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a benchmark says of its images; it changes with any of them and with their order."""
+def summary(images: Sequence[Image]) -> Images:
+    """How many images and a hash of all, which changes with any of them and with their order."""
     return {"count": len(images), "hash": digest([image["hash"] for image in images])}

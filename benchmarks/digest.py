@@ -1,23 +1,22 @@
-"""Versions of plug-ins: digests that change when what defines them does, and not with comments or
-docstrings."""
+"""Versions of plug-ins: digests that change when the code or the parameters that make them up do,
+and not with comments, docstrings or code that they do not use."""
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import inspect
-import io
+import importlib.util
 import json
 import sys
-import tokenize
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
+from invdiff.benchmarks.definitions import Target, source_of
 from invdiff.files import sha256
 from invdiff.plugins.registry import name_of
 from invdiff.problem import Operator
@@ -25,59 +24,124 @@ from invdiff.problem import Operator
 FRAMEWORK = tuple(
     f"invdiff.{name}"
     for name in (
+        "loading",
         "network",
-        "noise",
         "plugins",
         "problem.composite",
         "problem.make",
         "problem.measurement",
         "problem.operator",
-        "problem.solvers",
         "problem.spectral",
         "sampling",
         "schedules",
+        "solving",
     )
 )
-"""What plug-ins are made with, not of."""
+"""The frame that plug-ins are made with; it does not count."""
 GROUND = {*sys.stdlib_module_names, "torch", "numpy"}
-"""Packages whose versions are not to matter."""
+"""Packages whose versions do not count."""
 
 
 def of_code(what: Any) -> str:
     """A digest of the code of a class or function, 12 hex digits.
 
-    It covers the modules that define it (of a class, those of its bases as well), and those of the
-    functions and classes that stand in their namespaces, as far as they belong to its own package
-    or to invdiff, whose framework does not count. Of other installed packages that any of these
-    import, be it within a function, it covers the version, torch and numpy excepted.
+    It covers :func:`used_by`: the definitions that it uses, wherever they stand, and the versions
+    of other packages that these use.
 
     Raises:
         ValueError: it was not read from a file, such as a class of a notebook.
     """
-    home = what.__module__.partition(".")[0]
-    pending = [c.__module__ for c in what.__mro__] if inspect.isclass(what) else [what.__module__]
-    found: dict[str, str] = {}
-    while pending:
-        name = pending.pop()
-        package = name.partition(".")[0]
-        if name in found or name.startswith(FRAMEWORK) or package in GROUND:
-            continue
-        if package not in (home, "invdiff") and package in _distributions():
-            found[package] = version(_distributions()[package][0])
-            continue
-        found[name] = _code(name)
-        foreign = [
-            of
-            for of in _imported(name)
-            if of not in (home, "invdiff", *GROUND) and of in _distributions()
-        ]
-        found |= {of: version(_distributions()[of][0]) for of in foreign}
-        pending += [
-            v.__module__
-            for v in vars(sys.modules[name]).values()
-            if inspect.isclass(v) or inspect.isfunction(v)
-        ]
-    return _digest(found)
+    found = used_by(what)
+    return _digest(sorted([name.rpartition(":")[2], said] for name, said in found.items()))
+
+
+def used_by(what: Any) -> dict[str, str]:
+    """What a class or function is made of.
+
+    Returns:
+        ``"module:name"`` -> digest, of its own definition and of every definition that it uses,
+        directly or through others, as far as they belong to its own package or to invdiff, whose
+        :data:`FRAMEWORK` does not count; and ``"package"`` -> version, of other packages that these
+        definitions use, those of :data:`GROUND` excepted. Code that is found by a name in a text,
+        such as a plug-in, is not seen.
+
+    Raises:
+        ValueError: code that was not read from a file.
+    """
+    search = _Search(what.__module__.partition(".")[0])
+    name = what.__qualname__.partition(".")[0]
+    if name not in source_of(what.__module__).definitions:
+        raise ValueError(
+            f"{what.__module__} does not define {name} at its top, so it has no version; define "
+            "it there by a class or def statement"
+        )
+    search.follow((what.__module__, (name,)))
+    return search.found
+
+
+class _Search:
+    """Follows names to their definitions.
+
+    Args:
+        home: the package whose definitions count, beside invdiff's.
+    """
+
+    def __init__(self, home: str) -> None:
+        self.home = home
+        self.found: dict[str, str] = {}
+        self.seen: set[Target] = set()
+
+    def follow(self, target: Target) -> None:
+        """Adds a name's definition and all that it uses."""
+        pending = [target]
+        while pending:
+            if (target := pending.pop()) in self.seen:
+                continue
+            self.seen.add(target)
+            module, path = target
+            package = module.partition(".")[0]
+            if package in GROUND or _in_framework(module):
+                continue
+            if package not in (self.home, "invdiff") and package in _distributions():
+                self.found[package] = version(_distributions()[package][0])
+            else:
+                pending += self._step(module, path)
+
+    def _step(self, module: str, path: tuple[str, ...]) -> set[Target]:
+        """Adds the definition that a name of a module has there, and returns where to go on."""
+        source = source_of(module)
+        if not path:  # the module is used as a value: any of its names may be
+            return {(module, (name,)) for name in source.definitions}
+        name, *rest = path
+        if name in source.definitions:
+            text, used = source.read(name)
+            self.found[f"{module}:{name}"] = _digest(text)
+            return used
+        if name in source.imports:
+            origin, above = source.imports[name]
+            return {(origin, (*above, *rest))}
+        return _elsewhere(module, name, tuple(rest))
+
+
+def _elsewhere(module: str, name: str, rest: tuple[str, ...]) -> set[Target]:
+    """A name that a module's source does not define: a module below it, or one that it has without
+    saying from where; what Python has built in is nowhere."""
+    if module in sys.modules and isinstance(sys.modules[module], ModuleType):
+        value: Any = vars(sys.modules[module]).get(name)
+        if isinstance(value, ModuleType):
+            return {(value.__name__, rest)}
+        origin = getattr(value, "__module__", None)
+        if isinstance(origin, str) and origin != module and hasattr(value, "__qualname__"):
+            return {(origin, (value.__qualname__.partition(".")[0],))}
+    try:
+        below = importlib.util.find_spec(f"{module}.{name}")
+    except (ImportError, ValueError):
+        below = None
+    return {(f"{module}.{name}", rest)} if below is not None else set()
+
+
+def _in_framework(module: str) -> bool:
+    return any(module == part or module.startswith(f"{part}.") for part in FRAMEWORK)
 
 
 def operator_version(operator: Operator) -> str:
@@ -122,53 +186,3 @@ def _digest(plain: Any) -> str:
 @cache
 def _distributions() -> Mapping[str, list[str]]:
     return packages_distributions()
-
-
-@cache
-def _imported(module: str) -> set[str]:
-    """The packages that a module imports anywhere in its code."""
-    nodes = list(ast.walk(ast.parse(_source(module))))
-    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    names += [
-        node.module
-        for node in nodes
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level
-    ]
-    return {name.partition(".")[0] for name in names}
-
-
-def _source(module: str) -> str:
-    try:
-        return inspect.getsource(sys.modules[module])
-    except (OSError, TypeError) as error:
-        raise ValueError(
-            f"the code of {module} cannot be read, so what it defines has no version; put "
-            "it into a file"
-        ) from error
-
-
-@cache
-def _code(module: str) -> str:
-    """A module's code without comments, docstrings and empty lines.
-
-    It is cut out of the text: what :func:`ast.unparse` writes differs between versions of Python,
-    and with it the digest would.
-    """
-    source = _source(module)
-    lines = source.split("\n")
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    cuts = [(token.start, token.end) for token in tokens if token.type == tokenize.COMMENT]
-    for node in ast.walk(ast.parse(source)):
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            and ast.get_docstring(node) is not None
-        ):
-            first = node.body[0]
-            assert first.end_lineno is not None and first.end_col_offset is not None
-            last = (
-                lines[first.end_lineno - 1].encode()[: first.end_col_offset].decode()
-            )  # ast counts bytes
-            cuts.append(((first.lineno, first.col_offset), (first.end_lineno, len(last))))
-    for (row, column), (last_row, end) in sorted(cuts, reverse=True):
-        lines[row - 1 : last_row] = [lines[row - 1][:column] + lines[last_row - 1][end:]]
-    return "\n".join(line.rstrip() for line in lines if line.strip())

@@ -16,16 +16,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from invdiff.benchmarks import harness
-from invdiff.benchmarks.grid import Grid
 from invdiff.benchmarks.launchers import make_launcher
 from invdiff.benchmarks.leaderboard import Row, Table, tables
+from invdiff.benchmarks.suite import make_suite
 from invdiff.benchmarks.tables import markdown
 from invdiff.config.compose import compose_suite, override_value
 from invdiff.files import write_atomically
 
 COSTS: dict[str, Callable[[Row], float]] = {
-    "evaluations, forward and backward": lambda row: row["cost"]["nfe"] + row["cost"]["nbe"],
-    "seconds per image": lambda row: row["cost"]["seconds"],
+    "evaluations, forward and backward": lambda row: _cost(row, "nfe") + _cost(row, "nbe"),
+    "seconds per image": lambda row: _cost(row, "seconds"),
 }
 SCORES = {"lpips": 1, "psnr": -1}
 """Times which each score is better when it is lower."""
@@ -40,8 +40,14 @@ def pareto(rows: Sequence[Row], cost: Callable[[Row], float], score: str) -> lis
     return front
 
 
+def _cost(row: Row, name: str) -> float:
+    return row["cost"][name] or 0.0
+
+
 def _loss(row: Row, score: str) -> float:
-    return SCORES[score] * row["scores"][score]["mean"]
+    mean = row["scores"][score]["mean"]
+    assert mean is not None  # as of all complete rows
+    return SCORES[score] * mean
 
 
 def draw(table: Table, path: Path) -> None:
@@ -88,9 +94,8 @@ def draw(table: Table, path: Path) -> None:
             panel.grid(alpha=0.2)
     size = benchmark["images"].get("size")
     crops = f"{benchmark['images']['count']} images{f' of {size}x{size}' if size else ''}"
-    figure.suptitle(
-        f"{benchmark['name']}: {rows[0]['model']['name']}, {crops}, sigma {benchmark['sigma']}"
-    )
+    networks = ", ".join(dict.fromkeys(row["model"]["name"] for row in rows if row["model"]))
+    figure.suptitle(f"{benchmark['name']}: {networks}, {crops}, sigma {benchmark['sigma']}")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -154,10 +159,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = compose_suite(
         "frontier", [f"images.source={override_value(args.input)}", *args.overrides]
     )
-    launcher = make_launcher("local", args.workers)
-    records = harness.run(
-        "grid", Grid().tasks(config), Grid().context(config), args.output, launcher
-    )
+    launcher, suite = make_launcher("local", args.workers), make_suite("grid")
+    records = harness.run(suite, suite.tasks(config), suite.context(config), args.output, launcher)
     found = tables(records)
     for table in filter(complete, found):
         draw(table, args.output / f"{table['benchmark']['name']}.png")

@@ -7,14 +7,10 @@ import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator
-
-from invdiff.benchmarks.harness import Record, digest, key
+from invdiff.benchmarks.schema import Record, breaches, brief, digest, key, result_of
 from invdiff.benchmarks.statistics import decimals
 from invdiff.files import write_atomically
 
@@ -94,8 +90,8 @@ def problems(folders: Sequence[str | Path]) -> tuple[list[str], list[Record]]:
 def flaws(record: Mapping[str, Any]) -> list[str]:
     """Where a record breaks the schema or contradicts itself, each as ``JSON path: what``; its file
     and pictures aside."""
-    if errors := sorted(_validator().iter_errors(record), key=lambda e: e.json_path):
-        return [f"{error.json_path}: {_brief(error.message)}" for error in errors]
+    if wrong := breaches(record):
+        return wrong
     cell, found = record["cell"], []
     benchmark, image = cell["benchmark"], cell["image"]
     if image["index"] >= (count := benchmark["images"]["count"]):
@@ -242,20 +238,6 @@ def _is_record(content: Any) -> bool:
     return isinstance(content, dict) and {"suite", "cell"} <= content.keys()
 
 
-@cache
-def _validator() -> Draft202012Validator:
-    return Draft202012Validator(
-        json.loads(
-            files("invdiff.benchmarks").joinpath("record.schema.json").read_text(encoding="utf-8")
-        )
-    )
-
-
-def _brief(message: str, length: int = 200) -> str:
-    line = " ".join(message.split())
-    return line if len(line) <= length else f"{line[: length // 2]} ... {line[-length // 2 :]}"
-
-
 def _misnamed(record: Record) -> Iterator[str]:
     expected = f"{key(record['cell'])}.json"
     if Path(record["file"]).name != expected:
@@ -263,7 +245,8 @@ def _misnamed(record: Record) -> Iterator[str]:
 
 
 def _pictures(record: Record) -> dict[str, str]:
-    return record.get("result", {}).get("files", {})
+    found: dict[str, str] = result_of(record).get("files", {})
+    return found
 
 
 def _bad_pictures(record: Record) -> Iterator[str]:
@@ -281,7 +264,7 @@ def _bad_pictures(record: Record) -> Iterator[str]:
                 with Image.open(path, formats=["PNG"]) as picture:
                     picture.load()
             except Exception as error:  # Pillow raises many kinds
-                yield f"$.result.files.{what}: {name} cannot be read: {_brief(str(error))}"
+                yield f"$.result.files.{what}: {name} cannot be read: {brief(str(error))}"
 
 
 def _one(first: Record, second: Record) -> Record:

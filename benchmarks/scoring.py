@@ -22,11 +22,11 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from invdiff.benchmarks import schema
 from invdiff.benchmarks.digest import of_code
 from invdiff.benchmarks.metrics import lpips
 from invdiff.plugins.registry import load
@@ -36,15 +36,13 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 SETS = ("fid", "kid", "is")
 
 
-def identity(name: str) -> dict[str, Any]:
+def identity(name: str) -> schema.Metric:
     """What the values of a registered metric depend on: rows are comparable where all of it is
     equal."""
     metric = load("metrics", name)
-    found: dict[str, Any] = {
+    found: schema.Metric = {
         "implementation": f"{metric.__module__}:{metric.__qualname__}",
         "version": of_code(metric),
-    }
-    found |= {
         "range": [0, 1],
         "crop": getattr(metric, "crop", 0),
         "better": getattr(metric, "better", None),
@@ -98,7 +96,7 @@ def spread(samples: Tensor, truth: Tensor) -> dict[str, Tensor]:
 
 def score(
     measurement: Measurement, samples: Tensor, truth: Tensor, metrics: Sequence[str]
-) -> list[dict[str, dict[str, float | None]]]:
+) -> list[schema.Scores]:
     """All that a record says of the quality of each image.
 
     A value is the mean over the samples, never the best of them. An image is scored apart from the
@@ -121,7 +119,7 @@ def score(
     consistency = torch.stack(
         [measurement.consistency(x.to(y.device, y.real.dtype)) for x in samples]
     ).mean(0)
-    found: list[dict[str, dict[str, float | None]]] = []
+    found: list[schema.Scores] = []
     for k, own in enumerate(samples.unbind(1)):
         values = {
             name: _mean_over(metric, name, own, truth[k].expand_as(own))

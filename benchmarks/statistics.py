@@ -6,18 +6,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from math import sqrt
 from statistics import fmean, stdev
-from typing import Any
+from typing import TypedDict
 
 CONFIDENCE = 0.95
 
 
-def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Mean of independent values and half the width of its Student t interval, ``t_{0.975, n-1} sd
-    / sqrt(n)``.
+class Interval(TypedDict):
+    """A mean of n values and half the width of its interval; the mean is None without values, the
+    half with fewer than two."""
 
-    Returns:
-        ``{"mean", "half", "n"}``; ``mean`` is None without values, ``half`` with fewer than two.
-    """
+    mean: float | None
+    half: float | None
+    n: int
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Mean of independent values and half the width of its Student t interval, ``t_{0.975, n-1} sd
+    / sqrt(n)``."""
     from scipy.special import stdtrit
 
     n = len(values)
@@ -33,9 +38,7 @@ def per_image(values: Mapping[tuple[int, int], float]) -> list[float]:
     return [fmean(of) for of in images.values()]
 
 
-def paired(
-    a: Mapping[tuple[int, int], float], b: Mapping[tuple[int, int], float]
-) -> dict[str, Any]:
+def paired(a: Mapping[tuple[int, int], float], b: Mapping[tuple[int, int], float]) -> Interval:
     """:func:`interval` of the differences a - b per image, over the images and seeds that both
     have.
 
@@ -48,3 +51,10 @@ def decimals(values: Iterable[float | None]) -> int:
     """How many of the figures of a column are printed: two behind the point if any reaches 10, else
     three."""
     return 2 if any(v is not None and abs(v) >= 10 for v in values) else 3
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half of its 95 % interval by the normal approximation, 1.96 sd/sqrt(n); zero for
+    one value."""
+    half = 1.96 * stdev(values) / sqrt(len(values)) if len(values) > 1 else 0.0
+    return fmean(values), half

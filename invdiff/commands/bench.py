@@ -6,21 +6,23 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from invdiff.benchmarks import harness
-from invdiff.benchmarks.harness import Record
 from invdiff.benchmarks.launchers import make_launcher
 from invdiff.benchmarks.records import flaws
+from invdiff.benchmarks.schema import Record
+from invdiff.benchmarks.suite import make_suite
 from invdiff.benchmarks.tables import markdown
 from invdiff.commands.common import check_paths
-from invdiff.config.compose import compose_suite, override_value
+from invdiff.config.compose import compose_suite, config_files, override_value
 from invdiff.files import write_atomically
-from invdiff.plugins.registry import check_names, load
+from invdiff.plugins.registry import check_names, list_plugins
 
 CHOICES = {"operator": "operators", "method": "methods", "baseline": "baselines", "model": "models"}
 """Flags that choose among a suite's entries, or add one that it does not have."""
@@ -48,10 +50,10 @@ def run(args: argparse.Namespace) -> None:
     launcher = make_launcher(args.launcher, args.workers, **options)
     config = configure(args)
     folder = Path(args.output or f"invdiff-bench-{args.suite}")
-    suite = load("suites", config["kind"])()
+    suite = make_suite(config["kind"])
     tasks = suite.tasks(config)
     records = harness.run(
-        config["kind"], tasks, suite.context(config), folder, launcher, progress=not args.quiet
+        suite, tasks, suite.context(config), folder, launcher, progress=not args.quiet
     )
     table = suite.report(config, records)
     write_atomically(folder / "results.md", table + "\n")
@@ -82,7 +84,7 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
         overrides.append(f"images.source={override_value(args.input)}")
         if _has_images(args.suite) and not any(o.startswith("images.names=") for o in overrides):
             overrides.append("images.names=null")  # the suite's are names of its own images
-    config = compose_suite(args.suite, overrides)
+    config = _composed(args.suite, overrides)
     flags = {
         **CHOICES,
         "seeds": "seeds",
@@ -120,6 +122,20 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
     return config
 
 
+def _composed(suite: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration of a file, else the defaults of a registered suite of this name."""
+    if suite in config_files("suite") or suite not in list_plugins("suites"):
+        return compose_suite(suite, overrides)
+    config = OmegaConf.create({"kind": suite, **make_suite(suite).defaults})
+    OmegaConf.set_struct(config, True)
+    try:
+        config.merge_with_dotlist([override.lstrip("+") for override in overrides])
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ValueError(f"suite {suite!r}: {str(error).splitlines()[0]}") from error
+    found: Any = OmegaConf.to_container(config)
+    return found
+
+
 def _has_images(suite: str) -> bool:
     """Whether a suite says which images it is about, and needs no --input."""
     try:
@@ -137,12 +153,12 @@ def reproduce(args: argparse.Namespace) -> None:
     """
     try:
         old: Record = json.loads(Path(args.reproduce).read_text())
-        cell, kind = old["cell"], old["suite"]
+        cell, kind = old["cell"], str(old["suite"])
     except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{args.reproduce} is no record of invdiff bench: {type(error).__name__}: {error}"
         ) from error
-    suite = load("suites", kind)()
+    suite = make_suite(kind)
     if "benchmark" in cell and (wrong := flaws(old)):
         raise ValueError(f"{args.reproduce} is no valid record: {wrong[0]}")
     if args.model and len(args.model) > 1:
@@ -152,7 +168,7 @@ def reproduce(args: argparse.Namespace) -> None:
     network, task = args.model[0] if args.model else None, harness.task_of(cell)
     with tempfile.TemporaryDirectory() as folder:
         found = harness.evaluate(
-            kind,
+            suite,
             task,
             Path(folder),
             suite.context_of(cell, args.input, network, args.allow_pickle),

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
-import os
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from invdiff.benchmarks.leaderboard import (
-    COSTS,
-    SECTIONS,
-    Table,
-    add_set_scores,
-    cautions,
-    markdown,
-    tables,
-)
+from invdiff.benchmarks.leaderboard import Table, add_set_scores, cautions, markdown, tables
+from invdiff.benchmarks.leaderboard.export import to_csv, to_json
 from invdiff.benchmarks.records import benchmark_hash, merge, problems, read_records
 from invdiff.commands.common import check_paths
 from invdiff.files import write_atomically
@@ -83,7 +71,7 @@ def _show(folders: Sequence[str], args: argparse.Namespace) -> None:
         for caution in dict.fromkeys(c for table in found for c in cautions(table)):
             warnings.warn(caution, stacklevel=2)
     if form == "html":
-        from invdiff.benchmarks import page
+        from invdiff.benchmarks.leaderboard import page
 
         assert output is not None
         page.write(
@@ -142,81 +130,9 @@ def _markdown(found: Sequence[Table], base: Path) -> str:
     return markdown(found) + "\n"
 
 
-def _json(found: Sequence[Table], base: Path) -> str:
-    """With folders relative to where it is written, so that it can be published."""
-
-    def placed(table: Table) -> Table:
-        rows = [
-            row
-            | {
-                "cells": [
-                    cell | {"folder": _relative(cell["folder"], base)} for cell in row["cells"]
-                ]
-            }
-            for row in table["rows"]
-        ]
-        return table | {"rows": rows}
-
-    return (
-        json.dumps(
-            {"format": 1, "tables": [placed(table) for table in found]}, indent=2, allow_nan=False
-        )
-        + "\n"
-    )
-
-
-def _relative(folder: str, base: Path) -> str:
-    return Path(os.path.relpath(folder, base)).as_posix()
-
-
-def _csv(found: Sequence[Table], base: Path) -> str:
-    """A line for each row and benchmark, every figure in full."""
-    lines: list[dict[str, Any]] = []
-    for table in found:
-        for row in table["rows"]:
-            line = {"benchmark": table["benchmark"]["name"], "hash": table["benchmark"]["hash"]}
-            line |= {name: row[name] for name in ("id", "label", "kind")} | {
-                "model": (row["model"] or {}).get("name")
-            }
-            line |= {"values": json.dumps(row["values"])} | {
-                name: row[name] for name in ("complete", "images", "of")
-            }
-            for section, prefix in [
-                *zip(SECTIONS, ("", "mean_", "spread_"), strict=True),
-                ("paired", "paired_"),
-            ]:
-                for name, score in row[section].items():
-                    line |= {
-                        f"{prefix}{name}{'' if k == 'mean' else f'_{k}'}": v
-                        for k, v in score.items()
-                    }
-            line |= {name: row["cost"][name] for name in COSTS}
-            lines.append(line | {"problems": "; ".join(row["problems"])})
-    columns = [
-        name
-        for name in dict.fromkeys(k for line in lines for k in line)
-        if any(line.get(name) is not None for line in lines)
-    ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _inert(value) for name, value in line.items()} for line in lines)
-    return text.getvalue()
-
-
-def _inert(value: Any) -> Any:
-    """Text that a spreadsheet would take for a formula, marked as text: records come from
-    strangers."""
-    return (
-        f"'{value}"
-        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-        else value
-    )
-
-
 FORMATS: dict[str, Callable[[Sequence[Table], Path], str]] = {
     "markdown": _markdown,
-    "csv": _csv,
-    "json": _json,
+    "csv": to_csv,
+    "json": to_json,
 }
 """Those that are text."""

@@ -221,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--launcher",
         default="local",
-        help="where cells run: local, ray, submitit, or one of a plug-in (default: local)",
+        help="where cells run, e.g. ray or submitit; see `invdiff list launchers` (default: local)",
     )
     where.add_argument(
         "--workers",

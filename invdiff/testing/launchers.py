@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from invdiff.benchmarks import harness
-from invdiff.benchmarks.harness import Cell, Launcher, Record, Result, Suite, Task
+from invdiff.benchmarks.harness import Launcher
+from invdiff.benchmarks.schema import Record, Result, Task
+from invdiff.benchmarks.suite import Suite
 from invdiff.testing.imports import importing
 from invdiff.testing.report import expect
 
@@ -22,11 +24,6 @@ class Squares(Suite):
 
     def context(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {"power": 2}
-
-    def context_of(
-        self, cell: Cell, source: str | None, network: str | None, allow_pickle: bool
-    ) -> dict[str, Any]:
-        return self.context({})
 
     def evaluate(self, task: Task, folder: Path, context: Mapping[str, Any]) -> list[Result]:
         if task[0]["n"] == 3:
@@ -47,11 +44,10 @@ class Case:
 
 def runs(case: Case) -> str:
     """Every task is evaluated once; what fails is recorded as its failure and stops no other."""
-    suite = Squares()
-    reference = f"{Squares.__module__}:{Squares.__qualname__}"
+    suite = Squares("squares")
     with tempfile.TemporaryDirectory() as folder:
         records = harness.run(
-            reference,
+            suite,
             suite.tasks({}),
             suite.context({}),
             Path(folder),

@@ -204,8 +204,8 @@ def check_suite(
     """Checks a suite.
 
     Args:
-        suite: a registered name, a class that makes one, or an object. Its attribute ``example``
-            is a configuration that takes seconds.
+        suite: a registered name, a class that makes one, or an object. Its attribute ``defaults``
+            is a configuration to try.
         only: some of :data:`SUITE_CHECKS`.
         expected_failures: check -> why it is known to fail.
 
@@ -360,10 +360,11 @@ def plan_launcher(
 
 def plan_suite(suite: Any, only: Sequence[str] | None = None, expected: Reasons = NONE) -> Plan:
     """The checks of a suite."""
-    factory = loaded("suites", suite)
-    made: Any = factory() if inspect.isclass(factory) or inspect.isroutine(factory) else factory
-    module = type(made).__module__
-    case = suites.Case(made, getattr(made, "example", None), module)
+    factory: Any = loaded("suites", suite)
+    name = suite if isinstance(suite, str) else "suite"
+    make: Any = factory
+    made: Any = make(name) if inspect.isclass(factory) else factory
+    case = suites.Case(made, made.defaults, type(made).__module__)
     return _plan("suite", suite, factory, suites.CHECKS, case, only, expected)
 
 

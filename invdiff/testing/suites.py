@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from invdiff.benchmarks.harness import Suite, key
+from invdiff.benchmarks.schema import key
+from invdiff.benchmarks.suite import Suite
 from invdiff.testing.imports import importing
 from invdiff.testing.report import Skip, expect
 
@@ -19,19 +20,19 @@ class Case:
     """A suite under test.
 
     Attributes:
-        suite: made without arguments.
-        config: one that takes seconds; the class's ``example``, where it states one.
+        suite: made with its name.
+        config: one that takes seconds; the class's ``defaults``, where it states some.
         module: whose import is tried.
     """
 
     suite: Suite
-    config: Mapping[str, Any] | None
+    config: Mapping[str, Any]
     module: str
 
     def example(self) -> Mapping[str, Any]:
         """The configuration to try."""
-        if self.config is None:
-            raise Skip("it states no example, a configuration that takes seconds")
+        if not self.config:
+            raise Skip("it states no defaults, a configuration to try")
         return self.config
 
 
@@ -42,7 +43,7 @@ def plain(case: Case) -> str:
     expect(json.dumps(tasks) == json.dumps(again), "it makes other tasks the second time")
     json.dumps(case.suite.context(config))
     cells = [key(cell) for task in tasks for cell in task]
-    expect(bool(cells), "its example has no cells")
+    expect(bool(cells), "its defaults have no cells")
     expect(len(set(cells)) == len(cells), "two cells are equal, so that one record serves both")
     return f"{len(cells)} cells"
 
@@ -54,7 +55,7 @@ def evaluates(case: Case) -> str:
     with tempfile.TemporaryDirectory() as folder:
         results = case.suite.evaluate(task, Path(folder), case.suite.context(config))
     expect(len(results) == len(task), f"of {len(task)} cells it gives {len(results)} results")
-    records = [
+    records: list[Any] = [
         {"cell": cell, "result": json.loads(json.dumps(result))}
         for cell, result in zip(task, results, strict=True)
     ]

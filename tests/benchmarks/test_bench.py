@@ -20,16 +20,17 @@ from oracles import correlated, rand
 from scipy.stats import wasserstein_distance
 
 import invdiff
-from invdiff.benchmarks import exact, harness
-from invdiff.benchmarks.exact import Exact
-from invdiff.benchmarks.launchers import local
+from invdiff.benchmarks import exact, harness, statistics
+from invdiff.benchmarks.exact import problems, suite
+from invdiff.benchmarks.launchers.local import Local
 from invdiff.commands.parser import main
 from invdiff.config.compose import compose_suite
+from invdiff.noise import generator_of
 from invdiff.problem import LinearOperator, make_operator
 from invdiff.solving.plan import complete
 
 D = torch.float64
-EXACT = "exact"
+EXACT = exact.Exact("exact")
 
 
 # Priors and posteriors ----------------------------------------------------------------------------
@@ -65,9 +66,7 @@ def test_the_posterior_is_the_oracles_and_draws_have_its_moments() -> None:
 
 def test_the_mixture_of_cardoso_et_al() -> None:
     problem = exact.mixture_problem(8, 2, seed=3)
-    prior_means = problem.denoiser.net.__closure__[
-        1
-    ].cell_contents.means  # the prior behind the network
+    prior_means = problem.prior.means
     pairs = {tuple(m[:2].tolist()) for m in prior_means}
     assert pairs == {(-8.0 * i, -8.0 * j) for i in range(-2, 3) for j in range(-2, 3)}
     assert all(torch.equal(m, m[:2].repeat(4)) for m in prior_means)
@@ -98,7 +97,7 @@ def test_the_gaussian_posterior_of_every_operator_is_that_of_its_matrix() -> Non
             {"name": name} | (parameters or {}), (3, 8, 8), 0.1, seed=0
         )
         A = problem.measurement.operator(torch.eye(192, dtype=D).view(-1, 3, 8, 8)).flatten(1).mT
-        prior = torch.linalg.inv(exact.gaussian_prior((3, 8, 8)).covariance)
+        prior = torch.linalg.inv(problems.gaussian_prior((3, 8, 8)).covariance)
         C = torch.linalg.inv(prior + A.mT @ A / 0.1**2)
         torch.testing.assert_close(problem.posterior.covariance, C, atol=1e-8, rtol=1e-6)
         mean = C @ A.mT @ problem.measurement.y.flatten() / 0.1**2
@@ -107,10 +106,10 @@ def test_the_gaussian_posterior_of_every_operator_is_that_of_its_matrix() -> Non
 
 def test_sliced_wasserstein_is_scipys_along_each_direction() -> None:
     a, b = rand(300, 4), 0.3 + 1.5 * rand(300, 4, seed=1)
-    along = torch.randn(4, 20, dtype=D, generator=exact.generator_of("directions"))
+    along = torch.randn(4, 20, dtype=D, generator=generator_of("directions"))
     along = along / along.norm(dim=0)
     expected = np.mean([wasserstein_distance(a @ u, b @ u) for u in along.mT])
-    assert exact.sliced_wasserstein(a, b, directions=20) == pytest.approx(expected)
+    assert problems.sliced_wasserstein(a, b, directions=20) == pytest.approx(expected)
 
 
 def test_the_suite_has_every_restoring_method_and_every_linear_operator() -> None:
@@ -146,7 +145,7 @@ def test_cells_and_their_scores() -> None:
         "dps longer": {"name": "dps", "steps": 40},
     }
     config["gaussian"]["operators"] = {"colorize": None}
-    records = [{"cell": cell, "result": exact.score(cell)} for (cell,) in Exact().tasks(config)]
+    records = [{"cell": cell, "result": suite.score(cell)} for (cell,) in EXACT.tasks(config)]
     assert len(records) == 2 * 4
     found = {(r["cell"]["method"], r["cell"]["problem"]): r["result"] for r in records}
     assert found["floor", "mixture"]["distance"] < 0.5 * found["none", "mixture"]["distance"]
@@ -159,7 +158,7 @@ def test_cells_and_their_scores() -> None:
         found["dps longer", "mixture"]["nfe"],
         found["none", "mixture"]["nbe"],
     ) == (20, 40, 0)
-    report = Exact().report(config, records)
+    report = EXACT.report(config, records)
     assert "| dps longer |" in report and "(8, 1)" in report and "colorize" in report
 
 
@@ -172,11 +171,11 @@ def tiny(seeds: int = 2) -> list[harness.Task]:
         ["mixture.d=[8]", "mixture.d_y=[1]", f"mixture.seeds={seeds}", "samples=20", "steps=3"],
     )
     config["gaussian"]["operators"], config["methods"] = {}, {"none": None, "dps": None}
-    return Exact().tasks(config)
+    return EXACT.tasks(config)
 
 
 def run(tasks: list[harness.Task], folder: Path, workers: int = 1) -> list[dict[str, Any]]:
-    return harness.run(EXACT, tasks, {}, folder, local(workers), progress=False)
+    return harness.run(EXACT, tasks, {}, folder, Local(workers), progress=False)
 
 
 def without_time(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -203,13 +202,12 @@ def test_what_is_missing_of_a_task_is_computed_with_the_whole_of_it(
 ) -> None:
     """So that a batch has the same images before and after an interruption."""
     seen = []
-    monkeypatch.setattr(
-        Exact,
-        "evaluate",
-        lambda self, task, folder, context: (
-            seen.append(len(task)) or [exact.score(cell) for cell in task]
-        ),
-    )
+
+    def evaluate(self: exact.Exact, task: harness.Task, *_: Any) -> list[harness.Result]:
+        seen.append(len(task))
+        return [suite.score(cell) for cell in task]
+
+    monkeypatch.setattr(exact.Exact, "evaluate", evaluate)
     task = [cell for (cell,) in tiny(1)]
     records = run([task], tmp_path)
     lost, *kept = sorted(tmp_path.iterdir())
@@ -240,8 +238,8 @@ def test_damaged_records_are_made_anew(tmp_path: Path) -> None:
 
 
 def test_the_interval() -> None:
-    assert harness.mean_and_interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 1.96 / 3**0.5))
-    assert harness.mean_and_interval([4.0]) == (4.0, 0.0)
+    assert statistics.mean_and_interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 1.96 / 3**0.5))
+    assert statistics.mean_and_interval([4.0]) == (4.0, 0.0)
 
 
 # The command --------------------------------------------------------------------------------------

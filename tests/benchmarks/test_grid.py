@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 import invdiff.zoo
-from invdiff.benchmarks import baselines, frontier, grid, harness, records, scoring
+from invdiff.benchmarks import baselines, frontier, harness, records, scoring
 from invdiff.benchmarks.dataset import Dataset
-from invdiff.benchmarks.grid import Grid
+from invdiff.benchmarks.grid import Grid, evaluate, networks, plan
 from invdiff.benchmarks.launchers import make_launcher
 from invdiff.benchmarks.leaderboard import add_set_scores, tables
 from invdiff.commands.bench import configure
@@ -30,7 +30,7 @@ from invdiff.images import read_image
 from invdiff.problem import Measurement
 from invdiff.sampling import NonFiniteError
 
-GRID = "grid"
+GRID = Grid("grid")
 UNTIMED = ("seconds", "peak_memory_mb")
 
 
@@ -69,8 +69,8 @@ def configured(photos: Path, *overrides: str, **entries: Any) -> dict[str, Any]:
 def run(config: dict[str, Any], folder: Path, workers: int = 1) -> list[harness.Record]:
     return harness.run(
         GRID,
-        Grid().tasks(config),
-        Grid().context(config),
+        GRID.tasks(config),
+        GRID.context(config),
         folder,
         make_launcher("local", workers),
         progress=False,
@@ -131,7 +131,7 @@ def test_the_grid_is_every_combination(photos: Path) -> None:
         seeds=[0, 1],
         batch_size=1,
     )
-    tasks = Grid().tasks(config)
+    tasks = GRID.tasks(config)
     cells = [cell for task in tasks for cell in task]
     assert all(len(task) == 1 for task in tasks) and len(cells) == 2 * 2 * (4 + 1 + 4 + 1 + 1)
     assert {cell["benchmark"]["name"] for cell in cells if cell["label"] == "chain"} == {"small"}
@@ -145,14 +145,14 @@ def test_the_grid_is_every_combination(photos: Path) -> None:
 
 def test_what_nobody_set_is_what_solve_would_run(photos: Path) -> None:
     config = configured(photos, methods={"dps": None})
-    run = Grid().tasks(config)[0][0]["run"]
+    run = GRID.tasks(config)[0][0]["run"]
     solved = compose("inpaint", ["dps"], "photo64")
-    assert {k: run[k] for k in grid.OF_RUN} == {k: solved[k] for k in grid.OF_RUN}
+    assert {k: run[k] for k in plan.OF_RUN} == {k: solved[k] for k in plan.OF_RUN}
 
 
 def test_images_of_one_shape_share_batches(photos: Path) -> None:
     config = configured(photos, "images.names=null", "images.crop=null", "images.size=null")
-    assert [[cell["image"]["name"] for cell in task] for task in Grid().tasks(config)[:2]] == [
+    assert [[cell["image"]["name"] for cell in task] for task in GRID.tasks(config)[:2]] == [
         ["a", "b"],
         ["c"],
     ]
@@ -171,7 +171,7 @@ def test_images_of_one_shape_share_batches(photos: Path) -> None:
 )
 def test_what_makes_rows_comparable(photos: Path, change: dict[str, Any], same: bool) -> None:
     ours, theirs = (
-        records.benchmark_hash(Grid().tasks(configured(photos, **given))[0][0])
+        records.benchmark_hash(GRID.tasks(configured(photos, **given))[0][0])
         for given in ({}, change)
     )
     assert (ours == theirs) == same
@@ -181,7 +181,7 @@ def test_a_protocol_brings_its_noise(photos: Path) -> None:
     config = configured(
         photos, operators={"dps_phase_retrieval": None}, methods={"dps": None}, baselines={}
     )
-    benchmark = Grid().tasks(config)[0][0]["benchmark"]
+    benchmark = GRID.tasks(config)[0][0]["benchmark"]
     assert benchmark["sigma"] == 0.05 and benchmark["operator"]["name"] == "phase_retrieval"
 
 
@@ -198,7 +198,7 @@ def test_every_suite_can_be_composed(photos: Path, suite: str) -> None:
             for k, v in values.items()
             if isinstance(v, list) and k not in ("name", "operators")
         }
-    labels = {cell["label"] for task in Grid().tasks(config) for cell in task}
+    labels = {cell["label"] for task in GRID.tasks(config) for cell in task}
     assert labels == {*config["methods"], *config["baselines"]}
 
 
@@ -247,17 +247,17 @@ def test_an_image_has_its_noise_in_any_batch(photos: Path, tmp_path: Path) -> No
 def test_refusals_divergence_and_failures_stop_nobody(photos: Path, tmp_path: Path) -> None:
     methods = {"dps": {"steps": 2, "zeta": 1e38}, "ddrm": {"steps": 2}, "ddnm": {"steps": 2}}
     config = configured(photos, operators={"jpeg": None}, methods=methods, baselines={})
-    tasks = Grid().tasks(config)
+    tasks = GRID.tasks(config)
     tasks[2] = [cell | {"model": cell["model"] | {"weights": "0" * 64}} for cell in tasks[2]]
     found = harness.run(
-        GRID, tasks, Grid().context(config), tmp_path, make_launcher("local"), progress=False
+        GRID, tasks, GRID.context(config), tmp_path, make_launcher("local"), progress=False
     )
     assert (
         "diverged" in found[0]["result"]
         and "refused" in found[2]["result"]
         and "is not the network of this cell" in found[4]["failure"]["error"]
     )
-    text = Grid().report(config, found)
+    text = GRID.report(config, found)
     assert "ddrm" in text and "dps" in text
 
 
@@ -265,7 +265,7 @@ def test_an_image_that_diverges_takes_no_other_with_it(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(configured(photos), tmp_path / "whole")
-    plain, seen = grid.solve, []
+    plain, seen = evaluate.solve, []
 
     def fragile(measurement: Measurement, *args: Any, **options: Any) -> Any:
         if 1 in options.get("image_ids", []):
@@ -273,7 +273,7 @@ def test_an_image_that_diverges_takes_no_other_with_it(
         seen.append(options.get("image_ids"))
         return plain(measurement, *args, **options)
 
-    monkeypatch.setattr(grid, "solve", fragile)
+    monkeypatch.setattr(evaluate, "solve", fragile)
     first, second, *_ = run(configured(photos), tmp_path / "fragile")
     assert "diverged" in second["result"] and seen[-1] == [0]
     assert first["result"]["metrics"]["psnr"] == pytest.approx(
@@ -320,7 +320,7 @@ def test_a_network_is_known_by_what_it_is_and_not_by_where(photos: Path, tmp_pat
     scheduler.write_text(
         json.dumps(json.loads(scheduler.read_text()) | {"num_train_timesteps": 500})
     )
-    grid.model.cache_clear()
+    networks.model.cache_clear()
     assert main(again) == 2
 
 
@@ -343,7 +343,7 @@ def test_flags_go_before_what_the_suite_says_of_one(photos: Path) -> None:
     small = ["images.names=[a]", "images.crop=64", "images.size=32", "+operators.blur.sigma=2"]
     args = _parser().parse_args([*given, "--input", str(photos), *small])
     cells = [
-        cell for task in Grid().tasks(configure(args)) for cell in task if cell["kind"] == "method"
+        cell for task in GRID.tasks(configure(args)) for cell in task if cell["kind"] == "method"
     ]
     assert {
         (cell["run"]["steps"], cell["model"]["dtype"], cell["benchmark"]["sigma"]) for cell in cells
@@ -490,7 +490,7 @@ def test_flags_choose_rows_and_add_new_ones_with_their_values(photos: Path) -> N
         ]
         args, rest = _parser().parse_known_args(["bench", *given, *small])
         args.overrides += rest
-        return [cell for task in Grid().tasks(configure(args)) for cell in task]
+        return [cell for task in GRID.tasks(configure(args)) for cell in task]
 
     (added,) = cells("--method", "mmps", "methods.mmps.iterations=2")
     assert added["run"]["guidance"][0]["iterations"] == 2 and added["image"]["name"] == "a"

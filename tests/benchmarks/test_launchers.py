@@ -16,10 +16,10 @@ from typing import Any
 import launched
 import pytest
 
-from invdiff.benchmarks import harness, launchers
-from invdiff.benchmarks.exact import Exact
+from invdiff.benchmarks import harness
 from invdiff.benchmarks.harness import Launcher, Record, Task
-from invdiff.benchmarks.launchers import make_launcher
+from invdiff.benchmarks.launchers import local, make_launcher, slurm
+from invdiff.benchmarks.suite import Suite, make_suite
 from invdiff.config.compose import compose_suite
 
 needs_ray = pytest.mark.skipif(
@@ -41,16 +41,16 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the quarter of a minute that submitit waits for a shared disk."""
     submitit = pytest.importorskip("submitit")
     monkeypatch.setattr(submitit.Job, "_results_timeout_s", 0.5)
-    monkeypatch.setattr(launchers, "POLL", 0.1)
+    monkeypatch.setattr(slurm, "POLL", 0.1)
 
 
 def run(
-    tasks: list[Task], folder: Path, launcher: Launcher, suite: str = "launched:Launched"
+    tasks: list[Task], folder: Path, launcher: Launcher, suite: Suite = launched.LAUNCHED
 ) -> list[Record]:
     return harness.run(
         suite,
         tasks,
-        {"scale": 2.0} if suite == "launched:Launched" else {},
+        {"scale": 2.0} if suite is launched.LAUNCHED else {},
         folder,
         launcher,
         progress=False,
@@ -150,7 +150,7 @@ def test_every_worker_sees_one_device(tmp_path: Path, monkeypatch: pytest.Monkey
     assert {r["result"]["CUDA_VISIBLE_DEVICES"] for r in records} == {"3", "GPU-5"}
     assert {r["result"]["OMP_NUM_THREADS"] for r in records} == {"1"}
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,GPU-5"
-    assert launchers.cuda_devices() == ["3", "GPU-5"]
+    assert local.cuda_devices() == ["3", "GPU-5"]
 
 
 INTERRUPTED = """
@@ -166,7 +166,7 @@ if __name__ == "__main__":
     launcher = make_launcher(name, 2)
     try:
         tasks = launched.tasks("noise", "noise", "wait", "wait", "noise")
-        harness.run("launched:Launched", tasks, {}, folder, launcher, progress=False)
+        harness.run(launched.LAUNCHED, tasks, {}, folder, launcher, progress=False)
     except KeyboardInterrupt:
         sys.exit(130)
 """
@@ -221,7 +221,7 @@ def test_the_workers_end_when_the_run_fails(tmp_path: Path) -> None:
     ended = []
 
     def launch(
-        suite: str, tasks: Sequence[Task], folder: Path, context: Mapping[str, Any]
+        suite: Suite, tasks: Sequence[Task], folder: Path, context: Mapping[str, Any]
     ) -> Generator[tuple[Task, list[Record]], None, None]:
         try:
             yield tasks[0], []
@@ -256,8 +256,9 @@ def test_the_exact_suite_is_the_same_anywhere(name: str, workers: int, tmp_path:
         "exact", ["mixture.d=[8]", "mixture.d_y=[1]", "mixture.seeds=2", "samples=20", "steps=3"]
     )
     config["gaussian"]["operators"], config["methods"] = {}, {"none": None, "dps": None}
-    expected = run(Exact().tasks(config), tmp_path / "serial", make_launcher(), "exact")
-    records = run(Exact().tasks(config), tmp_path / name, make_launcher(name, workers), "exact")
+    exact = make_suite("exact")
+    expected = run(exact.tasks(config), tmp_path / "serial", make_launcher(), exact)
+    records = run(exact.tasks(config), tmp_path / name, make_launcher(name, workers), exact)
     assert told(records) == told(expected)
     without_cost = [
         [
@@ -266,7 +267,7 @@ def test_the_exact_suite_is_the_same_anywhere(name: str, workers: int, tmp_path:
         ]
         for each in (records, expected)
     ]
-    assert Exact().report(config, without_cost[0]) == Exact().report(config, without_cost[1])
+    assert exact.report(config, without_cost[0]) == exact.report(config, without_cost[1])
 
 
 # Ray ----------------------------------------------------------------------------------------------
@@ -281,7 +282,7 @@ def test_a_ray_worker_is_killed_and_the_table_is_that_of_the_serial_run(
     records = run([*ORDINARY, *DEADLY], tmp_path / "ray", make_launcher("ray", 2))
     killer.join()
     assert told(records[:-4]) == serial
-    assert launched.Launched().report({}, records[:-4]) == launched.Launched().report(
+    assert launched.LAUNCHED.report({}, records[:-4]) == launched.LAUNCHED.report(
         {}, run(ORDINARY, tmp_path / "serial", make_launcher())
     )
     assert "WorkerCrashedError" in records[-3]["failure"]["error"] and "result" in records[-1]
@@ -429,7 +430,7 @@ def test_jobs_that_cannot_begin_say_what_they_said(
 @pytest.mark.parametrize(
     "name, workers, options, message",
     [
-        ("slurm", None, {}, "unknown launcher 'slurm'. Known: local, ray, submitit"),
+        ("slurm", None, {}, r"unknown launcher 'slurm'\. Known: local, ray, submitit"),
         ("local", 0, {}, "--workers must be at least 1, got 0"),
         ("local", None, {"address": "auto"}, "launcher 'local' has no parameter 'address'"),
         pytest.param("ray", None, {"adress": "auto"}, "Did you mean 'address'", marks=needs_ray),

@@ -619,7 +619,7 @@ def test_records_are_read_from_folders_and_below(tmp_path: Path) -> None:
     stored(tmp_path / "a" / "below", record(26.0, 2))
     (tmp_path / "a" / "result.json").write_text('{"config": {}}')  # not a record
     (tmp_path / "a" / "exact.json").write_text(
-        json.dumps({"format": 2, "suite": "s", "cell": {"problem": "mixture"}})
+        json.dumps({"format": harness.FORMAT, "suite": "s", "cell": {"problem": "mixture"}})
     )
     with pytest.warns(UserWarning, match="1 of the records .* tables of their own"):
         found = read_records(
@@ -819,7 +819,7 @@ def test_validate_and_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert invdiff("validate", tmp_path / "all") == 2
     shown = capsys.readouterr()
     assert (
-        f"{file}: $.format: 2 was expected" in shown.out
+        f"{file}: $.format: 3 was expected" in shown.out
         and "half.json: $: not JSON" in shown.out
         and len(shown.out.splitlines()) == 2
     )
@@ -846,3 +846,18 @@ def test_mistakes_are_told(
     assert invdiff(*(a.format(tmp_path) for a in args)) == 2
     shown = capsys.readouterr()
     assert message in shown.err and shown.out == ""
+
+
+def test_names_of_columns_are_no_formulas(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile = '=HYPERLINK("http://x")'
+    metric = {"implementation": "m:f", "version": "1", "range": [0, 1], "crop": 0, "better": None}
+    benchmark = problem(metrics=problem()["metrics"] | {hostile: metric})
+    rows = row_of([24.0, 25.0, 26.0], "a")
+    for each in rows:
+        each["cell"]["benchmark"] = benchmark
+        each["result"]["metrics"][hostile] = 1.0
+    assert invdiff(stored(tmp_path / "a", *rows), "--format", "csv") == 0
+    header = next(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert f"'{hostile}" in header and not any(name.startswith("=") for name in header)

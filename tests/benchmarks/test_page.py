@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from invdiff.benchmarks import page
+from invdiff.benchmarks.leaderboard import page
 from invdiff.images import read_image, write_image
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

@@ -1,14 +1,12 @@
-"""What restorations are worth: digests, consistency, spread, records' scores and scores of sets,
+"""What restorations are worth: consistency, spread, records' scores and scores of sets,
 each against another computation."""
 
 from __future__ import annotations
 
-import importlib
 import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,8 +16,8 @@ from scipy.linalg import sqrtm
 from torch import Tensor, nn
 
 import invdiff
-from invdiff.benchmarks import digest, metrics, scoring
-from invdiff.benchmarks.digest import of_code, operator_version
+from invdiff.benchmarks import metrics, scoring
+from invdiff.benchmarks.digest import of_code
 from invdiff.benchmarks.scoring import identity, score, set_scores, spread
 from invdiff.images import sample_photo
 from invdiff.plugins.registry import list_plugins
@@ -37,176 +35,7 @@ def noisy(x: Tensor, samples: int, std: float = 0.1, seed: int = 0) -> Tensor:
     return (x + std * torch.randn(samples, *x.shape, generator=g)).clamp(0, 1)
 
 
-# Digests ------------------------------------------------------------------------------------------
-
-SOURCE = '''
-"""A metric."""
-from kit_helper import shift
-
-
-class Shifted:
-    """A class."""
-
-    scale = 2  # of all
-
-
-def shifted(x, reference):
-    """Doc # not a comment."""
-    return x - shift(reference) + "#".count("#")
-'''
-CHANGES = {
-    "a comment": ("# of all", "# of everything"),
-    "the docstring of a module": ('"""A metric."""', "'''Another text\n\nof three lines.'''"),
-    "the docstring of a function": ('"""Doc # not a comment."""\n    ', ""),
-    "the docstring of a class": ('"""A class."""', '"""Ä class."""'),
-    "empty lines": ("\n\n\n", "\n"),
-}
-EDITS = {
-    "code": ("x - shift", "x + shift"),
-    "a constant": ("scale = 2", "scale = 3"),
-    "a string with #": ('"#"', '"##"'),
-}
-
-
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes modules of a text, each time anew."""
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def make(name: str, source: str) -> ModuleType:
-        (tmp_path / f"{name}.py").write_text(source)
-        sys.modules.pop(name, None)
-        digest._code.cache_clear()
-        importlib.invalidate_caches()
-        importlib.import_module("linecache").clearcache()
-        monkeypatch.setattr(sys, "dont_write_bytecode", True)
-        return importlib.import_module(name)
-
-    yield make
-    for name in ("kit_metric", "kit_helper"):
-        sys.modules.pop(name, None)
-    digest._code.cache_clear()
-
-
-def test_digests_change_with_code_and_not_with_its_comments(module: Any) -> None:
-    module("kit_helper", "def shift(x): return x + 1")
-    before = of_code(module("kit_metric", SOURCE).shifted)
-    assert len(before) == 12
-    for what, (old, new) in CHANGES.items():
-        assert (
-            old in SOURCE
-            and of_code(module("kit_metric", SOURCE.replace(old, new)).shifted) == before
-        ), what
-    for what, (old, new) in EDITS.items():
-        assert (
-            old in SOURCE
-            and of_code(module("kit_metric", SOURCE.replace(old, new)).shifted) != before
-        ), what
-
-
-def test_digests_change_with_what_the_code_imports_from_its_own_package(
-    tmp_path: Path, module: Any
-) -> None:
-    module("kit_helper", "def shift(x): return x + 1")
-    before = of_code(module("kit_metric", SOURCE).shifted)
-    module("kit_helper", "def shift(x): return x + 2")
-    assert of_code(module("kit_metric", SOURCE).shifted) != before
-
-
-def test_code_without_a_file_has_no_version() -> None:
-    made: dict[str, Any] = {"__name__": "nowhere_to_read"}
-    exec("class Made: pass", made)
-    sys.modules["nowhere_to_read"] = ModuleType("nowhere_to_read")
-    try:
-        with pytest.raises(ValueError, match="nowhere_to_read cannot be read.*put it into a file"):
-            of_code(made["Made"])
-    finally:
-        del sys.modules["nowhere_to_read"]
-
-
-def covered(what: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What a digest covers."""
-    found = list[dict[str, str]]()
-    monkeypatch.setattr(digest, "_digest", lambda plain: str(found.append(plain)))
-    of_code(what)
-    monkeypatch.undo()
-    return found[0]
-
-
-def test_what_a_digest_covers(monkeypatch: pytest.MonkeyPatch) -> None:
-    jpeg = covered(type(make_operator("jpeg")), monkeypatch)
-    assert set(jpeg) == {
-        "invdiff.operators.jpeg",
-        "invdiff.operators.quantize",
-        "invdiff.problem.separable",
-    }
-    blur = covered(type(make_operator("nonlinear_blur")), monkeypatch)
-    assert set(blur) == {
-        "invdiff.operators.nonlinear_blur",
-        "invdiff.operators.blur",
-        "invdiff.problem.separable",
-        "PIL",
-    }  # which reads kernels
-    import deepinv
-
-    physics = covered(type(make_operator(deepinv.physics.Inpainting((3, 8, 8)))), monkeypatch)
-    assert physics["deepinv"] == deepinv.__version__ and "invdiff.problem.physics" in physics
-    assert set(covered(metrics.psnr, monkeypatch)) == {
-        "invdiff.benchmarks.metrics",
-        "lpips",
-        "safetensors",
-        "skimage",
-    }
-
-
-def test_every_operator_has_a_version_of_its_own() -> None:
-    versions = {}
-    for name in list_plugins("operators"):
-        operator = make_operator(name)
-        versions[name] = operator_version(operator)
-        assert (
-            operator_version(operator.bind(operator.fit((3, 32, 32))))
-            == versions[name]
-            == operator_version(make_operator(name))
-        )
-    assert len(set(versions.values())) == len(versions)
-
-
-VARIANTS: dict[str, tuple[Operator, Operator]] = {
-    "number": (make_operator("inpaint"), make_operator("inpaint", fraction=0.5)),
-    "tensor": (
-        make_operator("inpaint", mask=torch.ones(4, 4)),
-        make_operator("inpaint", mask=torch.eye(4)),
-    ),
-    "part": (
-        make_operator("compose"),
-        make_operator("compose", parts=[{"name": "blur", "sigma": 2.5}, "sr"]),
-    ),
-    "part of a part": (
-        make_operator("stack", parts=[{"name": "compose", "parts": ["blur", "sr"]}]),
-        make_operator(
-            "stack", parts=[{"name": "compose", "parts": ["blur", {"name": "sr", "factor": 2}]}]
-        ),
-    ),
-}
-
-
-@pytest.mark.parametrize("what", VARIANTS)
-def test_parameters_are_part_of_an_operators_version(what: str) -> None:
-    a, b = VARIANTS[what]
-    assert operator_version(a) != operator_version(b)
-
-
-def test_of_a_mask_file_the_content_is_part_of_the_version_and_not_its_place(
-    tmp_path: Path,
-) -> None:
-    versions = []
-    for name, mask in (("a", np.eye(8)), ("b", np.eye(8)), ("c", np.ones((8, 8)))):
-        np.save(tmp_path / f"{name}.npy", mask)
-        versions.append(
-            operator_version(make_operator("inpaint", mask=str(tmp_path / f"{name}.npy")))
-        )
-    assert versions[0] == versions[1] != versions[2]
+# Metrics ------------------------------------------------------------------------------------------
 
 
 def test_the_identity_of_metrics() -> None:

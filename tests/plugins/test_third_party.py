@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from invdiff import Denoiser, Guidance, Itinerary, LinearOperator, Transition, schedules
 from invdiff.benchmarks.baselines import Baseline
-from invdiff.benchmarks.harness import Suite, evaluate
+from invdiff.benchmarks.harness import evaluate
+from invdiff.benchmarks.suite import Suite
 from invdiff.itineraries import Straight
 from invdiff.loading import Loader
 from invdiff.transitions import DDIM
@@ -125,8 +126,6 @@ def launcher(workers=None):
 class Counting(Suite):
     """Counts to n."""
     def tasks(self, config): return [[{"n": n}] for n in range(config["n"])]
-    def context(self, config): return {}
-    def context_of(self, cell, source, network, allow_pickle): return {}
     def evaluate(self, task, folder, context): return [{"square": cell["n"] ** 2} for cell in task]
     def report(self, config, records): return str([r["result"]["square"] for r in records])
 '''

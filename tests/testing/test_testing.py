@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invdiff import schedules
-from invdiff.benchmarks import harness
 from invdiff.commands.parser import main
 from invdiff.itineraries import Straight
 from invdiff.network import Denoiser, Prediction
@@ -770,18 +769,20 @@ def test_launchers_and_suites() -> None:
     assert check_suite("exact").ok
 
     class Equal(Squares):
-        example: ClassVar[dict[str, Any]] = {}
+        defaults: ClassVar[Mapping[str, Any]] = {"n": 1}
 
         def tasks(self, config: Mapping[str, Any]) -> list[Any]:
             return [[{"n": 1}], [{"n": 1}]]
 
     assert failures(check_suite, Equal) == {"plain"}
-    assert check_suite(type("Good", (Squares,), {"example": {}}), only=["plain", "evaluates"]).ok
+    assert check_suite(
+        type("Good", (Squares,), {"defaults": {"n": 1}}), only=["plain", "evaluates"]
+    ).ok
 
     def forgets(workers: int | None = None) -> Any:
-        def launch(suite: str, tasks: Any, folder: Path, context: Any) -> Any:
+        def launch(suite: Any, tasks: Any, folder: Path, context: Any) -> Any:
             for task in tasks:
-                yield task, [harness.record(suite, cell) | {"result": {}} for cell in task]
+                yield task, [{"cell": cell, "result": {}} for cell in task]
 
         return launch
 

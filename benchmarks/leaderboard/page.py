@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from invdiff.benchmarks.leaderboard import cautions
+from invdiff.benchmarks.leaderboard.render import cautions
 from invdiff.files import write_atomically
 
 Picture = Callable[[Mapping[str, Any], str], bytes | None]
@@ -82,7 +82,9 @@ def render(data: Mapping[str, Any], picture: Picture, pictures: int = PICTURES) 
             rows.append({**row, "cells": cells})
         tables.append({**table, "rows": rows, "cautions": cautions(table)})
     uris = ["data:image/png;base64," + base64.b64encode(content).decode() for content in embedded]
-    template = files("invdiff.benchmarks").joinpath("page.html").read_text(encoding="utf-8")
+    template = (
+        files("invdiff.benchmarks.leaderboard").joinpath("page.html").read_text(encoding="utf-8")
+    )
     return template.replace("{{policy}}", _policy(template), 1).replace(
         "{{data}}", _json({"tables": tables, "pictures": uris}), 1
     )

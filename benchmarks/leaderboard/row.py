@@ -1,0 +1,160 @@
+"""One row of a table, from the records of its cells."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from invdiff.benchmarks.leaderboard.types import COSTS, SECTIONS, Cell, Row, Score, Values
+from invdiff.benchmarks.schema import Benchmark, Better, Figures, Record, result_of
+from invdiff.benchmarks.statistics import interval, per_image
+
+Cells = dict[tuple[int, int], Record]
+"""The records of a row, by image and seed."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """The images (index -> name), seeds and metrics (name -> which way is better) of a table."""
+
+    images: Mapping[int, str]
+    seeds: Sequence[int]
+    better: Mapping[str, Better]
+
+    @classmethod
+    def of(
+        cls, benchmark: Benchmark, records: Sequence[Record], better: Mapping[str, Better]
+    ) -> Context:
+        """Of the records of a benchmark; images that no record names are numbered."""
+        images = {i: f"image {i}" for i in range(benchmark["images"]["count"])}
+        images |= {image["index"]: image["name"] for r in records for image in r["cell"]["batch"]}
+        return cls(images, benchmark["seeds"], better)
+
+
+def row_of(name: str, label: str, cells: Cells, context: Context) -> Row:
+    """A row without ranks and differences.
+
+    Args:
+        name: a digest of what its cells share, its id.
+        label: that no other row has.
+        cells: its records.
+        context: of the table.
+    """
+    records, images, seeds = list(cells.values()), context.images, context.seeds
+    cell = records[0]["cell"]
+    done = {k: r for k, r in sorted(cells.items()) if "metrics" in result_of(r)}
+    expected = {place: cells.get(place) for place in product(images, seeds)}
+    return {
+        "id": name,
+        "label": label,
+        "method": cell["label"],
+        "kind": cell["kind"],
+        "values": cell["values"],
+        "model": cell["model"],
+        "complete": len(done) == len(images) * len(seeds),
+        "images": sum(all((i, s) in done for s in seeds) for i in images),
+        "of": len(images),
+        "problems": _problems(expected, images, context.better),
+        "scores": _scores(done, SECTIONS["scores"], context.better),
+        "mean": _scores(done, SECTIONS["mean"], context.better),
+        "spread": _scores(done, SECTIONS["spread"], None),
+        "paired": {},
+        "cost": _cost([r["result"] for r in done.values()]),
+        "environment": _environment(records),
+        "cells": [_cell(r) for r in done.values()],
+    }
+
+
+def _scores(cells: Cells, part: str, wanted: Mapping[str, Better] | None) -> dict[str, Score]:
+    """The figures of a part of the results: those wanted, else all; of the metrics each that is
+    wanted, measured or not."""
+    there = dict.fromkeys(n for r in cells.values() for n in r["result"].get(part, {}))
+    if wanted is None:
+        names = list(there)
+    else:
+        names = [n for n in wanted if part == "metrics" or n in there]
+    found: dict[str, Score] = {}
+    for name in names:
+        found[name] = {**interval(per_image(values_of(cells, part, name))), "rank": None}
+    return found
+
+
+def values_of(cells: Cells, part: str, name: str) -> Values:
+    """A figure by image and seed, where there is one."""
+    found = {k: result_of(r).get(part, {}).get(name) for k, r in cells.items()}
+    return {k: v for k, v in found.items() if v is not None}
+
+
+def _cell(record: Record) -> Cell:
+    cell, result = record["cell"], record["result"]
+    return {
+        "image": cell["image"]["name"],
+        "seed": cell["seed"],
+        "metrics": result["metrics"],
+        "files": result.get("files", {}),
+        # Of a record that was not read from a file there is no folder.
+        "folder": str(Path(record["file"]).parent) if "file" in record else None,
+    }
+
+
+def _problems(
+    expected: Mapping[tuple[int, int], Record | None],
+    images: Mapping[int, str],
+    better: Mapping[str, Better],
+) -> list[str]:
+    """The reasons why a row is not complete, one line for each."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for (image, _), record in expected.items():
+        for reason in _reasons(record, better):
+            reasons.setdefault(reason, []).append(images[image])
+    lines = []
+    for (what, why), names in reasons.items():
+        distinct = list(dict.fromkeys(names))
+        some = f" ({', '.join(distinct[:3])}{', ...' if len(distinct) > 3 else ''})"
+        which = "" if len(names) == len(expected) else some
+        lines.append(f"{len(names)} of {len(expected)} {what}{which}{': ' if why else ''}{why}")
+    return lines
+
+
+def _reasons(record: Record | None, better: Mapping[str, Better]) -> list[tuple[str, str]]:
+    if record is None:
+        return [("missing", "")]
+    if "failure" in record:
+        return [("failed", _without_paths(record["failure"]["error"]))]
+    result = record["result"]
+    if stopped := [(k, _without_paths(result[k])) for k in ("refused", "diverged") if k in result]:
+        return stopped
+    return [
+        (f"without {name}", "")
+        for name in better
+        if better[name] and result["metrics"].get(name) is None
+    ]
+
+
+def _without_paths(text: str) -> str:
+    """One line, with the folders of absolute paths left out: they are of the machine that ran, and
+    tables get published."""
+    return re.sub(r"(?<![\w.:/])(?:/[^\s/'\"]+)+/(?=[^\s/'\"])", ".../", " ".join(text.split()))
+
+
+def _cost(results: Sequence[Mapping[str, Any]]) -> Figures:
+    """Means over the cells; of memory the largest."""
+    given = {name: [r[name] for r in results if r.get(name) is not None] for name in COSTS}
+    return {
+        name: (max if name == "peak_memory_mb" else fmean)(values) if values else None
+        for name, values in given.items()
+    }
+
+
+def _environment(records: Sequence[Record]) -> dict[str, Any]:
+    """Of all cells: a value where they agree, the list of values where they do not."""
+    names = dict.fromkeys(name for r in records for name in r["environment"])
+    seen = {
+        name: list(dict.fromkeys(r["environment"].get(name) for r in records)) for name in names
+    }
+    return {name: values[0] if len(values) == 1 else values for name, values in seen.items()}
