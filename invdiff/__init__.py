@@ -38,6 +38,7 @@ _HOME = {
 _MODULES = (
     "benchmarks",
     "guidance",
+    "images",
     "itineraries",
     "operators",
     "sampling",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from invdiff import (
         benchmarks,
         guidance,
+        images,
         itineraries,
         operators,
         sampling,

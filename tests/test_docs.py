@@ -97,6 +97,13 @@ def test_the_quick_start_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (tmp_path / "restored.png").exists()
 
 
+def test_the_readme_runs() -> None:
+    (block,) = blocks((DOCS.parent / "README.md").read_text(), "python")[:1]
+    names: dict[str, Any] = {}
+    exec(block.replace("num_samples=4", "num_samples=2, steps=2"), names)
+    assert names["result"].samples.shape == (2, 1, 3, 128, 128)
+
+
 PIECES = [
     ("methods" if kind == "guidance" else kind, name, load(kind, name))
     for kind in ("guidance", "operators", "transitions", "itineraries")

@@ -13,11 +13,21 @@ import textwrap
 from typing import Any
 
 from invdiff.config.compose import config_files, protocols
-from invdiff.plugins.registry import KINDS, UnknownNameError, did_you_mean, list_plugins, load
+from invdiff.plugins.purpose import first_sentence, purpose
+from invdiff.plugins.registry import (
+    KINDS,
+    PluginError,
+    UnknownNameError,
+    did_you_mean,
+    list_plugins,
+    load,
+)
 
 FILES = {"protocols": "operator", "presets": "preset", "suites": "suite"}
 """What is listed of the config groups."""
 LISTED = (*KINDS, *FILES)
+LINE = 110
+"""Columns of a line of the list."""
 PREFIX = {
     "operators": "operator",
     "guidance": "guidance",
@@ -46,7 +56,20 @@ def run(args: argparse.Namespace) -> None:
         print(f"{kind}:")
         width = max(map(len, origins), default=0)
         for name, origin in origins.items():
-            print(f"  {name:{width}}  {origin}")
+            text = f"  {name:{width}}  {_in_short(kind, name) or origin}"
+            print(text if len(text) <= LINE else f"{text[: LINE - 4]} ...")
+
+
+def _in_short(kind: str, name: str) -> str:
+    """What something is for, in one line; empty where nothing says so."""
+    if kind in FILES:
+        text = config_files(FILES[kind])[name][1].read_text(encoding="utf-8")
+        comments = [line.lstrip("# ") for line in text.splitlines() if line.startswith("# ")]
+        return first_sentence(" ".join(c for c in comments if not c.startswith("@package")))
+    try:
+        return purpose(kind, name)
+    except PluginError:  # the name is claimed twice; the origin says by whom
+        return ""
 
 
 def names(kind: str) -> dict[str, str]:
