@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from invdiff.benchmarks.environment import code, environment
-from invdiff.benchmarks.schema import FORMAT, Cell, Record, Result, Task, digest, key
+from invdiff.benchmarks.schema import FORMAT, Cell, Record, Result, Task, digest, key, published
 from invdiff.benchmarks.suite import Suite
 from invdiff.files import write_atomically
 
@@ -148,11 +148,24 @@ def check(records: Sequence[Record], folder: Path) -> None:
 
 def read(folder: Path, cell: Cell) -> Record | None:
     """The finished record of a cell, if the folder holds one; failures are not finished."""
+    file = folder / f"{key(cell)}.json"
     try:
-        record = json.loads((folder / f"{key(cell)}.json").read_text())
-    except (OSError, json.JSONDecodeError):
+        record = json.loads(file.read_bytes())
+    except FileNotFoundError:
         return None
-    return record if record.get("cell") == cell and "failure" not in record else None
+    except (OSError, ValueError, RecursionError) as error:  # of text that is no UTF-8 as well
+        _warn_of_damage(file, f"{type(error).__name__}: {error}")
+        return None
+    if not (isinstance(record, dict) and record.get("cell") == cell):
+        _warn_of_damage(file, "it is no record of the cell that its name stands for")
+        return None
+    if "failure" in record or "result" not in record:
+        return None
+    return record  # type: ignore[return-value]
+
+
+def _warn_of_damage(file: Path, why: str) -> None:
+    warnings.warn(f"{file} is damaged ({why}); its cell runs again", stacklevel=4)
 
 
 def evaluate(suite: Suite, task: Task, folder: Path, context: Mapping[str, Any]) -> list[Record]:
@@ -169,9 +182,16 @@ def evaluate(suite: Suite, task: Task, folder: Path, context: Mapping[str, Any])
 
 
 def failed(suite: Suite, task: Task, error: str, trace: str = "") -> list[Record]:
-    """Records of cells that have no result."""
+    """Records of cells that have no result; folders of this machine are left out of them."""
     return [
-        {**_record(suite, cell), "failure": {"error": error, "traceback": trace}} for cell in task
+        {
+            **_record(suite, cell),
+            "failure": {
+                "error": published(error, 2000) or "no message",
+                "traceback": published(trace, 100_000),
+            },
+        }
+        for cell in task
     ]
 
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
+from itertools import islice
 from typing import Any, Literal, NotRequired, TypedDict
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError
+from jsonschema.validators import extend
 
 FORMAT = 3
 """Of the records; it is part of what makes a record that of a cell."""
@@ -140,6 +144,13 @@ class Cost(TypedDict):
     peak_memory_mb: float | None
 
 
+class Values(TypedDict):
+    """Files of the float32 values of an image and its samples."""
+
+    truth: str
+    samples: str
+
+
 class Measured(Scores, Cost):
     """What came out of a cell of a grid."""
 
@@ -147,6 +158,8 @@ class Measured(Scores, Cost):
     restoration: str
     samples: int
     files: dict[str, str]
+    hashes: dict[str, str]
+    values: NotRequired[Values]
 
 
 class Failure(TypedDict):
@@ -191,15 +204,88 @@ def schema() -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
+def _unique_items(validator: Any, wanted: bool, items: Any, schema: Any) -> Iterator[Any]:
+    """Compares items in time that grows with their number: those of more than the schema admits
+    are refused for that alone."""
+    if wanted and isinstance(items, list) and len(items) <= schema.get("maxItems", 1000):
+        texts = [json.dumps(item, sort_keys=True) for item in items]
+        if len(set(texts)) < len(texts):
+            yield ValidationError(f"{brief(str(items))} has items that are equal")
+
+
 @cache
-def _validator() -> Draft202012Validator:
-    return Draft202012Validator(schema())
+def _validator(part: str = "") -> Any:
+    whole = schema()
+    wanted = {"$defs": whole["$defs"], "$ref": f"#/$defs/{part}"} if part else whole
+    return extend(Draft202012Validator, {"uniqueItems": _unique_items})(wanted)
 
 
-def breaches(record: Mapping[str, Any]) -> list[str]:
-    """Where a record breaks the schema, each as ``JSON path: what``."""
-    errors = sorted(_validator().iter_errors(record), key=lambda e: e.json_path)
-    return [f"{error.json_path}: {brief(error.message)}" for error in errors]
+MOST_BREACHES = 100
+"""So many are reported of one record."""
+
+
+def breaches(record: Any, part: str = "") -> list[str]:
+    """Where a record breaks the schema, each as ``JSON path: what``.
+
+    Args:
+        record: plain data from anywhere.
+        part: of the schema's ``$defs`` that it is held against, instead of the whole.
+    """
+    if (excess := _excess(record)) is not None:
+        return [excess]
+    errors = list(islice(_validator(part).iter_errors(record), MOST_BREACHES))
+    return [f"{e.json_path}: {brief(e.message)}" for e in sorted(errors, key=lambda e: e.json_path)]
+
+
+DEEPEST = 20
+"""Levels of a record, one within another."""
+MOST_VALUES = 50_000
+"""Of a record, all levels together."""
+LARGEST = 2**64
+"""Of whole numbers; larger ones have no place in a 64-bit integer."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that steer a terminal or the direction of text, or that no file can hold."""
+
+
+def _excess(value: Any) -> str | None:
+    """Where plain data has what no record needs, and programs trip over: it is too deep, a number
+    is not finite or too large, a text has control characters."""
+    pending, seen = [("$", value, 0)], 0
+    while pending:
+        path, value, depth = pending.pop()
+        if (seen := seen + 1) > MOST_VALUES:
+            return f"$: has more than {MOST_VALUES} values"
+        if depth > DEEPEST:
+            return f"{path}: is more than {DEEPEST} levels deep"
+        if isinstance(value, dict):
+            if any(_CONTROL.search(name) for name in value):
+                return f"{path}: a name has control characters or half a surrogate pair"
+            pending += ((f"{path}.{name}", inner, depth + 1) for name, inner in value.items())
+        elif isinstance(value, list):
+            pending += ((f"{path}[{i}]", inner, depth + 1) for i, inner in enumerate(value))
+        elif isinstance(value, str) and _CONTROL.search(value):
+            return f"{path}: has control characters or half a surrogate pair"
+        elif isinstance(value, int) and abs(value) > LARGEST:
+            return f"{path}: is a whole number of more than 64 bits"
+        elif isinstance(value, float) and not math.isfinite(value):
+            return f"{path}: is no finite number; what is infinite or undefined is null"
+    return None
+
+
+_FOLDERS = re.compile(r"""(?<![\w.:/\\])(?:[A-Za-z]:)?(?:[/\\][^\s/\\'"]+)+[/\\](?=[^\s/\\'"])""")
+_QUOTED = re.compile(r"""(['"])(?:[A-Za-z]:)?[/\\][^'"\n]*[/\\](?=[^'"\n/\\]+\1)""")
+
+
+def published(text: str, length: int) -> str:
+    """A message as records keep it: no folders of this machine, no control characters, and its end
+    where it is longer than that."""
+    return without_folders(_CONTROL.sub("", text))[-length:]
+
+
+def without_folders(text: str) -> str:
+    """A text with the folders of absolute paths left out: they are of the machine that ran, and
+    records and tables get published."""
+    return _FOLDERS.sub(".../", _QUOTED.sub(r"\1.../", text))
 
 
 def brief(message: str, length: int = 200) -> str:

@@ -94,6 +94,20 @@ def spread(samples: Tensor, truth: Tensor) -> dict[str, Tensor]:
     }
 
 
+def metrics_of(samples: Tensor, truth: Tensor, metrics: Sequence[str]) -> schema.Figures:
+    """Metrics of one image, means over its samples.
+
+    Args:
+        samples: (S, C, H, W) in [0, 1].
+        truth: (C, H, W) in [0, 1].
+        metrics: registered names.
+    """
+    reference = truth.expand_as(samples)
+    return _known(
+        {name: _mean_over(load("metrics", name), name, samples, reference) for name in metrics}
+    )
+
+
 def score(
     measurement: Measurement, samples: Tensor, truth: Tensor, metrics: Sequence[str]
 ) -> list[schema.Scores]:
@@ -113,7 +127,6 @@ def score(
         samples also ``"mean"``, the metrics of the samples' mean, and ``"spread"``. A metric that
         cannot be computed, such as of images that are too small for it, is None and warned of.
     """
-    functions = {name: load("metrics", name) for name in metrics}
     truth = truth.to(samples)
     y = measurement.y
     consistency = torch.stack(
@@ -121,21 +134,13 @@ def score(
     ).mean(0)
     found: list[schema.Scores] = []
     for k, own in enumerate(samples.unbind(1)):
-        values = {
-            name: _mean_over(metric, name, own, truth[k].expand_as(own))
-            for name, metric in functions.items()
-        }
-        found.append({"metrics": _known(values | {"consistency": float(consistency[k])})})
+        values = metrics_of(own, truth[k], metrics)
+        found.append({"metrics": values | _known({"consistency": float(consistency[k])})})
     if len(samples) > 1:
         mean, spreads = samples.mean(0), spread(samples, truth)
         for k, record in enumerate(found):
             image = slice(k, k + 1)
-            record["mean"] = _known(
-                {
-                    name: _mean_over(metric, name, mean[image], truth[image])
-                    for name, metric in functions.items()
-                }
-            )
+            record["mean"] = metrics_of(mean[image], truth[k], metrics)
             record["spread"] = _known({name: float(values[k]) for name, values in spreads.items()})
     return found
 

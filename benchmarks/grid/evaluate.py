@@ -15,8 +15,17 @@ from torch import Tensor
 from invdiff.benchmarks.baselines import Unfit, make_baseline
 from invdiff.benchmarks.dataset import Dataset, image_hash
 from invdiff.benchmarks.grid.networks import network_of
-from invdiff.benchmarks.grid.pictures import write_pictures
-from invdiff.benchmarks.schema import Benchmark, Cost, GridCell, Image, Measured, digest, key
+from invdiff.benchmarks.grid.pictures import hashes, write_pictures, write_values
+from invdiff.benchmarks.schema import (
+    Benchmark,
+    Cost,
+    GridCell,
+    Image,
+    Measured,
+    digest,
+    key,
+    published,
+)
 from invdiff.benchmarks.scoring import score
 from invdiff.config.compose import build_method, build_operator
 from invdiff.device import peak_memory_mb, reset_peak_memory
@@ -37,6 +46,7 @@ def evaluate(
     images: Mapping[str, Any],
     models: Mapping[str, str],
     allow_pickle: bool,
+    lossless: bool,
 ) -> list[Outcome]:
     """Restores the images of a batch and scores each.
 
@@ -46,13 +56,14 @@ def evaluate(
         images: of :class:`~invdiff.benchmarks.dataset.Dataset`, where they are here.
         models: name -> place of networks that are not registered.
         allow_pickle: whether checkpoints may be pickles.
+        lossless: whether values are kept beside the pictures.
     """
     dataset, cell = Dataset.of(images), cells[0]
     truth = torch.cat([_image(dataset, c["image"]) for c in cells])
     ids = [c["image"]["index"] for c in cells]
     measurement = _measured(cell["benchmark"], cell["seed"], cell["batch"], truth, ids, folder)
     denoiser = None if cell["model"] is None else network_of(cell["model"], models, allow_pickle)
-    return _Batch(cells, folder, truth, measurement, denoiser).outcomes()
+    return _Batch(cells, folder, truth, measurement, denoiser, lossless).outcomes()
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,7 @@ class _Batch:
     truth: Tensor
     measurement: Measurement
     denoiser: Denoiser | None
+    lossless: bool
 
     @property
     def ids(self) -> list[int]:
@@ -81,7 +93,8 @@ class _Batch:
                 alone = map(self._alone, range(len(self.cells)))
                 return [outcome for one in alone for outcome in one.outcomes()]
             # A scale that is too large is a finding, not a failure.
-            return [{"refused" if isinstance(error, Unfit) else "diverged": str(error)}]
+            kind = "refused" if isinstance(error, Unfit) else "diverged"
+            return [{kind: published(str(error), 2000)}]
         cost["peak_memory_mb"] = peak_memory_mb(device) if resettable else None
         return self._scored(samples, cost)
 
@@ -93,6 +106,7 @@ class _Batch:
             self.truth[one],
             self.measurement.select([k]),
             self.denoiser,
+            self.lossless,
         )
 
     def _scored(self, samples: Tensor, cost: Cost) -> list[Outcome]:
@@ -100,9 +114,8 @@ class _Batch:
         found: list[Outcome] = []
         for k, scores in enumerate(score(self.measurement, samples, self.truth, names)):
             cell, own, values = self.cells[k], self.measurement.select([k]), samples[:, k]
-            files = write_pictures(
-                self.folder, key(cell), cell["image"]["hash"], self.truth[k], own, values
-            )
+            name, image, truth = key(cell), cell["image"]["hash"], self.truth[k]
+            files = write_pictures(self.folder, name, image, truth, own, values)
             outcome: Measured = {
                 **scores,
                 **cost,
@@ -110,7 +123,10 @@ class _Batch:
                 "restoration": image_hash(values),
                 "samples": len(samples),
                 "files": files,
+                "hashes": hashes(self.folder, files),
             }
+            if self.lossless:
+                outcome["values"] = write_values(self.folder, name, image, truth, values)
             found.append(outcome)
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
@@ -11,7 +12,7 @@ from invdiff.benchmarks.baselines import make_baseline
 from invdiff.benchmarks.dataset import SCIKIT_IMAGE, Dataset, summary
 from invdiff.benchmarks.digest import of_code, operator_version
 from invdiff.benchmarks.grid.networks import identity_of
-from invdiff.benchmarks.schema import Benchmark, GridCell, Image, Row, digest
+from invdiff.benchmarks.schema import Benchmark, GridCell, Image, Row, breaches, digest
 from invdiff.benchmarks.scoring import identity
 from invdiff.config.compose import build_method, build_operator, compose, override_value
 from invdiff.sampling.method import describe
@@ -36,8 +37,7 @@ def plan(config: Mapping[str, Any]) -> list[list[GridCell]]:
             raise ValueError(f"the suite has no {kind}; give --{kind.removesuffix('s')} NAME")
     if not config["methods"] and not config["baselines"]:
         raise ValueError("the suite has no methods; give --method NAME or --baseline NAME")
-    if not config["seeds"]:
-        raise ValueError("the suite has no seeds; give seeds=[0]")
+    _check_numbers(config)
     images = Dataset.of(config["images"]).identities()
     batches = list(_batches(images, config["batch_size"]))
     problems = {
@@ -46,9 +46,32 @@ def plan(config: Mapping[str, Any]) -> list[list[GridCell]]:
     }
     found: list[list[GridCell]] = []
     for (label, benchmark), seed in product(problems.items(), config["seeds"]):
-        for row, batch in product([*_methods(label, config), *_baselines(label, config)], batches):
-            found.append([_cell(benchmark, image, seed, batch, row) for image in batch])
+        rows = [*_methods(label, config), *_baselines(label, config)]
+        for row, batch in product(rows, batches):
+            cells = [_cell(benchmark, image, seed, batch, row) for image in batch]
+            if row is rows[0] or batch is batches[0]:
+                _check(cells[0])
+            found.append(cells)
     return found
+
+
+def _check_numbers(config: Mapping[str, Any]) -> None:
+    seeds, size = config["seeds"], config["batch_size"]
+    if not isinstance(seeds, list) or not all(type(s) is int and s >= 0 for s in seeds):
+        raise ValueError(f"seeds must be a list of whole numbers, at least 0, got {seeds!r}")
+    if not seeds:
+        raise ValueError("the suite has no seeds; give seeds=[0]")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must differ, got {seeds}")
+    if type(size) is not int or size < 1:
+        raise ValueError(f"batch_size must be a whole number, at least 1, got {size!r}")
+
+
+def _check(cell: GridCell) -> None:
+    """Refuses what no record may have before anything has run, instead of after."""
+    plain = json.loads(json.dumps(cell))
+    if wrong := breaches(plain, "cell"):
+        raise ValueError(f"the row {cell['label']!r} cannot be recorded: {wrong[0]}")
 
 
 def _cell(benchmark: Benchmark, image: Image, seed: int, batch: list[Image], row: Row) -> GridCell:

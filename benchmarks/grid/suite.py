@@ -31,6 +31,7 @@ class Grid(Suite):
             "images": images,
             "models": places(config["models"], config),
             "allow_pickle": config["allow_pickle"],
+            "lossless": config["lossless"],
         }
 
     def context_of(
@@ -55,6 +56,7 @@ class Grid(Suite):
             "images": images | {"names": [image["name"] for image in cell["batch"]]},
             "models": {} if network is None or model is None else {model["name"]: network},
             "allow_pickle": allow_pickle,
+            "lossless": False,
         }
 
     def evaluate(self, task: Task, folder: Path, context: Mapping[str, Any]) -> Sequence[Result]:

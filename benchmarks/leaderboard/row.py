@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from invdiff.benchmarks.leaderboard.types import COSTS, SECTIONS, Cell, Row, Score, Values
-from invdiff.benchmarks.schema import Benchmark, Better, Figures, Record, result_of
+from invdiff.benchmarks.schema import Benchmark, Better, Figures, Record, result_of, without_folders
 from invdiff.benchmarks.statistics import interval, per_image
 
 Cells = dict[tuple[int, int], Record]
@@ -20,9 +20,11 @@ Cells = dict[tuple[int, int], Record]
 
 @dataclass(frozen=True)
 class Context:
-    """The images (index -> name), seeds and metrics (name -> which way is better) of a table."""
+    """The number of images, the names that are known of them, seeds and metrics (name -> which way
+    is better) of a table."""
 
-    images: Mapping[int, str]
+    count: int
+    names: Mapping[int, str]
     seeds: Sequence[int]
     better: Mapping[str, Better]
 
@@ -30,10 +32,18 @@ class Context:
     def of(
         cls, benchmark: Benchmark, records: Sequence[Record], better: Mapping[str, Better]
     ) -> Context:
-        """Of the records of a benchmark; images that no record names are numbered."""
-        images = {i: f"image {i}" for i in range(benchmark["images"]["count"])}
-        images |= {image["index"]: image["name"] for r in records for image in r["cell"]["batch"]}
-        return cls(images, benchmark["seeds"], better)
+        """Of the records of a benchmark."""
+        names = {image["index"]: image["name"] for r in records for image in r["cell"]["batch"]}
+        return cls(benchmark["images"]["count"], names, benchmark["seeds"], better)
+
+    def name(self, image: int) -> str:
+        """Of an image; one that no record names is numbered."""
+        return self.names.get(image, f"image {image}")
+
+    def missing(self, cells: Cells) -> Iterator[int]:
+        """The images of the cells that a row lacks, in order."""
+        places = product(range(self.count), self.seeds)
+        return (image for image, seed in places if (image, seed) not in cells)
 
 
 def row_of(name: str, label: str, cells: Cells, context: Context) -> Row:
@@ -45,10 +55,10 @@ def row_of(name: str, label: str, cells: Cells, context: Context) -> Row:
         cells: its records.
         context: of the table.
     """
-    records, images, seeds = list(cells.values()), context.images, context.seeds
+    records, count, seeds = list(cells.values()), context.count, context.seeds
     cell = records[0]["cell"]
     done = {k: r for k, r in sorted(cells.items()) if "metrics" in result_of(r)}
-    expected = {place: cells.get(place) for place in product(images, seeds)}
+    seeds_of = Counter(image for image, _ in done)
     return {
         "id": name,
         "label": label,
@@ -56,10 +66,10 @@ def row_of(name: str, label: str, cells: Cells, context: Context) -> Row:
         "kind": cell["kind"],
         "values": cell["values"],
         "model": cell["model"],
-        "complete": len(done) == len(images) * len(seeds),
-        "images": sum(all((i, s) in done for s in seeds) for i in images),
-        "of": len(images),
-        "problems": _problems(expected, images, context.better),
+        "complete": len(done) == count * len(seeds),
+        "images": sum(n == len(seeds) for n in seeds_of.values()),
+        "of": count,
+        "problems": _problems(cells, context),
         "scores": _scores(done, SECTIONS["scores"], context.better),
         "mean": _scores(done, SECTIONS["mean"], context.better),
         "spread": _scores(done, SECTIONS["spread"], None),
@@ -102,32 +112,41 @@ def _cell(record: Record) -> Cell:
     }
 
 
-def _problems(
-    expected: Mapping[tuple[int, int], Record | None],
-    images: Mapping[int, str],
-    better: Mapping[str, Better],
-) -> list[str]:
+def _problems(cells: Cells, context: Context) -> list[str]:
     """The reasons why a row is not complete, one line for each."""
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for (image, _), record in expected.items():
-        for reason in _reasons(record, better):
-            reasons.setdefault(reason, []).append(images[image])
-    lines = []
-    for (what, why), names in reasons.items():
-        distinct = list(dict.fromkeys(names))
-        some = f" ({', '.join(distinct[:3])}{', ...' if len(distinct) > 3 else ''})"
-        which = "" if len(names) == len(expected) else some
-        lines.append(f"{len(names)} of {len(expected)} {what}{which}{': ' if why else ''}{why}")
+    reasons: dict[tuple[str, str], list[int]] = {}
+    for (image, _), record in sorted(cells.items()):
+        for reason in _reasons(record, context.better):
+            reasons.setdefault(reason, []).append(image)
+    total = context.count * len(context.seeds)
+    lines = [_problem(r, len(of), total, iter(of), context) for r, of in reasons.items()]
+    if lack := total - len(cells):
+        missing = _problem(("missing", ""), lack, total, context.missing(cells), context)
+        return [missing, *lines]
     return lines
 
 
-def _reasons(record: Record | None, better: Mapping[str, Better]) -> list[tuple[str, str]]:
-    if record is None:
-        return [("missing", "")]
+def _problem(
+    reason: tuple[str, str], count: int, total: int, images: Iterator[int], context: Context
+) -> str:
+    """A reason, of how many cells it is one, and the first of their images."""
+    what, why = reason
+    first: dict[int, None] = {}
+    for image in images:
+        first[image] = None
+        if len(first) > 3:
+            break
+    names = ", ".join(context.name(image) for image in list(first)[:3])
+    some = f" ({names}{', ...' if len(first) > 3 else ''})"
+    which = "" if count == total else some
+    return f"{count} of {total} {what}{which}{': ' if why else ''}{why}"
+
+
+def _reasons(record: Record, better: Mapping[str, Better]) -> list[tuple[str, str]]:
     if "failure" in record:
-        return [("failed", _without_paths(record["failure"]["error"]))]
+        return [("failed", _line(record["failure"]["error"]))]
     result = record["result"]
-    if stopped := [(k, _without_paths(result[k])) for k in ("refused", "diverged") if k in result]:
+    if stopped := [(k, _line(result[k])) for k in ("refused", "diverged") if k in result]:
         return stopped
     return [
         (f"without {name}", "")
@@ -136,10 +155,8 @@ def _reasons(record: Record | None, better: Mapping[str, Better]) -> list[tuple[
     ]
 
 
-def _without_paths(text: str) -> str:
-    """One line, with the folders of absolute paths left out: they are of the machine that ran, and
-    tables get published."""
-    return re.sub(r"(?<![\w.:/])(?:/[^\s/'\"]+)+/(?=[^\s/'\"])", ".../", " ".join(text.split()))
+def _line(text: str) -> str:
+    return without_folders(" ".join(text.split()))
 
 
 def _cost(results: Sequence[Mapping[str, Any]]) -> Figures:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from invdiff.benchmarks import harness
 from invdiff.benchmarks.launchers import make_launcher
-from invdiff.benchmarks.records import flaws
+from invdiff.benchmarks.records import finished_files, flaws
 from invdiff.benchmarks.schema import Record
 from invdiff.benchmarks.suite import make_suite
 from invdiff.benchmarks.tables import markdown
@@ -32,6 +34,8 @@ OWN = {"steps": ("methods", "baselines"), "num_samples": ("methods",), "dtype": 
 """Where entries of a suite may have a value of their own."""
 LEAST = {"seeds": 1, "steps": 1, "num_samples": 1, "batch_size": 1, "sigma": 0}
 """What the numbers of flags must be at least."""
+SAMPLE = 5
+"""Records of a folder that are reproduced where --sample says nothing else."""
 DIGITS = 4
 """To which figures of a reproduced cell agree where they are not equal to the bit."""
 
@@ -44,8 +48,12 @@ def run(args: argparse.Namespace) -> None:
             others are done; a record that was not reproduced.
     """
     check_paths(args, ("output", "input", "reproduce"))
+    if args.sample is not None and not (args.reproduce and Path(args.reproduce).is_dir()):
+        raise ValueError("--sample is of --reproduce FOLDER")
     if args.reproduce is not None:
-        return reproduce(args)
+        if Path(args.reproduce).is_dir():
+            return reproduce_some(Path(args.reproduce), args)
+        return reproduce(Path(args.reproduce), args)
     options: Any = OmegaConf.to_container(OmegaConf.from_dotlist(args.launcher_option))
     launcher = make_launcher(args.launcher, args.workers, **options)
     config = configure(args)
@@ -56,11 +64,16 @@ def run(args: argparse.Namespace) -> None:
         suite, tasks, suite.context(config), folder, launcher, progress=not args.quiet
     )
     table = suite.report(config, records)
-    write_atomically(folder / "results.md", table + "\n")
     if not args.quiet:
         print(table)
+    written = True
+    try:
+        write_atomically(folder / "results.md", table + "\n")
+    except OSError as error:  # a finished folder may be one that others own
+        written = False
+        warnings.warn(f"{folder}/results.md was not written: {error}", stacklevel=2)
     harness.check(records, folder)
-    if not args.quiet:
+    if written and not args.quiet:
         print(f"{len(records)} cells -> {folder}/results.md", file=sys.stderr)
 
 
@@ -145,22 +158,46 @@ def _has_images(suite: str) -> bool:
     return True
 
 
-def reproduce(args: argparse.Namespace) -> None:
+def reproduce_some(folder: Path, args: argparse.Namespace) -> None:
+    """Reproduces some of the records of a folder, chosen so that nobody can foresee which.
+
+    Raises:
+        ValueError: there are none; some were not reproduced, each with the reason.
+    """
+    if (n := SAMPLE if args.sample is None else args.sample) < 1:
+        raise ValueError(f"--sample must be at least 1, got {n}")
+    if not (files := finished_files(folder)):
+        raise ValueError(f"no records with results in {folder}")
+    chosen, failures = random.SystemRandom().sample(files, min(n, len(files))), []
+    for file in chosen:
+        if not args.quiet:
+            print(f"{file}:", file=sys.stderr)
+        try:
+            reproduce(file, args)
+        except ValueError as error:
+            failures.append(f"{file}: {error}")
+    if failures:
+        raise ValueError(
+            f"{len(failures)} of {len(chosen)} records were not reproduced: {'; '.join(failures)}"
+        )
+
+
+def reproduce(file: Path, args: argparse.Namespace) -> None:
     """Evaluates the cell of a record again, with the images that shared its batch, and compares.
 
     Raises:
         ValueError: metrics that do not agree to the digits of a table.
     """
     try:
-        old: Record = json.loads(Path(args.reproduce).read_text())
+        old: Record = json.loads(file.read_bytes())
         cell, kind = old["cell"], str(old["suite"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{args.reproduce} is no record of invdiff bench: {type(error).__name__}: {error}"
+            f"{file} is no record of invdiff bench: {type(error).__name__}: {error}"
         ) from error
     suite = make_suite(kind)
     if "benchmark" in cell and (wrong := flaws(old)):
-        raise ValueError(f"{args.reproduce} is no valid record: {wrong[0]}")
+        raise ValueError(f"{file} is no valid record: {wrong[0]}")
     if args.model and len(args.model) > 1:
         raise ValueError(
             f"--reproduce is of one network, got --model {' --model '.join(args.model)}"
@@ -187,8 +224,7 @@ def reproduce(args: argparse.Namespace) -> None:
                 print(f"{name}: {was} then, {now} now", file=sys.stderr)
     if wrong := [row[""] for row in rows if not _agree(row["recorded"], row["again"])]:
         raise ValueError(
-            f"not reproduced: {', '.join(wrong)} differ{'s' if len(wrong) == 1 else ''} "
-            f"from {args.reproduce}"
+            f"not reproduced: {', '.join(wrong)} differ{'s' if len(wrong) == 1 else ''} from {file}"
         )
     if not args.quiet:
         same = old["result"].get("restoration") == new["result"].get("restoration")
@@ -198,7 +234,15 @@ def reproduce(args: argparse.Namespace) -> None:
         )
 
 
-COSTS = ("seconds", "peak_memory_mb", "files", "restoration", "measurement")
+COSTS = (
+    "seconds",
+    "peak_memory_mb",
+    "files",
+    "hashes",
+    "values",
+    "restoration",
+    "measurement",
+)
 """What of a result may differ between machines, or is a name."""
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from invdiff.benchmarks.leaderboard import Table, add_set_scores, cautions, markdown, tables
 from invdiff.benchmarks.leaderboard.export import to_csv, to_json
+from invdiff.benchmarks.recompute import recompute
 from invdiff.benchmarks.records import benchmark_hash, merge, problems, read_records
 from invdiff.commands.common import check_paths
 from invdiff.files import write_atomically
@@ -89,6 +90,9 @@ def _show(folders: Sequence[str], args: argparse.Namespace) -> None:
 
 def _validate(folders: Sequence[str], args: argparse.Namespace) -> None:
     wrong, records = problems(folders)
+    again = {record["file"]: recompute(record) for record in records}
+    wrong += [f"{file}: {flaw}" for file, flaws in again.items() for flaw in flaws or ()]
+    records = [record for record in records if not again[record["file"]]]
     for line in wrong:
         print(" ".join(line.split()))
     if wrong:
@@ -113,6 +117,8 @@ def _validate(folders: Sequence[str], args: argparse.Namespace) -> None:
         (record["cell"]["benchmark"]["name"], benchmark_hash(record["cell"])) for record in records
     )
     said = ", ".join(f"{kinds[kind]} {word}" for kind, word in words.items() if kinds[kind])
+    checked = sum(again[record["file"]] is not None for record in records)
+    said += f"; {checked} recomputed, {len(records) - checked} form only"
     print(
         f"{len(records)} records are valid ({said}): "
         f"{', '.join(f'{name} {hashed} ({n})' for (name, hashed), n in counts.items())}"

@@ -183,8 +183,14 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--reproduce",
         metavar="RECORD",
-        help="instead: evaluate the cell of one record (.json) again and compare; --input says "
-        "where its images are",
+        help="instead: evaluate the cell of one record (.json), or of some of a folder, again and "
+        "compare; --input says where the images are",
+    )
+    bench.add_argument(
+        "--sample",
+        type=int,
+        metavar="N",
+        help="how many records of a folder are reproduced, chosen at random (default: 5)",
     )
     grid = bench.add_argument_group(
         "grid (repeat for several; only these, of the suite or new; with --method alone no "

@@ -233,13 +233,32 @@ def test_damaged_records_are_made_anew(tmp_path: Path) -> None:
     tasks = tiny(1)[:1]
     record = run(tasks, tmp_path)
     (file,) = tmp_path.iterdir()
-    file.write_text(file.read_text()[:40])
-    assert run(tasks, tmp_path) == record
+    whole = file.read_text()
+    for content in (whole[:40].encode(), b"\xff\xfe", b"[]", b"", b"[" * 100_000):
+        file.write_bytes(content)
+        with pytest.warns(UserWarning, match=f"{file.name} is damaged .*; its cell runs again"):
+            assert without_time(run(tasks, tmp_path)) == without_time(record)
 
 
 def test_the_interval() -> None:
     assert statistics.mean_and_interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 1.96 / 3**0.5))
     assert statistics.mean_and_interval([4.0]) == (4.0, 0.0)
+
+
+def test_failures_name_no_folders_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = tmp_path / "private folder" / "x.png"
+
+    def evaluate(*_: Any) -> None:
+        absent.read_bytes()
+
+    monkeypatch.setattr(exact.Exact, "evaluate", evaluate)
+    (record,) = run(tiny(1)[:1], tmp_path)
+    failure = record["failure"]
+    assert "x.png" in failure["error"] and "test_bench.py" in failure["traceback"]
+    for text in (str(tmp_path), "private", str(Path(__file__).parent), sys.prefix):
+        assert text not in json.dumps(failure)
 
 
 # The command --------------------------------------------------------------------------------------

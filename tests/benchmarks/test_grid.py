@@ -437,6 +437,31 @@ def test_a_record_is_reproduced_or_it_is_told(
     assert main([*again[:4], str(tmp_path)]) == 2 and "the image b" in capsys.readouterr().err
 
 
+def test_records_of_a_folder_are_sampled_and_reproduced(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run(configured(photos, methods={}, baselines={"pinv": None, "tv": None}), tmp_path)
+    again = ["bench", "--reproduce", str(tmp_path), "--input", str(photos)]
+    assert main([*again, "--sample", "2"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("equal to the bit") == 2
+    assert len({key for r in found if (key := harness.key(r["cell"])) in said}) == 2
+    for record in found:
+        file = tmp_path / f"{harness.key(record['cell'])}.json"
+        wrong = json.loads(file.read_text())
+        wrong["result"]["metrics"]["psnr"] += 0.1
+        file.write_text(json.dumps(wrong))
+    assert main([*again, "--sample", "9"]) == 2
+    assert "4 of 4 records were not reproduced: " in capsys.readouterr().err
+    assert main([*again, "--sample", "0"]) == 2
+    assert "--sample must be at least 1, got 0" in capsys.readouterr().err
+    assert main(["bench", "--sample", "2", "--output", str(tmp_path)]) == 2
+    assert "--sample is of --reproduce FOLDER" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["bench", "--reproduce", str(tmp_path / "empty")]) == 2
+    assert "no records with results in" in capsys.readouterr().err
+
+
 def test_scores_of_sets_are_added_to_complete_rows(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -497,6 +522,98 @@ def test_flags_choose_rows_and_add_new_ones_with_their_values(photos: Path) -> N
     assert [cell["label"] for cell in cells("--baseline", "bicubic")] == [
         "bicubic"
     ]  # which the suite has for sr alone
+
+
+def test_values_are_kept_and_figures_computed_again(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tampered folder is told from an honest one."""
+    config = configured(photos, methods={"ddnm": {"steps": 2, "num_samples": 2}})
+    found = run(config, tmp_path)
+
+    def validated() -> str:
+        code = main(["leaderboard", "validate", str(tmp_path)])
+        said = capsys.readouterr()
+        assert code == (0 if "records are valid" in said.out else 2)
+        return said.out
+
+    assert "4 recomputed, 0 form only" in validated()
+    file = tmp_path / f"{harness.key(found[0]['cell'])}.json"
+    honest = file.read_text()
+
+    def tampered(change: Any) -> str:
+        record = json.loads(honest)
+        change(record["result"])
+        file.write_text(json.dumps(record))
+        said = validated()
+        file.write_text(honest)
+        return said
+
+    assert "$.result.metrics.psnr: 39.9, but the values give" in tampered(
+        lambda result: result["metrics"].update(psnr=39.9)
+    )
+    assert "$.result.mean.psnr: 39.9, but the values give" in tampered(
+        lambda result: result["mean"].update(psnr=39.9)
+    )
+    assert "samples: are not the samples whose hash" in tampered(
+        lambda result: result.update(restoration="0" * 64)
+    )
+    other = found[1]["result"]
+    swapped = {k: other[k]["restoration"] for k in ("files", "hashes")}
+    assert "$.result.files.restoration: does not show the values" in tampered(
+        lambda result: [result[k].update(restoration=v) for k, v in swapped.items()]
+    )
+    picture = tmp_path / found[0]["result"]["files"]["restoration"]
+    shutil.copy(tmp_path / other["files"]["restoration"], picture)
+    assert "is not the picture whose hash is in the record" in validated()
+
+
+def test_values_need_not_be_kept(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(configured(photos, lossless=False, methods={}), tmp_path)
+    assert main(["leaderboard", "validate", str(tmp_path)]) == 0
+    assert "0 recomputed, 2 form only" in capsys.readouterr().out
+    assert not list(tmp_path.glob("pictures/*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        ({"seeds": [-1]}, "seeds must be a list of whole numbers, at least 0, got \\[-1\\]"),
+        ({"seeds": [0, 0]}, "seeds must differ"),
+        ({"seeds": "x"}, "seeds must be a list of whole numbers"),
+        ({"seeds": [2**70]}, "cannot be recorded: .*more than 64 bits"),
+        ({"batch_size": 0}, "batch_size must be a whole number, at least 1, got 0"),
+        ({"baselines": {"x" * 1001: {"name": "pinv"}}}, "cannot be recorded: .*label"),
+        ({"sigma": 1e7}, "cannot be recorded: .*sigma"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused_before_the_first_cell(
+    photos: Path, entries: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        GRID.tasks(configured(photos, **{"methods": {}} | entries))
+
+
+def test_a_finished_folder_that_cannot_be_written_prints_its_table(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    command = ["bench", "--input", str(photos), "--baseline", "pinv", "--operator", "inpaint"]
+    command += ["--output", str(tmp_path), "images.crop=64", "images.size=32"]
+    command += ["images.names=[a]", "metrics=[psnr]"]
+    assert main(command) == 0
+    table = capsys.readouterr().out
+
+    def refused(*_: Any) -> None:
+        raise PermissionError("read-only file system")
+
+    for module in ("invdiff.commands.bench", "invdiff.benchmarks.harness"):
+        monkeypatch.setattr(f"{module}.write_atomically", refused)
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert said.out == table and "results.md was not written: read-only" in said.err
+    assert "-> " not in said.err
 
 
 @pytest.mark.parametrize(

@@ -16,127 +16,13 @@ import numpy as np
 import pytest
 import scipy.stats
 from jsonschema import Draft202012Validator
-from PIL import Image
+from recorded import IMAGES, PHOTO64, identity, problem, record, row_of, stored
 
 from invdiff.benchmarks import harness
 from invdiff.benchmarks.leaderboard import Table, cautions, markdown, tables
 from invdiff.benchmarks.records import benchmark_hash, flaws, merge, merged, problems, read_records
 from invdiff.benchmarks.statistics import interval, paired, per_image
 from invdiff.commands import parser as cli
-
-IMAGES = ("kodim01", "kodim02", "kodim03")
-ENVIRONMENT = {
-    "invdiff": "0.1.0",
-    "torch": "2.14.1",
-    "python": "3.13.1",
-    "code": "c0de" * 4,
-    "git": None,
-    "processor": "abacus",
-    "threads": 1,
-}
-PHOTO64 = {
-    "name": "photo64",
-    "options": {},
-    "weights": "ab" * 32,
-    "reading": "0123456789ab",
-    "dtype": "float32",
-    "device": "cpu",
-}
-
-
-def hashed(*content: Any) -> str:
-    return harness.digest(list(content))
-
-
-def identity(index: int) -> dict[str, Any]:
-    return {
-        "index": index,
-        "name": IMAGES[index],
-        "shape": [3, 8, 8],
-        "hash": hashed("image", index),
-    }
-
-
-def problem(**changes: Any) -> dict[str, Any]:
-    metric = {"version": "1", "range": [0, 1], "crop": 0}
-    better = {"psnr": "higher", "lpips": "lower", "consistency": None}
-    return {
-        "name": "inpaint",
-        "operator": {"name": "inpaint", "fraction": 0.7},
-        "operator_version": "ab" * 6,
-        "sigma": 0.025,
-        "gain": 0.0,
-        "images": {"source": "files", "count": len(IMAGES), "hash": hashed("images")},
-        "seeds": [0],
-        "metrics": {
-            name: metric | {"implementation": f"module:{name}", "better": direction}
-            for name, direction in better.items()
-        },
-    } | changes
-
-
-def record(
-    psnr: float | None = 25.0,
-    image: int = 0,
-    label: str = "dps",
-    seed: int = 0,
-    values: dict[str, Any] | None = None,
-    benchmark: dict[str, Any] | None = None,
-    model: dict[str, Any] | None = PHOTO64,
-    instead: dict[str, Any] | None = None,
-    environment: dict[str, Any] | None = None,
-    **result: Any,
-) -> dict[str, Any]:
-    """Of one cell, as the suites of the kind grid write it; ``instead`` of a result, what else came
-    of it."""
-    benchmark = benchmark or problem()
-    cell = {
-        "benchmark": benchmark,
-        "image": identity(image),
-        "seed": seed,
-        "batch": [identity(i) for i in range(len(IMAGES))],
-        "label": label,
-        "kind": "method" if model else "baseline",
-        "values": values or {},
-        "run": {"steps": 100},
-        "model": model,
-    }
-    lpips = None if psnr is None else round(1 / psnr, 6)
-    measured = {
-        "measurement": hashed("measurement", harness.digest(benchmark), image, seed),
-        "restoration": hashed("restoration", cell, psnr),
-        "metrics": {"psnr": psnr, "lpips": lpips, "consistency": 1.0},
-        "samples": 1,
-        "nfe": 100.0,
-        "nbe": 100.0,
-        "seconds": 2.0,
-        "peak_memory_mb": 800.0,
-        "files": {
-            "truth": f"pictures/{identity(image)['hash'][:16]}.png",
-            "restoration": f"pictures/{harness.key(cell)}.png",
-        },
-    }
-    made = {
-        "format": harness.FORMAT,
-        "suite": "grid",
-        "cell": cell,
-        "environment": ENVIRONMENT | (environment or {}),
-    }
-    return made | (instead or {"result": measured | result})
-
-
-def row_of(psnrs: list[float], label: str = "dps", **options: Any) -> list[dict[str, Any]]:
-    return [record(psnr, image, label, **options) for image, psnr in enumerate(psnrs)]
-
-
-def stored(folder: Path, *records: dict[str, Any]) -> Path:
-    """Writes records and their pictures as the harness does."""
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    for r in records:
-        (folder / f"{harness.key(r['cell'])}.json").write_text(json.dumps(r, indent=2))
-        for name in r.get("result", {}).get("files", {}).values():
-            Image.new("RGB", (4, 4), len(name)).save(folder / name)
-    return folder
 
 
 def rows(table: Table) -> dict[str, dict[str, Any]]:
@@ -640,12 +526,15 @@ def test_damaged_records_are_all_named(tmp_path: Path) -> None:
     (tmp_path / "overflown.json").write_text('{"format": 2, "x": 1e999}')
     (tmp_path / "old.json").write_text(json.dumps(record(image=1) | {"format": 1}))
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(
-        ValueError,
-        match="5 damaged: .*bytes.json.*half.json: not JSON.*infinite.json: NaN.*old.json: "
-        "\\$.format.*1e999",
-    ):
-        read_records([tmp_path])
+    (tmp_path / "list.json").write_text("[]")  # no record, and none of our business
+    said = (
+        "5 damaged or of another format: .*bytes.json.*half.json: not JSON.*infinite.json: NaN.*"
+        "old.json: \\$.format.*1e999"
+    )
+    with pytest.warns(UserWarning, match=said):
+        assert len(read_records([tmp_path])) == 1
+    with pytest.raises(ValueError, match=said):
+        read_records([tmp_path], strict=True)
     with pytest.raises(ValueError, match="nowhere is no folder"):
         read_records([tmp_path / "nowhere"])
     with pytest.raises(ValueError, match="no records of a grid"):
@@ -806,8 +695,9 @@ def test_validate_and_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert invdiff("validate", a, b) == 0
     hashed = benchmark_hash(record()["cell"])
     said = capsys.readouterr().out
-    assert (
-        said == f"5 records are valid (3 with results, 1 failed, 1 refused): inpaint {hashed} (5)\n"
+    assert said == (
+        "5 records are valid (3 with results, 1 failed, 1 refused; 0 recomputed, 5 form only): "
+        f"inpaint {hashed} (5)\n"
     )
     assert invdiff("merge", a, b, "--output", tmp_path / "all") == 0
     assert invdiff("validate", tmp_path / "all") == 0
