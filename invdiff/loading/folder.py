@@ -194,12 +194,7 @@ def load_classifier(folder: str | Path, **options: Any) -> NoisyClassifier:
             f"{folder} holds a {config.get('_class_name')}, not a "
             f"{TimeClassifier.__name__}; pass your own as a callable, classifier=net"
         )
-    try:
-        net = TimeClassifier.from_pretrained(
-            folder, torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"the weights in {folder} cannot be read: {error}") from error
+    net = TimeClassifier.from_folder(folder, config)
     return NoisyClassifier(
         net, schedule=schedule_of(noise), channels=config["in_channels"], name=folder.name
     )
