@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from invdiff.network import Facts
+
 GROUPS = 32
 POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
 
@@ -292,7 +294,7 @@ class ADM(_Encoder):
         a = architecture
         self.image_last = image_last
         if image_last:
-            self.upsampling = "bilinear"
+            self.facts = Facts(conditions={"label"}, upsampling="bilinear", cond_last=True)
         if a.rows is not None:
             self.label_emb = nn.Embedding(a.rows, 4 * a.model_channels)
         channels, widths = a.channels[-1], list(self.widths)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +25,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from invdiff.files import sha256
-from invdiff.network import Denoiser
-from invdiff.network.denoiser import PREDICTS
+from invdiff.network import Denoiser, Facts
+from invdiff.network.preconditioning import PREDICTS
 from invdiff.plugins.registry import check_names, list_plugins
 
 SUFFIXES = {".ts": "TorchScript", ".pt2": "torch.export", ".onnx": "ONNX"}
@@ -145,7 +143,7 @@ def load_exported(
         "kind": f"{kind} file",
         "path": str(path),
         "inputs": taken,
-        "needs": ", ".join(net.required) or None,
+        "needs": ", ".join(net.facts.required) or None,
     }
     return denoiser
 
@@ -173,9 +171,7 @@ class Exported(nn.Module):
 
     Attributes:
         inputs: what the file says of them, state and time first.
-        conditions: names of the inputs after these; required: those that have no default, ``label``
-            and ``cond`` apart.
-        fixed_size: (H, W) if it takes no other.
+        conditions: names of the inputs after these; optional: those of them that have a default.
     """
 
     def __init__(self, path: Path, inputs: Sequence[Input], optional: Sequence[str] = ()) -> None:
@@ -200,20 +196,14 @@ class Exported(nn.Module):
         self.conditions = tuple(names)
 
     @property
-    def required(self) -> tuple[str, ...]:
-        return tuple(n for n in self.conditions if n != "label" and n not in self.optional)
-
-    @property
-    def fixed_size(self) -> tuple[int, int] | None:
+    def facts(self) -> Facts:
+        """What its file says; it is identified by that, as weights may be anywhere in a program."""
         shape = self.inputs[0].shape
-        if shape is None or len(shape) != 4 or shape[2] is None or shape[3] is None:
-            return None
-        return shape[2], shape[3]
-
-    @cached_property
-    def file_hash(self) -> str:
-        """SHA-256 of the file: weights may be anywhere in a program."""
-        return sha256(self.path)
+        size = None
+        if shape is not None and len(shape) == 4 and shape[2] is not None and shape[3] is not None:
+            size = shape[2], shape[3]
+        required = tuple(n for n in self.conditions if n != "label" and n not in self.optional)
+        return Facts(self.conditions, required, fixed_size=size, file=self.path)
 
     def run(self, args: list[Tensor]) -> Any:
         """The program's output for its inputs in order."""

@@ -131,7 +131,7 @@ def load_folder(
     size = config.get("sample_size")
     latent = autoencoder is False or autoencoder is None
     coder = _autoencoder(folder, autoencoder, encode, decode, channels, allow_pickle)
-    prompted = (folder / "text_encoder").is_dir() and "encoder_hidden_states" in adapter.conditions
+    prompted = (folder / "text_encoder").is_dir() and adapter.facts.takes("encoder_hidden_states")
     found: dict[str, Any] = {
         "data_range": None
         if channels not in (1, 3) or coder is not None or (latent and _has_autoencoder(folder))
@@ -168,7 +168,7 @@ def load_folder(
         "text encoder": "its own, for prompts" if prompted else None,
         "scheduler": noise.get("_class_name"),
         "variance": noise.get("variance_type"),
-        "needs": ", ".join(adapter.required) or None,
+        "needs": ", ".join(adapter.facts.required) or None,
         "weights": str((network / file).relative_to(folder)),
         "storage": _storage(network, file),
         **read_card(folder),

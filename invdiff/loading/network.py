@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from invdiff.network import Facts
+
 NETWORKS = (
     "UNet2DModel",
     "UNet2DConditionModel",
@@ -58,8 +60,8 @@ class Network(torch.nn.Module):
             ``UNet2DConditionModel``.
 
     Attributes:
-        conditions: names it takes; required: those it cannot run without; image_conditions: those
-            that are images, and how many times larger than the state.
+        facts: see :class:`~invdiff.network.Facts`.
+        keywords: what its own ``forward`` takes beside the state and its time.
     """
 
     def __init__(
@@ -75,22 +77,26 @@ class Network(torch.nn.Module):
         config: Mapping[str, Any] = net.config  # type: ignore[assignment]
         self.keywords = _keywords(net)
         self.time_scale = float(config.get("timestep_scale") or 1.0)
-        self.required = _required(net, config) + (("control",) if controlnet is not None else ())
+        required = _required(net, config) + (("control",) if controlnet is not None else ())
         taken = self.keywords - {"added_cond_kwargs", "class_labels", "return_dict"}
-        self.conditions = (
-            taken
-            | set(self.required)
-            | {"label"}
-            | (set(ADDED) if "added_cond_kwargs" in self.keywords else set())
-        )
+        conditions = taken | {"label", *required}
+        if "added_cond_kwargs" in self.keywords:
+            conditions |= set(ADDED)
+        images: dict[str, int] = {}
         if controlnet is not None:
-            self.conditions |= {"control_scale"}
+            conditions |= {"control_scale"}
             hint: Mapping[str, Any] = controlnet.config  # type: ignore[assignment]
             self.shrinks = 2 ** (len(hint["conditioning_embedding_out_channels"]) - 1)
-            self.image_conditions = {"control": self.shrinks}
+            images = {"control": self.shrinks}
+        self.facts = Facts(
+            conditions=conditions,
+            required=required,
+            image_conditions=images,
+            cond_last=cond_last > 0,
+        )
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, **cond: Any) -> Tensor:
-        absent = [name for name in self.required if cond.get(name) is None]
+        absent = [name for name in self.facts.required if cond.get(name) is None]
         if absent:
             raise ValueError(f"{type(self.net).__name__} cannot run without {', '.join(absent)}")
         self._check_size(*x.shape[2:])

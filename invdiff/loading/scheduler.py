@@ -11,10 +11,11 @@ from typing import Any
 
 from invdiff import schedules
 from invdiff.network import OfLevel
+from invdiff.network.preconditioning import ALIASES, spelled
 from invdiff.schedules import Discrete, Schedule, make_schedule
 
-PREDICTION_TYPES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-FLOW_PREDICTION_TYPES = {"flow_prediction": "velocity", "flow": "velocity"} | PREDICTION_TYPES
+PREDICTION_TYPES = {name: ALIASES[name] for name in ("epsilon", "sample", "v_prediction")}
+FLOW_PREDICTION_TYPES = ALIASES | {"flow": "velocity"}
 BETA_SCHEDULES = {
     "linear": schedules.linear,
     "scaled_linear": schedules.scaled_linear,
@@ -128,6 +129,7 @@ def overridden(found: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str
         options: of a Denoiser; with ``schedule`` and ``predicts`` where these were not found.
     """
     both = {**found, **options}
+    both["predicts"] = spelled(both["predicts"])
     if both["predicts"] != found.get("predicts"):
         both.pop("sign", None)
     schedule, time = make_schedule(both["schedule"]), both.get("time")

@@ -1,14 +1,12 @@
-"""Conditions of a network: labels."""
+"""Conditions of a network: labels, prompts and images, checked before they reach it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
 
 
 def check_labels(
@@ -39,3 +37,48 @@ def check_labels(
                     f"label {value} is unknown to {name}: its classes are 0..{classes - 1}"
                 )
     return labels.long().expand(images)
+
+
+def encoded_prompts(
+    text: Callable[[list[str]], dict[str, Tensor]],
+    prompt: str | Sequence[str],
+    images: int | None,
+) -> dict[str, Tensor]:
+    """The conditions that ``text`` makes of one prompt for all images or one for each, one entry
+    for each image; a prompt that occurs twice is encoded once.
+
+    Raises:
+        ValueError: a wrong number of prompts.
+        TypeError: prompts that are not text.
+    """
+    prompts = [prompt] * (images or 1) if isinstance(prompt, str) else list(prompt)
+    if not all(isinstance(p, str) for p in prompts):
+        raise TypeError(f"a prompt is text, or a list with one for each image, got {prompt!r}")
+    if not prompts or images not in (None, len(prompts)):
+        raise ValueError(
+            f"give one prompt for all images or one for each of the {images or ''} "
+            f"images, got {len(prompts)}"
+        )
+    distinct = list(dict.fromkeys(prompts))
+    each = [distinct.index(p) for p in prompts]
+    return {name: value[each] for name, value in text(distinct).items()}
+
+
+def with_image(x: Tensor, cond: Tensor | None, channels: int, name: str) -> Tensor:
+    """``[cond, x]``: the input of a network that is conditioned on an image of so many channels.
+
+    Raises:
+        ValueError: there is no image, or it does not have the state's batch and size.
+    """
+    if cond is None:
+        raise ValueError(
+            f"{name} is conditioned on an image and cannot run without it; "
+            "use the method 'sr3', or give cond="
+        )
+    expected = (len(x), channels, *x.shape[2:])
+    if tuple(cond.shape) != expected:
+        raise ValueError(
+            f"{name} is conditioned on an image of shape {expected}, got "
+            f"cond of shape {tuple(cond.shape)}"
+        )
+    return torch.cat([cond.to(x), x], dim=1)

@@ -51,5 +51,5 @@ def describe_model(denoiser: Denoiser) -> dict[str, Any]:
 def _image_condition(denoiser: Denoiser) -> str | None:
     if denoiser.cond_channels is None:
         return None
-    last = getattr(denoiser.net, "cond_last", 0) or getattr(denoiser.net, "image_last", 0)
-    return f"{denoiser.cond_channels} channels {'after' if last else 'before'} the state's"
+    side = "after" if denoiser.facts.cond_last else "before"
+    return f"{denoiser.cond_channels} channels {side} the state's"

@@ -1,8 +1,8 @@
-"""Is a network read rightly? Asked to denoise a photograph as it is read and as it might be, it
-tells a wrong ``predicts``, schedule or range.
+"""Finds a wrong ``predicts``, schedule or range of a network: it denoises a photograph as it is
+read and as it might be read.
 
-What this cannot tell: a ``data_range`` that is a part of the true one. A network of (-1, 1) that is
-read as (0, 1) sees a bright photograph of low contrast, and denoises it as well.
+A ``data_range`` that is a part of the true one is not found: a network of (-1, 1) that is read as
+(0, 1) is given a bright photograph of low contrast, and denoises it as well.
 """
 
 from __future__ import annotations
@@ -28,9 +28,14 @@ MARGIN = 0.7
 """By how much, on average over :data:`NOISE`, another predicts or schedule must be better before it
 is proposed, in dB."""
 RANGE_MARGIN = 0.4
-"""The same for another range over the first two of :data:`NOISE`: it changes less, and where noise
-drowns the range nothing."""
+"""The same for another range over the first two of :data:`NOISE`: it changes less, and at high
+noise nothing."""
 RANGES = ((-1.0, 1.0), (0.0, 1.0), (0.0, 255.0))
+NO_RANGE = (
+    "it has no data_range, so its units are taken to be yours, and its predicts, schedule and time "
+    "are taken as given; if it works on images, say their range, e.g. data_range=(-1, 1), and "
+    "channels=3"
+)
 LARGEST = 256
 """Side of the shipped photograph."""
 
@@ -46,14 +51,16 @@ class Reading(NamedTuple):
 
 
 def self_check(denoiser: Denoiser) -> list[str]:
-    """What is probably wrong with the reading of an image network, a sentence each; empty where
-    nothing is.
+    """Names in a sentence each the probable faults in the reading of an image network; empty where
+    there are none.
 
     It costs about sixty evaluations of a 64x64 image, or of the only size that an exported network
-    takes. What cannot be asked is not checked, see :func:`why_unchecked`.
+    takes. Networks on latents, or that need conditions, are not checked, see
+    :func:`why_unchecked`; of a network without a ``data_range``, which may be one of images, that
+    is said.
     """
-    if why_unchecked(denoiser) is not None:
-        return []
+    if (why := why_unchecked(denoiser)) is not None:
+        return [f"{denoiser.name} was not checked: {why}"] if why is NO_RANGE else []
     side = _side(denoiser)
     photo = sample_photo(side)[0].to(denoiser.device or "cpu")
     photo = photo.mean(dim=1, keepdim=True) if denoiser.channels == 1 else photo
@@ -83,7 +90,9 @@ def self_check(denoiser: Denoiser) -> list[str]:
 
 def why_unchecked(denoiser: Denoiser) -> str | None:
     """Why a network cannot be asked to denoise a photograph; None where it can."""
-    if denoiser.autoencoder is not None or denoiser.data_range is None:
+    if denoiser.autoencoder is None and denoiser.data_range is None:
+        return NO_RANGE if denoiser.channels in (None, 1, 3) else "its states are not images"
+    if denoiser.autoencoder is not None:
         return "its states are not images"
     if denoiser.channels not in (1, 3):
         return f"it is not known to work on grey or colour images (channels={denoiser.channels})"
@@ -93,7 +102,7 @@ def why_unchecked(denoiser: Denoiser) -> str | None:
         return "it needs a label"
     if not denoiser.schedule.from_noise:
         return "it cannot start from noise"
-    fixed = getattr(denoiser.net, "fixed_size", None)
+    fixed = denoiser.facts.fixed_size
     if fixed is not None and (fixed[0] != fixed[1] or fixed[0] > LARGEST):
         return f"it takes images of {fixed[0]}x{fixed[1]} only"
     return None
@@ -101,7 +110,7 @@ def why_unchecked(denoiser: Denoiser) -> str | None:
 
 def _side(denoiser: Denoiser) -> int:
     """The side of the images it is asked with."""
-    fixed = getattr(denoiser.net, "fixed_size", None)
+    fixed = denoiser.facts.fixed_size
     return min(denoiser.image_size or 64, 64) if fixed is None else fixed[0]
 
 
