@@ -78,7 +78,7 @@ def with_image(x: Tensor, cond: Tensor | None, channels: int, name: str) -> Tens
     expected = (len(x), channels, *x.shape[2:])
     if tuple(cond.shape) != expected:
         raise ValueError(
-            f"{name} is conditioned on an image of shape {expected}, got "
+            f"{name} is conditioned on an image of shape {expected} beside the state, got "
             f"cond of shape {tuple(cond.shape)}"
         )
     return torch.cat([cond.to(x), x], dim=1)
