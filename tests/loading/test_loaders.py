@@ -21,6 +21,7 @@ from invdiff.loading.adm import ADM, Architecture
 from invdiff.loading.source import Source, loader_of
 from invdiff.plugins import registry
 from invdiff.plugins.registry import UnknownNameError, list_plugins, load
+from invdiff.problem.physics import edm_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -225,3 +226,46 @@ def test_an_option_of_another_kind_is_refused(option: str, tmp_path: Path) -> No
     torch.save(STATE, path)
     with pytest.raises(ValueError, match=f"has no parameter '{option}'"):
         invdiff.load_model(path, **{option: 1})
+
+
+def saved(kind: str, path: Path) -> dict[str, Any]:
+    """Writes a small network of a kind; returns the options it is read with."""
+    if kind == "adm":
+        torch.save(STATE, path)
+        return {"num_heads": 1, "schedule": "linear"}
+    if kind == "torchscript":
+        net = torch.nn.Conv2d(3, 3, 1)
+        torch.jit.trace(Timed(net), (X, torch.ones(1))).save(str(path))
+        read = {"predicts": "eps", "schedule": "linear", "data_range": (-1, 1), "channels": 3}
+        return read | {"allow_pickle": True}
+    settings = {
+        **{"img_resolution": 8, "in_channels": 3, "out_channels": 3, "model_channels": 32},
+        **{"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": []},
+    }
+    torch.save(edm_network("ncsn", settings).state_dict(), path)
+    return {}
+
+
+class Timed(torch.nn.Module):
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.net(x) * torch.cos(t / 1000).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("kind", ["adm", "edm", "torchscript"])
+def test_another_default_dtype_changes_nothing(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    options = saved(kind, path)
+    first = invdiff.load_model(path, **options)
+    level = first.schedule.at(0.7)
+    expected = first(X, level).x0
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = invdiff.load_model(path, **options)
+        assert torch.equal(again(X, level).x0, expected)
+        assert again.hash == first.hash
+    finally:
+        torch.set_default_dtype(torch.float32)
