@@ -1,6 +1,6 @@
-"""What determines an ADM network, read from the names and shapes of its parameters.
+"""The architecture of an ADM network, read from the names and shapes of its parameters.
 
-A state dict does not say:
+A state dict does not determine:
 
     heads            how the channels of an attention are divided; 64 channels a head as published,
                      or a number of heads
@@ -20,7 +20,7 @@ POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
 
 @dataclass(frozen=True)
 class Architecture:
-    """What determines an ADM network.
+    """The architecture of an ADM network.
 
     Attributes:
         in_channels, out_channels: of the network as a whole; of a classifier ``out_channels`` is
@@ -57,7 +57,7 @@ class Architecture:
 
     @property
     def multiple(self) -> int:
-        """What image sides must divide by."""
+        """The number that image sides must divide by."""
         return 2 ** (len(self.channels) - 1)
 
     def heads_of(self, channels: int) -> int:
@@ -75,7 +75,7 @@ class Architecture:
         if channels % by:
             raise ValueError(
                 f"an attention over {channels} channels cannot be divided by {what}={by}; "
-                "the state dict does not say how it is divided: give num_heads= or "
+                "the state dict does not determine how it is divided: give num_heads= or "
                 "num_head_channels="
             )
         return by if self.heads is not None else channels // by

@@ -135,7 +135,7 @@ class Layers(nn.Sequential):
 
 
 class _Encoder(nn.Module):
-    """What the denoiser and the classifier share: time embedding, the way down and the middle."""
+    """The part that denoiser and classifier share: time embedding, the way down and the middle."""
 
     def __init__(self, a: Architecture) -> None:
         super().__init__()
@@ -211,8 +211,8 @@ class ADM(_Encoder):
     H, W): the noise and, where learned, the variance's v after it.
 
     Args:
-        image_last: channels of a low-resolution image that the network is shown after the state; x
-            is [image, x_t], as a Denoiser joins them. guided-diffusion enlarges it bilinearly.
+        image_last: channels of a low-resolution image that it takes after the state; x is [image,
+            x_t], as a Denoiser joins them. guided-diffusion enlarges it bilinearly.
     """
 
     def __init__(self, architecture: Architecture, image_last: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""The published networks of guided-diffusion, and what their files do not say of them."""
+"""The published networks of guided-diffusion, and the facts that are not in their files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from invdiff.schedules import Schedule
 
 @dataclass(frozen=True)
 class Published:
-    """What is known of a network and its file does not say.
+    """The facts about a published network that are not in its file.
 
     Attributes:
         size: of its images.
@@ -51,7 +51,7 @@ CLASSIFIERS: dict[tuple[Any, ...], Published] = {
 
 
 def published(a: Architecture) -> Published | None:
-    """What is known of a published network of that architecture; None of any other."""
+    """The facts about the published network of that architecture; None for any other."""
     if a.resample != "block" or not a.scale_shift:
         return None
     widths = tuple(c / a.model_channels for c in a.channels)

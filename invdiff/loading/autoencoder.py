@@ -41,7 +41,7 @@ def from_diffusers(
         raise ValueError(f"encode must be 'mode' or 'sample', got {encode!r}")
     if encode == "sample" and name != "AutoencoderKL":
         raise ValueError(
-            "encode='sample' draws from the distribution that an AutoencoderKL knows; a "
+            "encode='sample' draws from the distribution of an AutoencoderKL; a "
             f"{name} encodes to one latent only"
         )
     blocks = config.get("encoder_block_out_channels") or config["block_out_channels"]

@@ -2,8 +2,8 @@
 
 A file is searched for networks wherever they lie (``state_dict``, ``model``, ``ema``, prefixes such
 as ``module.``), and averaged weights are preferred. Every parameter must be there and none may be
-left over: nothing loads half. A kind of network is told by its anchor, the name of a parameter that
-all of its networks have and no others.
+left over: nothing loads half. A kind of network is recognised by its anchor, the name of a
+parameter that all of its networks have and no others.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import torch
 from invdiff.loading.source import Source
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl")
-"""Names of such files; others are told by their content."""
+"""Names of such files; others are recognised by their content."""
 
 NVIDIA = (
     "is a pickle of whole objects, as NVIDIA publishes them: it needs their code and runs what it "
@@ -26,7 +26,7 @@ POINTER = "is a pointer of Git LFS and not the file itself, which `git lfs pull`
 
 
 def read(source: Source) -> Any:
-    """What a file of parameters holds, on the CPU; None for other files.
+    """The content of a file of parameters, on the CPU; None for other files.
 
     Raises:
         ValueError: it cannot be read, or only by running code.

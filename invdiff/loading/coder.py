@@ -1,4 +1,4 @@
-"""Which autoencoder stands between the images and the states of a folder's network."""
+"""The autoencoder between the images and the states of a folder's network."""
 
 from __future__ import annotations
 

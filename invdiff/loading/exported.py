@@ -25,7 +25,7 @@ from invdiff.plugins.registry import check_names, list_plugins
 
 
 class Input(NamedTuple):
-    """What a file says of one input; None where it does not, or where a size is free."""
+    """One input as a file describes it; None where it does not, or where a size is free."""
 
     name: str
     shape: tuple[int | None, ...] | None = None
@@ -125,13 +125,13 @@ def _asked(missing: Sequence[str]) -> list[str]:
     what = {
         "predicts": f"predicts= ({', '.join(PREDICTS)})",
         "schedule": f"schedule= ({', '.join(list_plugins('schedules'))})",
-        "data_range": "data_range= of its images (such as (-1, 1); None if it knows no images)",
-        "channels": "channels= of its images (None if it knows no images)",
+        "data_range": "data_range= of its images (such as (-1, 1); None if it has none)",
+        "channels": "channels= of its images (None if it has none)",
     }
     if not missing:
         return []
-    shown = {"predicts": "eps", "schedule": "linear", "data_range": "[-1,1]", "channels": "3"}
-    flags = " ".join(f"model.{n}={shown[n]}" for n in missing)
+    examples = {"predicts": "eps", "schedule": "linear", "data_range": "[-1,1]", "channels": "3"}
+    flags = " ".join(f"model.{n}={examples[n]}" for n in missing)
     return [
         "it does not say everything that is needed, please give "
         f"{', '.join(what[n] for n in missing)}; on the command line {flags}"
@@ -178,7 +178,7 @@ class Exported(nn.Module):
 
     @property
     def facts(self) -> Facts:
-        """What its file says; it is identified by that, as weights may be anywhere in a program."""
+        """The facts in its file, which identifies it: weights may be anywhere in a program."""
         shape = self.inputs[0].shape
         size = None
         if shape is not None and len(shape) == 4 and shape[2] is not None and shape[3] is not None:

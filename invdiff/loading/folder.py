@@ -101,9 +101,9 @@ def load_folder(folder: str | Path, *, allow_pickle: bool = False, **options: An
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a folder holds of a network: where it is, its configuration and its weights' file, the
-    network as a Denoiser calls it; its scheduler's settings and the options of a Denoiser that they
-    imply with the user's on top."""
+    """The parts of a folder that belong to its network: where it is, its configuration and its
+    weights' file, the network as a Denoiser calls it; its scheduler's settings and the options of a
+    Denoiser that they imply with the user's on top."""
 
     folder: Path
     place: Path

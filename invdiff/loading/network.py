@@ -119,8 +119,7 @@ class Network(torch.nn.Module):
         return self.sign * self.net(x, timestep=t, return_dict=False, **cond)[0]
 
     def _check_size(self, height: int, width: int) -> None:
-        """Refuses what diffusers would stumble over deep inside: sides that positions are not known
-        for."""
+        """Refuses sides that the network has no positions for, which fail deep inside diffusers."""
         name = type(self.net).__name__
         table = getattr(getattr(self.net, "pos_embed", None), "pos_embed_max_size", None)
         most = None if table is None else table * getattr(self.net.pos_embed, "patch_size", 1)
@@ -152,8 +151,8 @@ class Network(torch.nn.Module):
             or max(rows / shape[2], columns / shape[3]) >= 0.5
         ):
             raise ValueError(
-                f"the ControlNet is shown an image of shape {shape} beside this state, got "
-                f"control of shape {tuple(control.shape)}"
+                f"the ControlNet is conditioned on an image of shape {shape} beside the "
+                f"state, got control of shape {tuple(control.shape)}"
             )
         if isinstance(scale, Tensor):
             scale = scale.view(-1, 1, 1, 1)
@@ -176,7 +175,8 @@ class Network(torch.nn.Module):
 
 
 def _keywords(net: torch.nn.Module) -> set[str]:
-    """What a network's forward takes besides the state, its first argument, and ``timestep``."""
+    """The keywords of a network's forward beside the state, its first argument, and
+    ``timestep``."""
     return set(list(inspect.signature(net.forward).parameters)[1:]) - {"timestep"}
 
 

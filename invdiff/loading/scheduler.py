@@ -1,5 +1,5 @@
-"""What a diffusers scheduler configuration says about the network: its noise schedule, what it
-predicts, the grid it is sampled on."""
+"""The facts about a network in the configuration of a diffusers scheduler: its noise schedule, what
+it predicts, the grid it is sampled on."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def read_scheduler(config: Mapping[str, Any]) -> dict[str, Any]:
     if name.startswith("EDM"):
         return _edm(given)
     if name == "ScoreSdeVeScheduler":
-        # These networks are shown sigma, and their images lie in [0, 1] (diffusers'
+        # These networks take sigma, and their images lie in [0, 1] (diffusers'
         # ScoreSdeVePipeline).
         return {
             "predicts": "score",
@@ -121,8 +121,8 @@ def read_scheduler(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def overridden(found: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """``found`` of a checkpoint with ``options`` on top, which are the user's; what they make
-    untrue of the rest is left out, with a warning where the time that the network is shown may then
-    be wrong.
+    untrue of the rest is left out, with a warning where the time input of the network may then be
+    wrong.
 
     Args:
         found: options of a Denoiser, and ``sign``; empty, if nothing is known.
@@ -143,7 +143,7 @@ def overridden(found: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str
     if not isinstance(schedule, Discrete) and both["predicts"] != "edm":
         warnings.warn(
             f"how the network counts the time of a {type(schedule).__name__} schedule is "
-            f"not known, so it is shown t from {schedule.t_min:g} to "
+            f"not known, so its time input is t from {schedule.t_min:g} to "
             f"{schedule.t_max:g}; if it counts otherwise, say so: time=lambda t: 1000 * t",
             stacklevel=2,
         )

@@ -21,7 +21,7 @@ HUB = "https://huggingface.co/"
 
 
 class Source:
-    """What a model is loaded from.
+    """The source that a model is loaded from.
 
     Args:
         given: as the user gave it: a path, a hub id, or an object.

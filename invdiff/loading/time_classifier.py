@@ -66,7 +66,7 @@ class TimeClassifier(nn.Module):
         return net
 
     def to_json_string(self) -> str:
-        """What a ``config.json`` says of it."""
+        """The text of its ``config.json``."""
         return json.dumps({"_class_name": type(self).__name__} | self.config, indent=2) + "\n"
 
     def save_pretrained(self, folder: Path) -> None:

@@ -244,7 +244,7 @@ PLAIN: Mapping[str, Any] = {
     "time_embedding_type": "positional",
     "upsample_type": "conv",
 }
-"""What diffusers' configuration of a network says that :class:`UNet` expresses."""
+"""The settings in diffusers' configuration under which :class:`UNet` is the network."""
 
 
 def from_config(config: Mapping[str, Any]) -> UNet:

@@ -98,7 +98,7 @@ class NoisyClassifier:
             raise ValueError(
                 f"{self.name} cannot be called as classifier(x_t, t): {error}. Classifier "
                 "guidance needs a classifier that was trained on "
-                "noisy images and is told the noise level; one of clean images works on "
+                "noisy images and takes the time as well; one of clean images works on "
                 "the estimate: ClassifierGuidance(log_prob=..., of='x0')"
             ) from error
         try:

@@ -1,5 +1,4 @@
-"""What a network is called with and what its output means, for each way in which networks are
-trained.
+"""The input and the meaning of the output of a network, for each way in which networks are trained.
 
 A state of the network's own schedule is ``x = alpha * x0 + sigma * eps``; the network returns
 

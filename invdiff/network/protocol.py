@@ -1,4 +1,4 @@
-"""What a wrapped network may state about itself, beside being called.
+"""The facts that a wrapped network may state about itself.
 
 A network that states nothing works: a plain function ``net(x, t, **cond)``. One that has more to
 say has an attribute ``facts``, e.g. ``facts = Facts(fixed_size=(64, 64))``.
@@ -17,7 +17,7 @@ import torch
 
 @dataclass(frozen=True)
 class Facts:
-    """What a network states about itself.
+    """The facts that a network states about itself.
 
     Attributes:
         conditions: names of the conditions it takes; None: any, as far as is known.

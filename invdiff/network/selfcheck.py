@@ -23,7 +23,7 @@ from invdiff.schedules import Discrete
 NOISE = (0.05, 0.2, 1.0)
 """Standard deviations at which the photograph is denoised, in units of [0, 1]."""
 AT_LEAST = 3.0
-"""What a network of photographs that is read rightly gains over each noisy photograph, in dB."""
+"""The least gain over each noisy photograph, in dB, of a network that is read rightly."""
 MARGIN = 0.7
 """By how much, on average over :data:`NOISE`, another predicts or schedule must be better before it
 is proposed, in dB."""
@@ -95,7 +95,7 @@ def why_unchecked(denoiser: Denoiser) -> str | None:
     if denoiser.autoencoder is not None:
         return "its states are not images"
     if denoiser.channels not in (1, 3):
-        return f"it is not known to work on grey or colour images (channels={denoiser.channels})"
+        return f"it has neither one nor three channels (channels={denoiser.channels})"
     if denoiser.cond_channels is not None or denoiser.required:
         return f"it needs conditions ({', '.join(denoiser.required) or 'an image'})"
     if denoiser.num_classes is not None and denoiser.null_label is None:
@@ -115,7 +115,7 @@ def _side(denoiser: Denoiser) -> int:
 
 
 def gains(denoiser: Denoiser, photo: Tensor, levels: int = len(NOISE)) -> Tensor:
-    """What denoising gains over the noisy photograph at the first levels of :data:`NOISE`,
+    """The gain of denoising over the noisy photograph at the first levels of :data:`NOISE`,
     (levels,), in dB, at least -100; nothing is clipped.
 
     Args:
@@ -153,8 +153,8 @@ def _best(denoiser: Denoiser, given: Tensor, photo: Tensor) -> tuple[float, Read
 
 
 def _readings(denoiser: Denoiser) -> Iterator[Reading]:
-    """What a network might be instead: each of the usual schedules with what is predicted on it, in
-    the time that such networks count."""
+    """Other readings of a network: each of the usual schedules with what is predicted on it, in the
+    time that such networks count."""
     own = denoiser.schedule
     discrete = isinstance(own, Discrete)
     for predicts in ("eps", "x0", "v", "score", *(() if discrete else ("velocity",))):
@@ -175,7 +175,7 @@ def _readings(denoiser: Denoiser) -> Iterator[Reading]:
         ("flow(), time=lambda t: 1000 * t", schedules.flow(), "velocity", lambda t: 1000 * t),
         ("flow()", schedules.flow(), "velocity", None),
         ("edm()", schedules.edm(), "edm", None),
-        ("ve(), shown sigma", schedules.ve(), "score", OfLevel(lambda level: level.sigma)),
+        ("ve(), time=OfLevel(sigma)", schedules.ve(), "score", OfLevel(lambda level: level.sigma)),
     ):
         yield Reading(
             {"predicts": predicts, "schedule": schedule, "time": time},

@@ -50,11 +50,11 @@ class Tiled:
         if max(x.shape[-2:]) <= self.size:
             return self.net(x, t, **cond)
         if torch.is_grad_enabled() and (
-            asked := [k for k, v in cond.items() if isinstance(v, Tensor) and v.requires_grad]
+            others := [k for k, v in cond.items() if isinstance(v, Tensor) and v.requires_grad]
         ):
             raise ValueError(
                 "in tiles, gradients are taken with respect to the state alone, not to "
-                f"{', '.join(asked)}: detach it, or no tile="
+                f"{', '.join(others)}: detach it, or no tile="
             )
         return _Blend.apply(self, x, t, cond)
 
