@@ -24,7 +24,7 @@ TIMEOUT = 10.0
 """Seconds to wait for the hub's first answer."""
 
 _ID = re.compile(
-    r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^:@]+))?(:(?P<subfolder>[\w./-]+))?"
+    r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(@(?P<revision>[^:@]+))?(:(?P<subfolder>[\w./-]+))?"
 )
 _FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl", ".onnx", ".json", ".pt2", ".ts")
 

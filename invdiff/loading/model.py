@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, TypeGuard
 
 from invdiff.loading.source import Source, loader_of
@@ -30,7 +30,7 @@ def is_registered(model: Any) -> TypeGuard[str]:
     folder of the same name is ``"./photo64"``."""
     if not isinstance(model, str) or "/" in model or "\\" in model:
         return False
-    return model in list_plugins("models") or not Path(model).exists()
+    return model in list_plugins("models") or not os.path.exists(model)
 
 
 def load_model(

@@ -6,6 +6,7 @@ A loader is registered in the entry-point group ``invdiff.loaders`` and has two 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +43,7 @@ class Source:
         if not isinstance(self.given, str | Path):
             return None
         path = Path(self.given).expanduser()
-        return path if path.exists() else None
+        return path if os.path.exists(path) else None  # False of names that no file can have
 
     @property
     def file(self) -> Path | None:

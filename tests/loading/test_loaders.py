@@ -220,6 +220,12 @@ def test_an_object_is_a_denoiser() -> None:
         invdiff.load_model(3)
 
 
+@pytest.mark.parametrize("name", ["n" * 5000, "a/" + "n" * 5000, "a\0b", "a/\0"])
+def test_names_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(ValueError, match="unknown model|there is no folder or file"):
+        invdiff.load_model(name)
+
+
 @pytest.mark.parametrize("option", ["preconditioning", "controlnet", "time_scale"])
 def test_an_option_of_another_kind_is_refused(option: str, tmp_path: Path) -> None:
     path = tmp_path / "net.pt"
