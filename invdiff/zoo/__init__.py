@@ -45,12 +45,12 @@ def sr3x4(**options: Any) -> Denoiser:
 
 def _shipped(folder: Path, options: dict[str, Any]) -> Denoiser:
     """The Denoiser of a folder with a plain U-Net that is trained on a linear DDPM schedule."""
-    config, schedule, predicts = _described(folder)
+    config, noise, schedule = _described(folder)
     weights = load_file(folder / WEIGHTS)
     net = Shipped(filled(lambda: from_config(config), weights))
     classes, channels = config["num_class_embeds"], config["out_channels"]
     found = {
-        "predicts": predicts,
+        "predicts": PREDICTION_TYPES[noise["prediction_type"]],
         "schedule": schedule,
         "data_range": (-1.0, 1.0),
         "num_classes": None if classes is None else config["_null_label"],
@@ -66,6 +66,8 @@ def _shipped(folder: Path, options: dict[str, Any]) -> Denoiser:
     denoiser.source = {
         "path": str(folder),
         "network": config["_class_name"],
+        "scheduler": noise["_class_name"],
+        "variance": noise["variance_type"],
         "weights": WEIGHTS,
         "storage": dtypes(weights),
     }
@@ -73,20 +75,20 @@ def _shipped(folder: Path, options: dict[str, Any]) -> Denoiser:
 
 
 def _classifier(folder: Path) -> NoisyClassifier:
-    config, schedule, _ = _described(folder)
+    config, _, schedule = _described(folder)
     net = TimeClassifier.from_folder(folder, config)
     return NoisyClassifier(net, schedule=schedule, channels=config["in_channels"], name=folder.name)
 
 
-def _described(folder: Path) -> tuple[dict[str, Any], Schedule, str]:
-    """(configuration, schedule, predicts) of a folder of this package."""
+def _described(folder: Path) -> tuple[dict[str, Any], dict[str, Any], Schedule]:
+    """(configuration, that of the scheduler, schedule) of a folder of this package."""
     config, noise = (
         json.loads((folder / name).read_text()) for name in ("config.json", "scheduler_config.json")
     )
     schedule = schedules.linear(
         noise["num_train_timesteps"], noise["beta_start"], noise["beta_end"]
     )
-    return config, schedule, PREDICTION_TYPES[noise["prediction_type"]]
+    return config, noise, schedule
 
 
 class Shipped(nn.Module):

@@ -66,7 +66,7 @@ def test_a_shipped_network_is_read_as_its_folder_is(name: str) -> None:
         assert torch.equal(a, b)
     assert (one.spacing, one.offset) == (other.spacing, other.offset)  # type: ignore[attr-defined]
     assert (ours.classifier is None) == (theirs.classifier is None)
-    for key in ("network", "weights"):
+    for key in ("network", "weights", "scheduler", "variance"):
         assert ours.source[key] == theirs.source[key]
 
 
