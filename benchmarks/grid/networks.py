@@ -15,7 +15,7 @@ from invdiff.device import choose_device
 from invdiff.itineraries import Straight
 from invdiff.loading.model import is_registered, load_model
 from invdiff.network import Denoiser
-from invdiff.network.hashing import weights_hash
+from invdiff.network.weights import weights_hash
 
 
 def identity_of(label: str, config: Mapping[str, Any]) -> Network:

@@ -30,7 +30,8 @@ GROUPS = {
 CONFIGURED = ("operator", "guidance")
 """Kinds whose parameters have a YAML file."""
 FUNCTIONS = ("model", "metric", "launcher")
-"""Kinds whose object is a function of the plug-in's name; that of the others is a class."""
+"""Kinds whose object is a function of the plug-in's name; a loader is the module, all others are
+classes."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -74,7 +75,8 @@ def write(name: str, kind: str, output: Path | None = None) -> Path:
         "invdiff_version": version("invdiff"),
     }
     values["KIND"] = kind.upper()
-    values["object"] = name if kind in FUNCTIONS else values["Class"]
+    made = name if kind in FUNCTIONS else values["Class"]
+    values["object"] = values["module"] + ("" if kind == "loader" else f":{made}")
     values["configs"] = filled("configs.toml", values) if kind in CONFIGURED else ""
     contents = {
         "pyproject.toml": "pyproject.toml",

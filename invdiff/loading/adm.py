@@ -1,512 +1,202 @@
-"""The UNet of ADM (Dhariwal & Nichol 2021, arXiv:2105.05233, section 3; Nichol & Dhariwal 2021,
-arXiv:2102.09672), written anew.
+"""Files of guided-diffusion (``input_blocks.0.0.weight``): openai/guided-diffusion and
+improved-diffusion, DPS' FFHQ, ILVR, P2, deepinv's DiffUNet; denoisers, and classifiers for
+classifier guidance.
 
-Parameters carry the names of openai/guided-diffusion, so that its checkpoints, those of
-improved-diffusion and their descendants (DPS' FFHQ, ILVR, P2) load as they are: :class:`ADM`
-predicts the noise, :class:`ADMClassifier` is its encoder with a head of logits. What a state dict
-says of its network is read by :func:`architecture`; it does not say:
-
-    heads            how the channels of an attention are divided; 64 channels a head as published,
-                     or a number of heads
-    attention order  whether queries, keys and values of one head lie together (the older layout) or
-                     those of all heads
+The architecture is read from the names and shapes of the parameters; how the attention is divided
+and the noise schedule are known of the published networks only.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+import warnings
+from collections.abc import Mapping
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import nn
 
-from invdiff.network.protocol import NetworkFacts
+from invdiff import schedules
+from invdiff.loading.adm_architecture import Architecture, architecture, divided
+from invdiff.loading.adm_network import ADM, ADMClassifier
+from invdiff.loading.adm_published import Published, published
+from invdiff.loading.checkpoint import Found, denoiser, holds, network, understood
+from invdiff.loading.source import Source
+from invdiff.loading.state_dict import filled
+from invdiff.network import Denoiser, NoisyClassifier
+from invdiff.schedules import Schedule
 
-GROUPS = 32
-POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
+__all__ = ["ADM", "ADMClassifier", "Architecture", "architecture", "load", "recognises"]
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """What determines an ADM network.
-
-    Attributes:
-        in_channels, out_channels: of the network as a whole; of a classifier ``out_channels`` is
-            its number of classes.
-        model_channels: width of the time embedding, 4 times that inside.
-        channels: of each resolution, finest first.
-        blocks: residual blocks per resolution.
-        attention: the resolutions with self-attention, 0 the finest; the middle always has it.
-        rows: of the table of class embeddings; None without.
-        scale_shift: the time embedding scales and shifts the second normalisation, instead of being
-            added before it.
-        resample: how resolutions are left: ``"block"`` (a residual block), ``"conv"`` (a
-            convolution) or ``"plain"`` (no parameters).
-        head_channels, heads: one of them is None.
-        new_order: attention layout, see the module's docstring.
-        pool: the head of a classifier, one of POOLS; None: a denoiser.
-        pool_size: side of the image at the attention pooling.
-    """
-
-    in_channels: int
-    out_channels: int
-    model_channels: int
-    channels: tuple[int, ...]
-    blocks: int
-    attention: tuple[int, ...]
-    rows: int | None = None
-    scale_shift: bool = True
-    resample: str = "block"
-    head_channels: int | None = 64
-    heads: int | None = None
-    new_order: bool = False
-    pool: str | None = None
-    pool_size: int | None = None
-
-    @property
-    def multiple(self) -> int:
-        """What image sides must divide by."""
-        return 2 ** (len(self.channels) - 1)
-
-    def heads_of(self, channels: int) -> int:
-        """Number of heads of an attention.
-
-        Raises:
-            ValueError: the channels cannot be divided so.
-        """
-        by, what = (
-            (self.heads, "num_heads")
-            if self.heads is not None
-            else (self.head_channels, "num_head_channels")
-        )
-        assert by is not None
-        if channels % by:
-            raise ValueError(
-                f"an attention over {channels} channels cannot be divided by {what}={by}; "
-                "the state dict does not say how it is divided: give num_heads= or "
-                "num_head_channels="
-            )
-        return by if self.heads is not None else channels // by
+ANCHOR = "input_blocks.0.0.weight"
+KIND = "guided-diffusion"
 
 
-class Attention(nn.Module):
-    """Scaled dot-product attention of ``heads`` heads on (B, 3C, N) queries, keys and values: (B,
-    C, N). No parameters."""
-
-    def __init__(self, heads: int, new_order: bool) -> None:
-        super().__init__()
-        self.heads, self.new_order = heads, new_order
-
-    def forward(self, qkv: Tensor) -> Tensor:
-        if self.new_order:  # (3, heads, C/heads)
-            parts = qkv.unflatten(1, (3, self.heads, -1)).unbind(1)
-        else:  # (heads, 3, C/heads)
-            parts = qkv.unflatten(1, (self.heads, 3, -1)).unbind(2)
-        q, k, v = (part.transpose(-1, -2) for part in parts)  # (B, heads, N, C/heads)
-        return F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).flatten(1, 2)
+def recognises(source: Source) -> bool:
+    """Whether it is a file with such a network."""
+    return holds(source, ANCHOR)
 
 
-class AttentionBlock(nn.Module):
-    """x + proj(attention(norm(x))) over all pixels of (B, C, H, W)."""
-
-    def __init__(self, channels: int, heads: int, new_order: bool) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(GROUPS, channels)
-        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.attention = Attention(heads, new_order)
-        self.proj_out = nn.Conv1d(channels, channels, 1)
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        pixels = x.flatten(2)
-        return x + self.proj_out(self.attention(self.qkv(self.norm(pixels)))).view_as(x)
-
-
-class ResBlock(nn.Module):
-    """Residual block under a time embedding; ``resize`` halves (0.5) or doubles (2.0) the sides of
-    both branches."""
-
-    def __init__(
-        self, before: int, after: int, emb: int, scale_shift: bool, resize: float = 1.0
-    ) -> None:
-        super().__init__()
-        self.scale_shift, self.resize = scale_shift, resize
-        self.in_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, before), nn.SiLU(), nn.Conv2d(before, after, 3, padding=1)
-        )
-        self.emb_layers = nn.Sequential(
-            nn.SiLU(), nn.Linear(emb, 2 * after if scale_shift else after)
-        )
-        # The third place is that of the dropout.
-        self.out_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, after),
-            nn.SiLU(),
-            nn.Identity(),
-            nn.Conv2d(after, after, 3, padding=1),
-        )
-        self.skip_connection = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        norm, activation, conv = self.in_layers
-        h = conv(_resized(activation(norm(x)), self.resize))
-        shift = self.emb_layers(emb)[:, :, None, None].to(h.dtype)
-        norm, *rest = self.out_layers
-        if self.scale_shift:
-            scale, shift = shift.chunk(2, dim=1)
-            h = norm(h) * (1 + scale) + shift
-        else:
-            h = norm(h + shift)
-        for layer in rest:
-            h = layer(h)
-        return self.skip_connection(_resized(x, self.resize)) + h
-
-
-def _resized(x: Tensor, factor: float) -> Tensor:
-    if factor == 2.0:
-        return F.interpolate(x, scale_factor=2.0, mode="nearest")
-    return F.avg_pool2d(x, 2) if factor == 0.5 else x
-
-
-class Downsample(nn.Module):
-    """Half the sides, by a convolution ``op`` or by the mean of 2x2 pixels."""
-
-    def __init__(self, channels: int, conv: bool) -> None:
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if conv else nn.AvgPool2d(2)
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        return self.op(x)
-
-
-class Upsample(nn.Module):
-    """Twice the sides by repetition, then a convolution ``conv`` or nothing."""
-
-    def __init__(self, channels: int, conv: bool) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if conv else nn.Identity()
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        return self.conv(_resized(x, 2.0))
-
-
-class Stem(nn.Conv2d):
-    """The first convolution, called as every other layer."""
-
-    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        return super().forward(x)
-
-
-class Layers(nn.Sequential):
-    """Layers that are all called as ``layer(x, emb)``."""
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
-        for layer in self:
-            x = layer(x, emb)
-        return x
-
-
-class _Encoder(nn.Module):
-    """What the denoiser and the classifier share: time embedding, the way down and the middle."""
-
-    def __init__(self, a: Architecture) -> None:
-        super().__init__()
-        self.architecture = a
-        self.checkpointing = False
-        emb = 4 * a.model_channels
-        self.time_embed = nn.Sequential(
-            nn.Linear(a.model_channels, emb), nn.SiLU(), nn.Linear(emb, emb)
-        )
-        channels = a.channels[0]
-        self.widths = [channels]
-        self.input_blocks = nn.ModuleList([Layers(Stem(a.in_channels, channels, 3, padding=1))])
-        for level, width in enumerate(a.channels):
-            for _ in range(a.blocks):
-                self.input_blocks.append(self._block(channels, width, level))
-                channels = width
-                self.widths.append(channels)
-            if level + 1 < len(a.channels):
-                self.input_blocks.append(Layers(self._resample(channels, down=True)))
-                self.widths.append(channels)
-        self.middle_block = Layers(
-            ResBlock(channels, channels, emb, a.scale_shift),
-            AttentionBlock(channels, a.heads_of(channels), a.new_order),
-            ResBlock(channels, channels, emb, a.scale_shift),
-        )
-
-    def _block(self, before: int, after: int, level: int, *more: nn.Module) -> Layers:
-        a = self.architecture
-        layers: list[nn.Module] = [ResBlock(before, after, 4 * a.model_channels, a.scale_shift)]
-        if level in a.attention:
-            layers.append(AttentionBlock(after, a.heads_of(after), a.new_order))
-        return Layers(*layers, *more)
-
-    def _resample(self, channels: int, down: bool) -> nn.Module:
-        a = self.architecture
-        if a.resample == "block":
-            return ResBlock(
-                channels, channels, 4 * a.model_channels, a.scale_shift, 0.5 if down else 2.0
-            )
-        return (Downsample if down else Upsample)(channels, a.resample == "conv")
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Blocks are computed again on the way back instead of being kept."""
-        self.checkpointing = True
-
-    def _run(self, block: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, emb, use_reentrant=False)  # type: ignore[return-value]
-        return block(x, emb)
-
-    def _embedding(self, t: Tensor) -> Tensor:
-        """The embedding of times (B,): cosines, then sines, of geometric frequencies from 1 to
-        1/10000."""
-        half = self.architecture.model_channels // 2
-        steps = torch.arange(half, dtype=torch.float32, device=t.device)
-        angles = t[:, None].float() * torch.exp(-math.log(10_000) / half * steps)
-        waves = torch.cat([angles.cos(), angles.sin()], dim=1)
-        return self.time_embed(
-            F.pad(waves, (0, self.architecture.model_channels % 2)).to(
-                next(self.parameters()).dtype
-            )
-        )
-
-    def _down(self, x: Tensor, emb: Tensor) -> Iterator[Tensor]:
-        for block in self.input_blocks:
-            x = self._run(block, x, emb)
-            yield x
-
-
-class ADM(_Encoder):
-    """``net(x, t, label=None)``: x (B, in_channels, H, W) in [-1, 1], t (B,) the training's step
-    0..T-1, fractions allowed; label (B,), where the network has classes. Returns (B, out_channels,
-    H, W): the noise and, where learned, the variance's v after it.
+def load(
+    source: Source,
+    *,
+    weights: str | None = None,
+    num_heads: int | None = None,
+    num_head_channels: int | None = None,
+    new_attention_order: bool | None = None,
+    **options: Any,
+) -> Denoiser:
+    """A Denoiser of images in [-1, 1].
 
     Args:
-        image_last: channels of a low-resolution image that the network is shown after the state; x
-            is [image, x_t], as a Denoiser joins them. guided-diffusion enlarges it bilinearly.
-    """
-
-    def __init__(self, architecture: Architecture, image_last: int = 0) -> None:
-        super().__init__(architecture)
-        a = architecture
-        self.image_last = image_last
-        if image_last:
-            self.facts = NetworkFacts(upsampling="bilinear", condition_last=True)
-        if a.rows is not None:
-            self.label_emb = nn.Embedding(a.rows, 4 * a.model_channels)
-        channels, widths = a.channels[-1], list(self.widths)
-        self.output_blocks = nn.ModuleList()
-        for level, width in reversed(list(enumerate(a.channels))):
-            for i in range(a.blocks + 1):
-                up = [self._resample(width, down=False)] if level and i == a.blocks else []
-                self.output_blocks.append(self._block(channels + widths.pop(), width, level, *up))
-                channels = width
-        self.out = nn.Sequential(
-            nn.GroupNorm(GROUPS, channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, a.out_channels, 3, padding=1),
-        )
-
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        emb = self._embedding(t)
-        if self.architecture.rows is not None:
-            if label is None:
-                raise ValueError("this network is class-conditional and needs a label")
-            emb = emb + self.label_emb(label)
-        if self.image_last:
-            x = x.roll(-self.image_last, dims=1)
-        passed = list(self._down(x, emb))
-        h = self._run(self.middle_block, passed[-1], emb)
-        for block in self.output_blocks:
-            h = self._run(block, torch.cat([h, passed.pop()], dim=1), emb)
-        return self.out(h)
-
-
-class AttentionPool(nn.Module):
-    """Logits from what the mean of all pixels attends to (the image encoder of CLIP, Radford et al.
-    2021): (B, C, n, n) to (B, K)."""
-
-    def __init__(self, size: int, channels: int, heads: int, out: int) -> None:
-        super().__init__()
-        self.positional_embedding = nn.Parameter(torch.zeros(channels, size**2 + 1))
-        self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
-        self.attention = Attention(heads, new_order=True)
-        self.c_proj = nn.Conv1d(channels, out, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        pixels = x.flatten(2)
-        if pixels.shape[2] + 1 != self.positional_embedding.shape[1]:
-            side = math.isqrt(self.positional_embedding.shape[1] - 1)
-            raise ValueError(
-                f"the classifier pools {side}x{side} features and was given "
-                f"{x.shape[-2]}x{x.shape[-1]}: it has one image size"
-            )
-        tokens = (
-            torch.cat([pixels.mean(dim=2, keepdim=True), pixels], dim=2) + self.positional_embedding
-        )
-        return self.c_proj(self.attention(self.qkv_proj(tokens)))[:, :, 0]
-
-
-class ADMClassifier(_Encoder):
-    """``net(x_t, t) -> logits`` (B, classes) of noisy images (Dhariwal & Nichol 2021, section 4):
-    x_t in [-1, 1], t in 0..T-1."""
-
-    def __init__(self, architecture: Architecture) -> None:
-        super().__init__(architecture)
-        a, channels = architecture, architecture.channels[-1]
-        seen = (
-            sum(self.widths) + channels
-        )  # of the spatial pools: the mean of every block's output and of the middle's
-        match a.pool:
-            case "adaptive":
-                self.out = nn.Sequential(
-                    nn.GroupNorm(GROUPS, channels),
-                    nn.SiLU(),
-                    nn.AdaptiveAvgPool2d(1),
-                    nn.Conv2d(channels, a.out_channels, 1),
-                    nn.Flatten(),
-                )
-            case "attention":
-                assert a.pool_size is not None
-                pool = AttentionPool(a.pool_size, channels, a.heads_of(channels), a.out_channels)
-                self.out = nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), pool)
-            case "spatial":
-                self.out = nn.Sequential(
-                    nn.Linear(seen, 2048), nn.ReLU(), nn.Linear(2048, a.out_channels)
-                )
-            case "spatial_v2":
-                self.out = nn.Sequential(
-                    nn.Linear(seen, 2048),
-                    nn.GroupNorm(GROUPS, 2048),
-                    nn.SiLU(),
-                    nn.Linear(2048, a.out_channels),
-                )
-            case _:
-                raise ValueError(f"unknown pool {a.pool!r}; known: {', '.join(POOLS)}")
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        emb = self._embedding(t)
-        passed = list(self._down(x, emb))
-        h = self._run(self.middle_block, passed[-1], emb)
-        if self.architecture.pool in ("adaptive", "attention"):
-            return self.out(h)
-        return self.out(torch.cat([part.mean(dim=(2, 3)) for part in (*passed, h)], dim=1))
-
-
-def architecture(shapes: Mapping[str, Sequence[int]], blocks: int | None = None) -> Architecture:
-    """The architecture that a state dict of these names and shapes belongs to; heads and attention
-    order are left at their defaults.
-
-    Args:
-        blocks: residual blocks per resolution, where a classifier's state dict fits several
-            numbers.
+        source: the file.
+        weights: which network of a file with several, as its error message lists them; by default
+            the averaged one.
+        num_heads, num_head_channels: how its attention is divided. Default: as published for the
+            published networks; otherwise 64 channels a head, or, without ``resblock_updown``, 4
+            heads.
+        new_attention_order: as it was trained; default: as published, else False.
+        options: of :class:`~invdiff.network.Denoiser`, on top of what is recognised: ``schedule``
+            where it is not the one assumed, ``null_label`` where the last embedding stands for no
+            class, ``cond_channels``, ``dtype``...
 
     Raises:
-        KeyError: the name of a parameter that is missing and without which nothing can be said.
-        ValueError: the names contradict each other.
+        ValueError: several networks; missing, unexpected or misshapen parameters, which are listed;
+            a classifier.
     """
-
-    def indices(prefix: str) -> list[int]:
-        return sorted(
-            {int(name[len(prefix) :].split(".")[0]) for name in shapes if name.startswith(prefix)}
-        )
-
-    def has(prefix: str) -> bool:
-        return any(name.startswith(prefix) for name in shapes)
-
-    count = max(indices("input_blocks.")) + 1
-    wide = {
-        i: shapes[f"input_blocks.{i}.0.out_layers.0.weight"][0]
-        for i in range(1, count)
-        if has(f"input_blocks.{i}.0.in_layers")
-    }
-    attends = {i for i in range(count) if has(f"input_blocks.{i}.1.")}
-    resample, downs = "block", [i for i in range(1, count) if i not in wide]
-    if downs:
-        resample = "conv" if has(f"input_blocks.{downs[0]}.0.op") else "plain"
-        options = [downs]
-    else:
-        options = [
-            list(range(n + 1, count, n + 1)) for n in range(1, count) if count % (n + 1) == 0
-        ]
-        options = [o for o in options if blocks is None or count == (len(o) + 1) * (blocks + 1)]
-        options = [
-            o
-            for o in options
-            if _consistent(o, count, wide, attends, shapes["input_blocks.0.0.weight"][0])
-        ]
-        if has("output_blocks."):
-            outs = indices("output_blocks.")
-            ups = sum(any(has(f"output_blocks.{i}.{j}.in_layers") for j in (1, 2)) for i in outs)
-            options = [o for o in options if len(o) == ups]
-    if len(options) != 1 or count % (len(options[0]) + 1):
-        fits = "no" if not options else "more than one"
+    found = network(source, ANCHOR, weights)
+    if not _is_denoiser(found):
         raise ValueError(
-            f"{fits} number of residual blocks per resolution fits its {count} input "
-            "blocks; give num_res_blocks= if a classifier fits several"
+            f"{source} holds a classifier, not a denoiser; invdiff.loading.load_classifier reads it"
         )
-    starts = [0, *options[0]]
-    number = count // len(starts) - 1
-    pool, size = None, None
-    if not has("output_blocks."):
-        pool, size, out = _head(shapes)
-    else:
-        out = shapes["out.2.weight"][0]
-    hidden = shapes["middle_block.0.out_layers.0.weight"][0]
-    return Architecture(
-        in_channels=shapes["input_blocks.0.0.weight"][1],
-        out_channels=out,
-        model_channels=shapes["time_embed.0.weight"][1],
-        channels=tuple(wide[start + 1] for start in starts),
-        blocks=number,
-        attention=tuple(level for level, start in enumerate(starts) if start + 1 in attends),
-        rows=shapes["label_emb.weight"][0] if "label_emb.weight" in shapes else None,
-        scale_shift=shapes["middle_block.0.emb_layers.1.weight"][0] == 2 * hidden,
-        resample=resample,
-        pool=pool,
-        pool_size=size,
+    a, known = _divided(
+        source,
+        found,
+        (num_heads, num_head_channels, new_attention_order),
+        ask_schedule="schedule" not in options,
+    )
+    net, read = _read(source, found, a, known, options)
+    return denoiser(source, KIND, found, net, read, options)
+
+
+def load_classifier(
+    source: Source,
+    *,
+    weights: str | None = None,
+    num_heads: int | None = None,
+    num_head_channels: int | None = None,
+    new_attention_order: bool | None = None,
+    num_res_blocks: int | None = None,
+    schedule: Schedule | None = None,
+) -> NoisyClassifier:
+    """The noisy classifier of such a file. Arguments as for :func:`load`, and:
+
+    Args:
+        num_res_blocks: residual blocks per resolution (``classifier_depth``), needed where the file
+            fits several.
+        schedule: the one it was trained on; default: ``cosine()`` for the published 64x64
+            classifier, else ``linear()``.
+    """
+    if not recognises(source):
+        raise ValueError(f"no file of parameters at {source}")
+    found = network(source, ANCHOR, weights)
+    if _is_denoiser(found):
+        raise ValueError(f"{source} holds a denoiser, not a classifier; load_model reads it")
+    a, known = _divided(
+        source,
+        found,
+        (num_heads, num_head_channels, new_attention_order),
+        ask_schedule=schedule is None,
+        blocks=num_res_blocks,
+    )
+    net = understood(source, lambda: filled(lambda: ADMClassifier(a), found.tensors))
+    if schedule is None and found.betas is not None:
+        schedule = schedules.from_betas(found.betas)
+    assert source.file is not None
+    return NoisyClassifier(
+        net,
+        schedule=schedule or known.schedule(),
+        channels=a.in_channels,
+        name=source.file.stem,
     )
 
 
-def _consistent(
-    downs: Sequence[int], count: int, wide: Mapping[int, int], attends: set[int], first: int
-) -> bool:
-    """Whether blocks that leave a resolution keep its width and attend to nothing, and all others
-    of a resolution are alike."""
-    ends = [0, *downs, count]
-    for start, stop in pairwise(ends):
-        level = range(start + 1, stop)
-        if len({wide[i] for i in level}) != 1 or len({i in attends for i in level}) != 1:
-            return False
-    return all(wide[d] == wide[d - 1] and d not in attends for d in downs)
+def _is_denoiser(found: Found) -> bool:
+    return any(name.startswith("output_blocks.") for name in found.tensors)
 
 
-def _head(shapes: Mapping[str, Sequence[int]]) -> tuple[str, int | None, int]:
-    """(pool, its size, classes) of a classifier."""
-    if "out.2.positional_embedding" in shapes:
-        return (
-            "attention",
-            math.isqrt(shapes["out.2.positional_embedding"][1] - 1),
-            shapes["out.2.c_proj.weight"][0],
+def _divided(
+    source: Source,
+    found: Found,
+    given: tuple[int | None, int | None, bool | None],
+    ask_schedule: bool,
+    blocks: int | None = None,
+) -> tuple[Architecture, Published]:
+    """The architecture with its attention divided, and what else had to be assumed; warns of what
+    is not known.
+
+    Args:
+        given: number of heads, channels of a head and attention order, as the user says.
+        ask_schedule: the user does not say the schedule.
+    """
+    shapes = {name: tuple(t.shape) for name, t in found.tensors.items()}
+    a = understood(source, lambda: architecture(shapes, blocks))
+    known = published(a)
+    assumed = known or Published(heads=None if a.resample == "block" else 4)
+    heads, head_channels, new_order = given
+    unsaid = []
+    if heads is None and head_channels is None:
+        if known is None:
+            what = "64 channels a head" if assumed.heads is None else f"{assumed.heads} heads"
+            unsaid.append(
+                f"how its attention is divided: {what} are assumed (num_head_channels=, num_heads=)"
+            )
+        a = divided(a, assumed.heads, None, None)
+    if known is None and ask_schedule and found.betas is None:
+        unsaid.append("its noise schedule: linear(1000) is assumed (schedule=)")
+    if unsaid:
+        warnings.warn(
+            f"{source} does not say {'; nor '.join(unsaid)}. Say so if it was trained otherwise",
+            stacklevel=3,
         )
-    if len(shapes["out.0.weight"]) == 1:
-        return "adaptive", None, shapes["out.3.weight"][0]
-    if "out.2.weight" in shapes:
-        return "spatial", None, shapes["out.2.weight"][0]
-    return "spatial_v2", None, shapes["out.3.weight"][0]
+    order = assumed.new_order if new_order is None else new_order
+    return divided(a, heads, head_channels, order), assumed
 
 
-def divided(
-    a: Architecture, num_heads: int | None, num_head_channels: int | None, new_order: bool | None
-) -> Architecture:
-    """The architecture with its attention divided as said."""
-    if num_heads is not None and num_head_channels is not None:
-        raise ValueError("give num_heads or num_head_channels, not both")
-    if num_heads is not None:
-        a = replace(a, heads=num_heads, head_channels=None)
-    elif num_head_channels is not None:
-        a = replace(a, heads=None, head_channels=num_head_channels)
-    return a if new_order is None else replace(a, new_order=new_order)
+def _read(
+    source: Source, found: Found, a: Architecture, known: Published, options: Mapping[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network and what was recognised of it."""
+    taken, made = a.in_channels, a.out_channels
+    channels = _channels(a, options.get("cond_channels"))
+    if made not in (channels, 2 * channels) or not 0 < channels <= taken:
+        raise ValueError(
+            f"{source} takes {taken} channels and returns {made}: it is no denoiser; give "
+            "cond_channels= if it is conditioned on an image"
+        )
+    beside = taken - channels
+    net = understood(source, lambda: filled(lambda: ADM(a, image_last=beside), found.tensors))
+    null = options.get("null_label")
+    has_null = a.rows is not None and null is not False and null == a.rows - 1
+    read = {
+        "predicts": "eps",
+        "schedule": known.schedule(),
+        "data_range": (-1.0, 1.0),
+        "learned_variance": made == 2 * channels,
+        "num_classes": a.rows - 1 if has_null and a.rows is not None else a.rows,
+        "null_label": False,
+        "multiple": a.multiple,
+        "channels": channels,
+        "image_size": known.size,
+    }
+    if beside:
+        read |= {"cond_channels": beside, "factor": known.factor}
+    return net, read
+
+
+def _channels(a: Architecture, cond: int | None) -> int:
+    """The channels of the state, of those that the network takes."""
+    taken, made = a.in_channels, a.out_channels
+    if cond is not None:
+        return taken - cond
+    if made == taken:  # six channels in and out: the upsampler with its variance
+        return 3 if taken == 6 else made
+    return made if made < taken else made // 2

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,42 +41,56 @@ def from_diffusers(
         raise ValueError(f"encode must be 'mode' or 'sample', got {encode!r}")
     if encode == "sample" and name != "AutoencoderKL":
         raise ValueError(
-            "encode='sample' draws from the distribution that an AutoencoderKL knows; a "
+            "encode='sample' draws from the distribution of an AutoencoderKL; a "
             f"{name} encodes to one latent only"
         )
     blocks = config.get("encoder_block_out_channels") or config["block_out_channels"]
     factor = 2 ** (len(blocks) - 1)
     _decode_in(net, decode, factor)
-    shift, scale = _affine(config)
-
-    def call(function: Callable[[Tensor], Any], x: Tensor) -> Any:
-        return function(x.to(next(net.parameters()).dtype))
-
-    def scaled(latent: Tensor, x: Tensor) -> Tensor:
-        return (latent.to(x.dtype) - shift.to(x)) * scale.to(x)
-
-    def posterior(x: Tensor) -> tuple[Tensor, Tensor]:
-        latents = call(net.encode, x).latent_dist  # type: ignore[arg-type]
-        return scaled(latents.mean, x), latents.std.to(x.dtype) * scale.to(x)
-
-    def encoded(x: Tensor) -> Tensor:
-        if name == "AutoencoderKL":
-            return posterior(x)[0]
-        return scaled(call(net.encode, x).latents, x)  # type: ignore[arg-type]
-
-    def decoded(z: Tensor) -> Tensor:
-        return call(net.decode, z / scale.to(z) + shift.to(z)).sample.to(z.dtype)  # type: ignore[arg-type]
-
     net.eval().requires_grad_(False)
+    coder = Scaled(net)
     return Autoencoder(
-        encoded,
-        decoded,
+        coder.mode if name == "AutoencoderKL" else coder.latents,
+        coder.images,
         channels=config.get("vq_embed_dim") or config["latent_channels"],
         factor=factor,
         image_channels=config["in_channels"],
         net=net,
-        posterior=posterior if encode == "sample" else None,
+        posterior=coder.posterior if encode == "sample" else None,
     )
+
+
+class Scaled:
+    """An autoencoder of diffusers with its latents normalised, z = (latent - shift) * scale; runs
+    in the dtype of its weights and answers in that of its input."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        self.net: Any = net
+        self.shift, self.scale = _affine(net.config)
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, std) of q(z | x)."""
+        latents = self.net.encode(self._own(x)).latent_dist
+        return self._scaled(latents.mean, x), latents.std.to(x.dtype) * self.scale.to(x)
+
+    def mode(self, x: Tensor) -> Tensor:
+        """The most likely latent."""
+        return self.posterior(x)[0]
+
+    def latents(self, x: Tensor) -> Tensor:
+        """The only latent, of an autoencoder without a distribution."""
+        return self._scaled(self.net.encode(self._own(x)).latents, x)
+
+    def images(self, z: Tensor) -> Tensor:
+        """The decoded images."""
+        latent = z / self.scale.to(z) + self.shift.to(z)
+        return self.net.decode(self._own(latent)).sample.to(z.dtype)
+
+    def _own(self, x: Tensor) -> Tensor:
+        return x.to(next(self.net.parameters()).dtype)
+
+    def _scaled(self, latent: Tensor, x: Tensor) -> Tensor:
+        return (latent.to(x.dtype) - self.shift.to(x)) * self.scale.to(x)
 
 
 def _decode_in(net: Any, decode: str, factor: int) -> None:

@@ -1,16 +1,16 @@
 """Denoisers ``denoiser(x, sigma)`` as priors: deepinv's, or any function of that kind.
 
-Such a denoiser takes x = x0 + sigma n with images in [0, 1] and gives E[x0 | x] (exactly that, if
-it was trained by the mean squared error). Tweedie's formula makes it a prior (Efron 2011;
-Kadkhodaie & Simoncelli 2021, arXiv:2007.13640):
+A denoiser is given as an object, not as a file. It takes x = x0 + sigma n with images in [0, 1] and
+gives E[x0 | x] (exactly that, if it was trained by the mean squared error). Tweedie's formula makes
+it a prior (Efron 2011; Kadkhodaie & Simoncelli 2021, arXiv:2007.13640):
 
     score(x; sigma) = (D(x; sigma) - x) / sigma^2
 
-which is the variance-exploding frame with alpha = 1. It is asked only for the noise levels it was
+which is a variance-exploding state with alpha = 1. It is asked only for the noise levels it was
 trained for: its schedule runs from ``sigma_max`` down to ``sigma_min``, whatever leaves it is an
-error, and the last step takes D(x; sigma_min) as the image. Where sigma_max does not drown the
-image (below PURE_NOISE), noise alone is no state of it: a run then needs an image to start from, to
-which it adds noise of sigma_max.
+error, and the last step takes D(x; sigma_min) as the image. Where sigma_max is too little to start
+from pure noise (below PURE_NOISE), a run needs an image to start from, to which it adds noise of
+sigma_max.
 """
 
 from __future__ import annotations
@@ -21,12 +21,30 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from invdiff.loading.source import Source
 from invdiff.network import Denoiser, OfLevel
 from invdiff.schedules import VE, Level
 
 PURE_NOISE = 5.0
-"""Noise, in units of the images' width, above which a state tells nothing of its image that
-matters."""
+"""Noise, in units of the images' width, above which a state holds next to nothing of its image."""
+
+
+def recognises(source: Source) -> bool:
+    """Whether it is a function or a module, not a path."""
+    return callable(source.given)
+
+
+def load(
+    source: Source, *, sigma_range: tuple[float, float] | None = None, **options: Any
+) -> Denoiser:
+    """A Denoiser, see :func:`from_deepinv`."""
+    if sigma_range is None:
+        raise ValueError(
+            f"{source} is taken as a denoiser(x, sigma); give the noise it was trained for, "
+            "sigma_range=(lowest, highest) in [0, 1] units, or wrap a diffusion network: "
+            "invdiff.Denoiser(net, predicts=..., schedule=..., data_range=...)"
+        )
+    return from_deepinv(source.given, sigma_range, **options)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,13 @@ safetensors, never code or pickles."""
 from __future__ import annotations
 
 import re
+from functools import wraps
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from invdiff.loading import folder
+from invdiff.loading.source import Source
+from invdiff.network import Denoiser
 
 PATTERNS = (
     "*.json",
@@ -19,7 +24,7 @@ TIMEOUT = 10.0
 """Seconds to wait for the hub's first answer."""
 
 _ID = re.compile(
-    r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^:@]+))?(:(?P<subfolder>[\w./-]+))?"
+    r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(@(?P<revision>[^:@]+))?(:(?P<subfolder>[\w./-]+))?"
 )
 _FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl", ".onnx", ".json", ".pt2", ".ts")
 
@@ -30,6 +35,35 @@ class HubId(NamedTuple):
     repo: str
     revision: str
     subfolder: str
+
+
+def recognises(source: Source) -> bool:
+    """Whether it is written as an id, and nothing of that name is here."""
+    given = source.given
+    return source.path is None and isinstance(given, str) and parse_hub_id(given) is not None
+
+
+@wraps(folder.load, assigned=())  # it has the same options
+def load(source: Source, **options: Any) -> Denoiser:
+    """A Denoiser from a folder of the hub; options as for a folder. Pickles are not downloaded, so
+    none are read.
+
+    Raises:
+        ValueError: the hub does not answer, or does not have it.
+    """
+    wanted = parse_hub_id(str(source.given))
+    if wanted is None:
+        raise ValueError(
+            f"{source} is no model of the hub, which is written owner/name[@revision][:subfolder]"
+        )
+    place = download(wanted)
+    denoiser = folder.load(Source(place), **{"name": wanted.repo} | options)
+    denoiser.source |= {
+        "kind": "model of the Hugging Face hub",
+        "id": str(source.given),
+        "path": str(place),
+    }
+    return denoiser
 
 
 def parse_hub_id(text: str) -> HubId | None:
@@ -83,12 +117,12 @@ def download(wanted: HubId) -> Path:
                 wanted, f"{constants.ENDPOINT} gave nothing ({why}) and the cache does not have it"
             )
         ) from error
-    folder = root / wanted.subfolder
-    if not folder.is_dir():
+    place = root / wanted.subfolder
+    if not place.is_dir():
         raise ValueError(
             f"{wanted.repo} has no folder {wanted.subfolder!r} with a configuration or safetensors"
         )
-    return folder
+    return place
 
 
 def _message(wanted: HubId, why: str) -> str:

@@ -1,49 +1,72 @@
-"""A network by its registered name, from a folder or file, or from the Hugging Face hub."""
+"""A network by its registered name, or from a source that a loader recognises."""
 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, TypeGuard
 
+from invdiff.loading.source import Source, loader_of
 from invdiff.network import Denoiser
+from invdiff.network.preconditioning import spelled
 from invdiff.plugins.registry import UnknownNameError, check_names, list_plugins, load
+from invdiff.schedules import make_schedule
 
 
 def check_options(factory: Callable[..., Any], what: str, options: Iterable[str]) -> None:
     """Refuses options that neither a loader nor a :class:`~invdiff.network.Denoiser` has."""
     own = [
-        n for n, p in inspect.signature(factory).parameters.items() if p.kind is not p.VAR_KEYWORD
+        n
+        for n, p in inspect.signature(factory).parameters.items()
+        if p.kind is not p.VAR_KEYWORD and n != "source"
     ]
     general = [n for n in inspect.signature(Denoiser).parameters if n not in ("net", "name")]
     check_names(what, options, list(dict.fromkeys(own + general)))
 
 
-def is_registered(model: str | Path) -> TypeGuard[str]:
-    """Whether a model is meant by its registered name, and not by a path or a hub id. A folder of
-    the same name is ``"./photo64"``."""
-    if isinstance(model, Path) or "/" in model or "\\" in model:
+def is_registered(model: Any) -> TypeGuard[str]:
+    """Whether a model is meant by its registered name, and not by a path, a hub id or an object. A
+    folder of the same name is ``"./photo64"``."""
+    if not isinstance(model, str) or "/" in model or "\\" in model:
         return False
-    return model in list_plugins("models") or not Path(model).exists()
+    return model in list_plugins("models") or not os.path.exists(model)
 
 
-def load_model(model: str | Path, *, allow_pickle: bool = False, **options: Any) -> Denoiser:
-    """A Denoiser by registered name (``"photo64"``), from a diffusers folder, a checkpoint file, or
-    a model of the Hugging Face hub.
+def load_model(
+    model: Any, *, loader: str | None = None, allow_pickle: bool = False, **options: Any
+) -> Denoiser:
+    """A Denoiser by registered name (``"photo64"``), or from a folder, a file, a model of the
+    Hugging Face hub or an object, by the loader that recognises it.
 
     Args:
-        model: registered name; path of a folder or file; or hub id,
-            ``owner/name[@revision][:subfolder]``, the only thing that is ever downloaded.
+        model: registered name; path of a folder or file; hub id,
+            ``owner/name[@revision][:subfolder]``, the only thing that is ever downloaded
+            (configurations and safetensors, never code or pickles); or an object such as a
+            denoiser of deepinv.
+        loader: registered name of the loader, where several recognise the model.
         allow_pickle: read checkpoints that are pickles, TorchScript or torch.export programs, which
             can run code.
-        options: passed to :class:`~invdiff.network.Denoiser` on top of what the checkpoint says,
-            e.g. ``dtype``.
-    """
-    if not is_registered(model):
-        from invdiff.loading import open_model
+        options: of the loader, and of :class:`~invdiff.network.Denoiser` on top of what the
+            checkpoint says, e.g. ``dtype``.
 
-        return open_model(model, allow_pickle=allow_pickle, **options)
+    Raises:
+        ValueError: nothing is there, no loader or more than one recognises it, the hub does not
+            answer, or the checkpoint is not understood.
+    """
+    if "schedule" in options:
+        options["schedule"] = make_schedule(options["schedule"])
+    if "predicts" in options:
+        options["predicts"] = spelled(options["predicts"])
+    if loader is None and is_registered(model):
+        return _registered(model, options)
+    source = Source(model, allow_pickle)
+    chosen = loader_of(source, loader)
+    check_options(chosen.load, f"model {str(source)!r}", options)
+    return chosen.load(source, **options)
+
+
+def _registered(model: str, options: dict[str, Any]) -> Denoiser:
     try:
         factory = load("models", model)
     except UnknownNameError as error:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invdiff.network.protocol import NetworkFacts
+from invdiff.network import Facts
 
 NETWORKS = (
     "UNet2DModel",
@@ -60,7 +60,8 @@ class Network(torch.nn.Module):
             ``UNet2DConditionModel``.
 
     Attributes:
-        conditions: names it takes; required: those it cannot run without.
+        facts: see :class:`~invdiff.network.Facts`.
+        keywords: what its own ``forward`` takes beside the state and its time.
     """
 
     def __init__(
@@ -76,31 +77,26 @@ class Network(torch.nn.Module):
         config: Mapping[str, Any] = net.config  # type: ignore[assignment]
         self.keywords = _keywords(net)
         self.time_scale = float(config.get("timestep_scale") or 1.0)
-        self.required = _required(net, config) + (("control",) if controlnet is not None else ())
+        required = _required(net, config) + (("control",) if controlnet is not None else ())
         taken = self.keywords - {"added_cond_kwargs", "class_labels", "return_dict"}
-        self.conditions = (
-            taken
-            | set(self.required)
-            | {"label"}
-            | (set(ADDED) if "added_cond_kwargs" in self.keywords else set())
-        )
+        conditions = taken | {"label", *required}
+        if "added_cond_kwargs" in self.keywords:
+            conditions |= set(ADDED)
+        images: dict[str, int] = {}
         if controlnet is not None:
-            self.conditions |= {"control_scale"}
+            conditions |= {"control_scale"}
             hint: Mapping[str, Any] = controlnet.config  # type: ignore[assignment]
             self.shrinks = 2 ** (len(hint["conditioning_embedding_out_channels"]) - 1)
-
-    @property
-    def facts(self) -> NetworkFacts:
-        """What a Denoiser needs to know."""
-        return NetworkFacts(
-            conditions=self.conditions,
-            required=self.required,
-            image_conditions={} if self.controlnet is None else {"control": self.shrinks},
-            condition_last=bool(self.cond_last),
+            images = {"control": self.shrinks}
+        self.facts = Facts(
+            conditions=conditions,
+            required=required,
+            image_conditions=images,
+            cond_last=cond_last > 0,
         )
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, **cond: Any) -> Tensor:
-        absent = [name for name in self.required if cond.get(name) is None]
+        absent = [name for name in self.facts.required if cond.get(name) is None]
         if absent:
             raise ValueError(f"{type(self.net).__name__} cannot run without {', '.join(absent)}")
         self._check_size(*x.shape[2:])
@@ -123,8 +119,7 @@ class Network(torch.nn.Module):
         return self.sign * self.net(x, timestep=t, return_dict=False, **cond)[0]
 
     def _check_size(self, height: int, width: int) -> None:
-        """Refuses what diffusers would stumble over deep inside: sides that positions are not known
-        for."""
+        """Refuses sides that the network has no positions for, which fail deep inside diffusers."""
         name = type(self.net).__name__
         table = getattr(getattr(self.net, "pos_embed", None), "pos_embed_max_size", None)
         most = None if table is None else table * getattr(self.net.pos_embed, "patch_size", 1)
@@ -156,8 +151,8 @@ class Network(torch.nn.Module):
             or max(rows / shape[2], columns / shape[3]) >= 0.5
         ):
             raise ValueError(
-                f"the ControlNet is shown an image of shape {shape} beside this state, got "
-                f"control of shape {tuple(control.shape)}"
+                f"the ControlNet is conditioned on an image of shape {shape} beside the "
+                f"state, got control of shape {tuple(control.shape)}"
             )
         if isinstance(scale, Tensor):
             scale = scale.view(-1, 1, 1, 1)
@@ -180,7 +175,8 @@ class Network(torch.nn.Module):
 
 
 def _keywords(net: torch.nn.Module) -> set[str]:
-    """What a network's forward takes besides the state, its first argument, and ``timestep``."""
+    """The keywords of a network's forward beside the state, its first argument, and
+    ``timestep``."""
     return set(list(inspect.signature(net.forward).parameters)[1:]) - {"timestep"}
 
 

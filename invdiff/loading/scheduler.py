@@ -1,5 +1,5 @@
-"""What a diffusers scheduler configuration says about the network: its noise schedule, what it
-predicts, the grid it is sampled on."""
+"""The facts about a network in the configuration of a diffusers scheduler: its noise schedule, what
+it predicts, the grid it is sampled on."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 
 from invdiff import schedules
 from invdiff.network import OfLevel
+from invdiff.network.preconditioning import ALIASES, spelled
 from invdiff.schedules import Discrete, Schedule, make_schedule
 
-PREDICTION_TYPES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-FLOW_PREDICTION_TYPES = {"flow_prediction": "velocity", "flow": "velocity"} | PREDICTION_TYPES
+PREDICTION_TYPES = {name: ALIASES[name] for name in ("epsilon", "sample", "v_prediction")}
+FLOW_PREDICTION_TYPES = ALIASES | {"flow": "velocity"}
 BETA_SCHEDULES = {
     "linear": schedules.linear,
     "scaled_linear": schedules.scaled_linear,
@@ -99,7 +100,7 @@ def read_scheduler(config: Mapping[str, Any]) -> dict[str, Any]:
     if name.startswith("EDM"):
         return _edm(given)
     if name == "ScoreSdeVeScheduler":
-        # These networks are shown sigma, and their images lie in [0, 1] (diffusers'
+        # These networks take sigma, and their images lie in [0, 1] (diffusers'
         # ScoreSdeVePipeline).
         return {
             "predicts": "score",
@@ -120,14 +121,15 @@ def read_scheduler(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def overridden(found: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """``found`` of a checkpoint with ``options`` on top, which are the user's; what they make
-    untrue of the rest is left out, with a warning where the time that the network is shown may then
-    be wrong.
+    untrue of the rest is left out, with a warning where the time input of the network may then be
+    wrong.
 
     Args:
         found: options of a Denoiser, and ``sign``; empty, if nothing is known.
         options: of a Denoiser; with ``schedule`` and ``predicts`` where these were not found.
     """
     both = {**found, **options}
+    both["predicts"] = spelled(both["predicts"])
     if both["predicts"] != found.get("predicts"):
         both.pop("sign", None)
     schedule, time = make_schedule(both["schedule"]), both.get("time")
@@ -141,7 +143,7 @@ def overridden(found: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str
     if not isinstance(schedule, Discrete) and both["predicts"] != "edm":
         warnings.warn(
             f"how the network counts the time of a {type(schedule).__name__} schedule is "
-            f"not known, so it is shown t from {schedule.t_min:g} to "
+            f"not known, so its time input is t from {schedule.t_min:g} to "
             f"{schedule.t_max:g}; if it counts otherwise, say so: time=lambda t: 1000 * t",
             stacklevel=2,
         )

@@ -54,6 +54,11 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
         )
 
 
+def dtypes(tensors: Mapping[str, Tensor]) -> str:
+    """The dtypes of the parameters, e.g. ``"float16"``."""
+    return ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}))
+
+
 def listed(names: Iterable[str], most: int = 8) -> str:
     """The first names, and how many more there are."""
     names = list(names)

@@ -1,5 +1,5 @@
-"""What a text-to-image pipeline makes of prompts: its own tokenizer and text encoder (CLIP), read
-when they are first needed."""
+"""The tokenizer and the text encoder (CLIP) of a text-to-image pipeline, read when they are first
+needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 ENCODERS = ("CLIPTextModel",)
-"""Text encoders that are read: those whose last hidden state alone is what the network is shown
+"""Text encoders that are read: those whose last hidden state alone conditions the network
 (Stable Diffusion 1 and 2, LCM)."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invdiff.network.clock import Frame, Time
+from invdiff.network.clock import Clock, Time
 from invdiff.schedules import Level, Schedule
 
 
@@ -19,16 +19,16 @@ class NoisyClassifier:
     Nichol 2021, section 4).
 
     As with a :class:`~invdiff.network.Denoiser`, states of any schedule are accepted: x_t is
-    rescaled to the classifier's own frame and the time it is shown has the same log-SNR. A module
-    is switched to ``eval()``, its parameters need no gradients.
+    rescaled to the classifier's own schedule and its time input has the same log-SNR. A module is
+    switched to ``eval()``, its parameters need no gradients.
 
     Args:
         net: ``net(x_t, t) -> logits``, x_t (B, C, H, W) in the range of the network it guides, t
             (B,), logits (B, classes).
         schedule: the schedule it was trained on.
-        time: maps the schedule's time, or the level, to what it is shown, as for a Denoiser.
-        quantize: show it whole numbers (nearest level), for classifiers that look their time up in
-            a table.
+        time: maps the schedule's time, or the level, to its time input, as for a Denoiser.
+        quantize: whole times only (nearest level), for classifiers that look their time up in a
+            table.
         channels: of its images, for messages.
         name: how it is called in messages.
     """
@@ -55,7 +55,7 @@ class NoisyClassifier:
             channels,
             name,
         )
-        self._frame = Frame(schedule, time, quantize)
+        self._clock = Clock(schedule, time, quantize)
         if isinstance(net, torch.nn.Module):
             net.eval().requires_grad_(False)
 
@@ -63,18 +63,18 @@ class NoisyClassifier:
         return f"NoisyClassifier({self.name})"
 
     def to(self, device: torch.device | str) -> NoisyClassifier:
-        """Moves the classifier; returns itself."""
+        """Moves the classifier in place, as ``torch.nn.Module.to``; returns itself."""
         if isinstance(self.net, torch.nn.Module):
             self.net.to(device)
         return self
 
     def __call__(self, x_t: Tensor, level: Level) -> Tensor:
         """log p(label | x_t) of every label, (B, classes), with gradients with respect to x_t."""
-        place = self._frame(level)
+        place = self._clock(level)
         parameters = self.net.parameters() if isinstance(self.net, torch.nn.Module) else iter(())
         dtype = next((p.dtype for p in parameters), x_t.dtype)  # its own, whatever the state's
         x = (x_t * place.scale).to(dtype)
-        return self.net(x, self._frame.times(place.time, x)).to(x_t.dtype).log_softmax(dim=1)
+        return self.net(x, self._clock.times(place.time, x)).to(x_t.dtype).log_softmax(dim=1)
 
     def classes(self, shape: tuple[int, ...], **like: Any) -> int:
         """How many labels it tells apart, found by trying it on one empty image of ``shape`` (C, H,
@@ -98,7 +98,7 @@ class NoisyClassifier:
             raise ValueError(
                 f"{self.name} cannot be called as classifier(x_t, t): {error}. Classifier "
                 "guidance needs a classifier that was trained on "
-                "noisy images and is told the noise level; one of clean images works on "
+                "noisy images and takes the time as well; one of clean images works on "
                 "the estimate: ClassifierGuidance(log_prob=..., of='x0')"
             ) from error
         try:

@@ -1,5 +1,4 @@
-"""Where a network finds a state of any schedule: its own level of the same log-SNR, and the time it
-is shown of it."""
+"""Maps a noise level of any schedule to the network's own level (equal log-SNR) and time input."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from invdiff.schedules import Level, Schedule
 
 @dataclass(frozen=True)
 class OfLevel:
-    """What a network is shown as a function of the noise level itself, so that it stays right
+    """A network's time input as a function of the noise level itself, so that it stays right
     whatever schedule the network is read with.
 
     Attributes:
@@ -31,8 +30,8 @@ Time = Callable[[Tensor], Tensor] | OfLevel
 
 
 class Place(NamedTuple):
-    """A level in a network's own frame: the time it is shown, alpha and sigma, and the factor that
-    brings x_t there."""
+    """A level on a network's own schedule: its time input, alpha and sigma, and the factor that
+    rescales x_t to it."""
 
     time: float
     alpha: float
@@ -40,12 +39,12 @@ class Place(NamedTuple):
     scale: float
 
 
-class Frame:
-    """The frame of a network that was trained on a schedule.
+class Clock:
+    """Maps levels of any schedule to the place on the schedule that a network was trained on.
 
     Args:
-        schedule: what it was trained on.
-        time: maps the schedule's time, or the level, to what the network is shown; None: the
+        schedule: the schedule that the network was trained on.
+        time: maps the schedule's time, or the level, to the network's time input; None: the
             schedule's time.
         quantize: whole times only (nearest level).
     """
@@ -69,9 +68,8 @@ class Frame:
 
     def _place(self, alpha: float, sigma: float) -> Place:
         own, scale = self.schedule.frame(alpha, sigma)
-        t = own.t.clamp(
-            *sorted((self.schedule.t_min, self.schedule.t_max))
-        )  # outside its training the network knows no time
+        # A network has seen no times outside its training.
+        t = own.t.clamp(*sorted((self.schedule.t_min, self.schedule.t_max)))
         t = t.round() if self.quantize else t
         if isinstance(self.time, OfLevel):
             t = self.time.function(self.schedule(t))

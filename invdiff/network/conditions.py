@@ -1,4 +1,4 @@
-"""Conditions of a network: labels, prompts, and an image beside the state."""
+"""Conditions of a network: labels, prompts and images, checked before they reach it."""
 
 from __future__ import annotations
 
@@ -39,43 +39,46 @@ def check_labels(
     return labels.long().expand(images)
 
 
-def conditions_of(
-    text: Callable[[list[str]], dict[str, Tensor]] | None,
+def encoded_prompts(
+    text: Callable[[list[str]], dict[str, Tensor]],
     prompt: str | Sequence[str],
     images: int | None,
-    name: str,
 ) -> dict[str, Tensor]:
-    """The conditions that a text encoder makes of prompts, one entry for each image; see
-    :meth:`~invdiff.network.Denoiser.conditions_of`."""
-    if text is None:
-        raise ValueError(
-            f"{name} has no text encoder, so it takes no prompt; one comes with a pipeline folder "
-            "(text_encoder/, tokenizer/) of a network that is conditioned on text"
-        )
+    """The conditions that ``text`` makes of one prompt for all images or one for each, one entry
+    for each image; a prompt that occurs twice is encoded once.
+
+    Raises:
+        ValueError: a wrong number of prompts.
+        TypeError: prompts that are not text.
+    """
     prompts = [prompt] * (images or 1) if isinstance(prompt, str) else list(prompt)
     if not all(isinstance(p, str) for p in prompts):
         raise TypeError(f"a prompt is text, or a list with one for each image, got {prompt!r}")
     if not prompts or images not in (None, len(prompts)):
         raise ValueError(
-            f"give one prompt for all images or one for each of the {images or ''} images, got "
-            f"{len(prompts)}"
+            f"give one prompt for all images or one for each of the {images or ''} "
+            f"images, got {len(prompts)}"
         )
     distinct = list(dict.fromkeys(prompts))
     each = [distinct.index(p) for p in prompts]
-    return {key: value[each] for key, value in text(distinct).items()}
+    return {name: value[each] for name, value in text(distinct).items()}
 
 
-def image_condition(cond: Tensor | None, x: Tensor, channels: int, name: str) -> Tensor:
-    """The image that a network is conditioned on, checked against the state x."""
+def with_image(x: Tensor, cond: Tensor | None, channels: int, name: str) -> Tensor:
+    """``[cond, x]``: the input of a network that is conditioned on an image of so many channels.
+
+    Raises:
+        ValueError: there is no image, or it does not have the state's batch and size.
+    """
     if cond is None:
         raise ValueError(
-            f"{name} is conditioned on an image and cannot run without it; use the method 'sr3', "
-            "or give cond="
+            f"{name} is conditioned on an image and cannot run without it; "
+            "use the method 'sr3', or give cond="
         )
     expected = (len(x), channels, *x.shape[2:])
     if tuple(cond.shape) != expected:
         raise ValueError(
-            f"{name} is conditioned on an image of shape {expected}, got cond of shape "
-            f"{tuple(cond.shape)}"
+            f"{name} is conditioned on an image of shape {expected} beside the state, got "
+            f"cond of shape {tuple(cond.shape)}"
         )
-    return cond.to(x)
+    return torch.cat([cond.to(x), x], dim=1)

@@ -5,40 +5,46 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from invdiff.network.clock import Frame, Time
-from invdiff.network.tiling import Tiled
-from invdiff.schedules import Discrete, Level, Schedule, make_schedule
+from invdiff.files import sha256
+from invdiff.network.clock import Clock, Place, Time
+from invdiff.network.conditions import check_labels, encoded_prompts, with_image
+from invdiff.network.evaluate import Fitted, autocast, count, evaluate, split
+from invdiff.network.latent import Autoencoder
+from invdiff.network.preconditioning import C_NOISE, conversion, edm_scalings, spelled
+from invdiff.network.prediction import Prediction
+from invdiff.network.protocol import Movable, facts_of
+from invdiff.network.tiling import tiled
+from invdiff.network.weights import changes_module, first_weight, prepare, weights_hash
+from invdiff.schedules import Level, Schedule, make_schedule
 
 if TYPE_CHECKING:
     from invdiff.network.classifier import NoisyClassifier
-from invdiff.network.conditions import check_labels, conditions_of, image_condition
-from invdiff.network.evaluate import count, padded
-from invdiff.network.hashing import weights_hash
-from invdiff.network.latent import Autoencoder
-from invdiff.network.preconditioning import ALIASES, C_NOISE, PREDICTS, c_in, reader
-from invdiff.network.prediction import Prediction
-from invdiff.network.protocol import facts_of, takes
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Denoiser:
     """Wraps ANY network ``net(x_t, t, **cond)`` as a prior.
 
-    States of any schedule are accepted: x_t is rescaled to the network's own frame, and the time it
-    is shown is the one with the same log-SNR. A module is switched to ``eval()`` and its parameters
-    no longer require gradients.
+    States of any schedule are accepted: x_t is rescaled to the network's own schedule, and its time
+    input is the one with the same log-SNR. A module is switched to ``eval()`` and its parameters no
+    longer require gradients.
 
     Args:
         net: callable ``net(x, t, **cond)``; x (B, ...), t (B,) in the schedule's own time. Its
-            output has x's shape, or twice the channels with ``learned_variance``.
+            output has x's shape, or twice the channels with ``learned_variance``. It may state
+            more about itself, see :class:`~invdiff.network.Facts`.
         predicts: ``"eps"``, ``"x0"`` (the posterior mean), ``"v"`` (Salimans & Ho 2022),
             ``"score"``, ``"edm"`` (the raw network of Karras et al. 2022, table 1: c_in, c_skip and
             c_out are applied here, and c_noise unless ``time`` is given) or ``"velocity"`` (dx_t/dt
-            of the schedule).
+            of the schedule); or diffusers' ``"epsilon"``, ``"sample"``, ``"v_prediction"``,
+            ``"flow_prediction"``.
         schedule: the schedule the network was trained on, or its name
             (:func:`~invdiff.schedules.make_schedule`).
         data_range: (low, high) of its images; ``None`` where its units are the user's (vectors,
@@ -50,22 +56,21 @@ class Denoiser:
         num_classes: number of labels of a class-conditional network, given to it as ``label``.
         null_label: index of the unconditional label; by default ``num_classes``. ``False``: the
             network has none.
-        cond_channels: channels of the image that the network is shown beside the state, given to it
-            as ``cond`` in the network's range: its input is ``[cond, x_t]`` (SR3, Palette). A
-            network without it is given ``cond`` as a keyword if it takes one.
+        cond_channels: channels of the image that the network is conditioned on, given to it as
+            ``cond`` in the network's range: its input is ``[cond, x_t]`` (SR3, Palette). A network
+            without it is given ``cond`` as a keyword if it takes one.
         factor: of a network trained for super-resolution, how many times larger its images are than
-            what it is shown of them.
+            those that it is conditioned on.
         classifier: a :class:`~invdiff.network.NoisyClassifier` of the same data, for classifier
             guidance.
-        time: maps the schedule's time to what the network is shown, e.g. ``lambda t: 1000 * t``;
-            or, for a network conditioned on the noise level, maps that: ``OfLevel(lambda level:
+        time: maps the schedule's time to the network's time input, e.g. ``lambda t: 1000 * t``; or,
+            for a network conditioned on the noise level, maps that: ``OfLevel(lambda level:
             level.alpha)`` for SR3, see :class:`~invdiff.network.OfLevel`.
-        quantize: show the network integer times (nearest level), for networks that look their time
-            up in a table.
+        quantize: integer times only (nearest level), for networks that look their time up in a
+            table.
         sigma_data: standard deviation of the data, of ``"edm"`` networks.
         multiple: the network needs image sides that divide by this; states are padded by reflection
-            and cropped, and so are those that are smaller than the ``fixed_size`` (H, W) that
-            ``net`` declares.
+            and cropped, and so are those that are smaller than the network's ``fixed_size``.
         dtype: ``torch.bfloat16`` or ``torch.float16`` run the network under autocast,
             ``torch.float64`` turns a module's weights to it; states stay as they are, whatever the
             network runs in.
@@ -78,11 +83,11 @@ class Denoiser:
             names under which the network takes them; see :meth:`conditions_of`.
         tile: side of the windows in which larger images are denoised, in pixels of the images also
             where states are latents, see :class:`~invdiff.network.tiling.Tiled`; None: images are
-            not cut. Decoding is the autoencoder's own affair.
+            not cut. The autoencoder is not affected.
         tile_overlap: what neighbouring windows share, in pixels, by default a quarter of ``tile``;
             tile_batch: windows at once.
         channels, image_size: what the network was trained on, for messages and defaults.
-        name: how it is called in records.
+        name: its name in records and messages.
     """
 
     def __init__(
@@ -117,121 +122,72 @@ class Denoiser:
         name: str = "network",
     ) -> None:
         self._options = {k: v for k, v in locals().items() if k not in ("self", "net")}
-        predicts = ALIASES.get(predicts, predicts)
-        if predicts not in PREDICTS:
-            raise ValueError(
-                f"unknown predicts={predicts!r}; a network predicts one of {', '.join(PREDICTS)}"
-            )
-        schedule = make_schedule(schedule)
-        if predicts == "velocity" and isinstance(schedule, Discrete):
-            raise ValueError(
-                "a velocity is dx_t/dt and needs a schedule in continuous time, e.g. "
-                "schedules.flow(); give time= if the network counts in steps"
-            )
-        if data_range is not None and not (
-            isinstance(data_range, Sequence)
-            and len(data_range) == 2
-            and data_range[0] < data_range[1]
-        ):
-            raise ValueError(f"data_range must be (low, high) with low < high, got {data_range}")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
+        self.predicts, self.schedule = spelled(predicts), make_schedule(schedule)
+        self.data_range = _checked_range(data_range)
         if clip and data_range is None:
             raise ValueError("clip=True needs a data_range to clip to")
-        if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-            raise ValueError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
-        self.net, self.predicts, self.schedule = net, predicts, schedule
-        self.data_range = (
-            None if data_range is None else (float(data_range[0]), float(data_range[1]))
-        )
         self.clip = data_range is not None if clip is None else clip
         self.learned_variance, self.num_classes = learned_variance, num_classes
-        self.null_label = (
-            num_classes if null_label is None else None if null_label is False else int(null_label)
-        )
+        self.null_label = num_classes if null_label is None else int(null_label)
+        if null_label is False:
+            self.null_label = None
         self.cond_channels, self.factor, self.classifier = cond_channels, factor, classifier
         self.autoencoder, self.text = autoencoder, text
-        self.time, self.quantize, self.sigma_data, self.multiple = (
-            time,
-            quantize,
-            sigma_data,
-            multiple,
-        )
-        self.dtype, self.channels_last = dtype, channels_last
+        self.time, self.quantize, self.sigma_data = time, quantize, sigma_data
+        self.multiple, self.dtype, self.channels_last = multiple, dtype, channels_last
         self.channels, self.image_size, self.name = channels, image_size, name
-        self.source: dict[
-            str, Any
-        ] = {}  # what a loader knows about the checkpoint, for people: kind, path, licence, ...
-        self._frame = Frame(
-            schedule, C_NOISE if time is None and predicts == "edm" else time, quantize
-        )
-        self.facts, self._read = facts_of(net), reader(predicts, schedule, sigma_data)
-        if isinstance(net, torch.nn.Module):
-            net.eval().requires_grad_(False)
-            if dtype == torch.float64:
-                net.double()
-                if autoencoder is not None and autoencoder.net is not None:
-                    autoencoder.net.double()
-            if channels_last:
-                net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if gradient_checkpointing:
-            if not hasattr(net, "enable_gradient_checkpointing"):
-                raise ValueError(
-                    "gradient_checkpointing=True needs a network with "
-                    "enable_gradient_checkpointing(), as diffusers' models have"
-                )
-            net.enable_gradient_checkpointing()
-            if autoencoder is not None and hasattr(
-                autoencoder.net, "enable_gradient_checkpointing"
-            ):
-                autoencoder.net.enable_gradient_checkpointing()  # type: ignore[union-attr, operator]
-        if compile:
-            self.net = torch.compile(net)  # type: ignore[assignment]
-        self._call = self._evaluate if tile is None else self._tiled(tile, tile_overlap, tile_batch)
-        if tile is None and (tile_overlap, tile_batch) != (None, None):
-            raise ValueError(
-                "tile_overlap and tile_batch say how images are cut; give tile= as well"
-            )
-
-    def _tiled(self, tile: int, overlap: int | None, batch: int | None) -> Tiled:
-        """The network in windows; sizes are those of images, which a latent stands for ``factor``
-        of."""
-        for name, value in {"tile": tile, "tile_overlap": overlap, "tile_batch": batch}.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise TypeError(f"{name} is a whole number, got {value!r}")
-        factor = 1 if self.autoencoder is None else self.autoencoder.factor
-        unit = self.multiple * factor
-        if tile % unit or tile < 1:
-            raise ValueError(
-                f"tile must be a multiple of {unit}, which the network needs the sides of "
-                f"images to be, got {tile}"
-            )
-        shared = tile // 4 if overlap is None else overlap
-        return Tiled(
-            self._evaluate,
-            tile // factor,
-            shared // factor,
-            1 if batch is None else batch,
-            self.facts.image_conditions,
+        self.facts = facts_of(net)
+        self.source: dict[str, Any] = {}  # facts about the checkpoint, for people
+        if time is None and self.predicts == "edm":
+            time = C_NOISE
+        self._clock = Clock(self.schedule, time, quantize)
+        self._convert = conversion(self.predicts, self.schedule, sigma_data)
+        self._module = net if isinstance(net, torch.nn.Module) else None
+        prepare(net, autoencoder, dtype, channels_last, gradient_checkpointing)
+        self.net: Callable[..., Tensor] = torch.compile(net) if compile else net
+        self._evaluate = tiled(
+            partial(evaluate, self.net, name),
+            tile,
+            tile_overlap,
+            tile_batch,
+            multiple=multiple,
+            factor=1 if autoencoder is None else autoencoder.factor,
+            larger=self.facts.image_conditions,
         )
 
     def read_as(self, **options: Any) -> Denoiser:
-        """The same network, read with other options: ``denoiser.read_as(predicts="v")``. Weights
-        are shared, unless another dtype asks for a copy of them; this one stays as it is."""
-        net, given = self.net, self._options | {"compile": False} | options  # compiled already
-        if given["dtype"] == torch.float64 != self.dtype:
-            net = copy.deepcopy(net)
-            if self.autoencoder is not None and "autoencoder" not in options:
-                given["autoencoder"] = copy.deepcopy(self.autoencoder)
-        made = Denoiser(net, **given)
-        made.source = dict(self.source)
-        return made
+        """The same network read with other options, ``denoiser.read_as(predicts="v")``; this
+        Denoiser stays as it is. Weights are shared, unless an option changes the module itself
+        (``dtype`` from or to float64, ``channels_last``, ``gradient_checkpointing``): then they are
+        copied.
+
+        Raises:
+            ValueError: an option that changes the module, and an autoencoder that cannot be copied.
+        """
+        made, net = self._options | options, self.net
+        if self._module is not None and changes_module(self._options, made):
+            net, coder = copy.deepcopy(self._module), made["autoencoder"]
+            if coder is not None and "autoencoder" not in options:
+                made["autoencoder"] = coder.copy()
+            if self.dtype == torch.float64 != made["dtype"]:
+                for module in (net, made["autoencoder"] and made["autoencoder"].net):
+                    if module is not None:
+                        module.float()
+        elif "compile" not in options:
+            made["compile"] = False  # it is compiled already, where asked for
+        denoiser = Denoiser(net, **made)
+        denoiser.source = dict(self.source)
+        return denoiser
 
     def to(self, device: torch.device | str) -> Denoiser:
-        """Moves the network itself, as ``torch.nn.Module.to`` does, and returns this object."""
-        if isinstance(self.net, torch.nn.Module):
-            self.net.to(device)
-        for beside in (self.classifier, self.autoencoder, self.text):
-            if (move := getattr(beside, "to", None)) is not None:
-                move(device)
+        """Moves the network in place, with its classifier, autoencoder and text encoder, and
+        returns itself. Whatever holds a network is moved as ``torch.nn.Module.to`` does it; a
+        measurement or an operator is a value, which ``to`` copies as ``torch.Tensor.to`` does."""
+        for part in (self._module, self.classifier, self.autoencoder, self.text):
+            if isinstance(part, Movable):
+                part.to(device)
         return self
 
     @property
@@ -246,29 +202,30 @@ class Denoiser:
     @property
     def device(self) -> torch.device | None:
         """Where the network's parameters are; None for a network without any."""
-        return None if self._weights is None else self._weights.device
-
-    @property
-    def _weights(self) -> Tensor | None:
-        parameters = self.net.parameters() if isinstance(self.net, torch.nn.Module) else iter(())
-        return next(parameters, None)
+        weight = first_weight(self.net)
+        return None if weight is None else weight.device
 
     @property
     def hash(self) -> str | None:
-        """SHA-256 of the weights, of a module with any; which storage or dtype they are kept in
-        counts. Of an exported network, of its file."""
-        if self.facts.file_hash is not None:
-            return self.facts.file_hash
-        return weights_hash(self.net) if isinstance(self.net, torch.nn.Module) else None
+        """SHA-256 of a module's weights, which depends on the dtype they are kept in, or of the
+        file that identifies a network; None for a function."""
+        if self.facts.file is not None:
+            return self._file_hash
+        return None if self._module is None else weights_hash(self._module)
+
+    @cached_property
+    def _file_hash(self) -> str:
+        assert self.facts.file is not None
+        return sha256(self.facts.file)
 
     def takes(self, condition: str) -> bool:
-        """Whether the network has a keyword of that name; assumed where neither its facts nor its
-        signature say."""
-        return takes(self.net, self.facts, condition)
+        """Whether the network takes a condition; assumed where neither its facts nor its signature
+        show it."""
+        return self.facts.takes(condition)
 
     @property
     def upsampling(self) -> str:
-        """How a small image that it is conditioned on is brought to the state's size."""
+        """How the image it is conditioned on is enlarged to the state's size."""
         return self.facts.upsampling
 
     @property
@@ -289,32 +246,13 @@ class Denoiser:
             cond: what the network is conditioned on; ``label``: an int, a (B,) tensor, or None for
                 unconditional; ``cond``: the image of ``cond_channels``, (B, cond_channels, H, W).
         """
-        t, alpha, sigma, scale = self._frame(level)
-        x = x_t if scale == 1.0 else x_t * scale
-        out = self._run(x, self._frame.times(t, x), alpha, sigma, self._conditions(cond, x))
-        fraction = None
-        if self.learned_variance:
-            if out.shape[1] != 2 * x.shape[1]:
-                raise ValueError(
-                    f"learned_variance=True expects {2 * x.shape[1]} output channels for "
-                    f"{x.shape[1]} input channels, got {out.shape[1]}"
-                )
-            out, v = out.chunk(2, dim=1)
-            fraction = (v + 1) / 2
-        if out.shape != x.shape:
-            hint = (
-                "; a network with twice the channels needs learned_variance=True"
-                if out.ndim > 1 and out.shape[1] == 2 * x.shape[1]
-                else ""
-            )
-            raise ValueError(
-                f"the network returned shape {tuple(out.shape)} for a state of shape "
-                f"{tuple(x.shape)}{hint}"
-            )
-        x0, eps = self._read(x, out, alpha, sigma)
-        prediction = Prediction(
-            x_t, level, x0, eps, fraction, self.data_range if self.clip else None
-        )
+        at = self._clock(level)
+        x = x_t if at.scale == 1.0 else x_t * at.scale
+        out = self._run(x, at, self._conditions(cond, x))
+        out, fraction = split(out, x, self.learned_variance)
+        x0, eps = self._convert(x, out, at)
+        clip_range = self.data_range if self.clip else None
+        prediction = Prediction(x_t, level, x0, eps, fraction, clip_range)
         return prediction.clip() if clip_x0 else prediction
 
     def labels(self, label: int | Sequence[int] | Tensor | None, images: int) -> Tensor:
@@ -322,27 +260,22 @@ class Denoiser:
         label.
 
         Raises:
-            ValueError: a network without classes or without a null class, a label it does not know,
-                a wrong number of them.
+            ValueError: a network without classes or without a null class, an unknown label, a
+                wrong number of them.
         """
         if self.num_classes is None:
             raise ValueError(
                 f"{self.name} is not class-conditional (num_classes is not set), but "
                 f"label={label} was given"
             )
-        return check_labels(
-            self.null_label if label is None else label,
-            images,
-            self.num_classes,
-            self.name,
-            self.null_label,
-        )
+        given = self.null_label if label is None else label
+        return check_labels(given, images, self.num_classes, self.name, self.null_label)
 
     def conditions_of(
         self, prompt: str | Sequence[str], images: int | None = None
     ) -> dict[str, Tensor]:
-        """What the network is shown of prompts: ``generate(denoiser, (4, 3, 512, 512),
-        **denoiser.conditions_of("a cat", 4))``.
+        """The conditions that the network's text encoder makes of prompts: ``generate(denoiser, (4,
+        3, 512, 512), **denoiser.conditions_of("a cat", 4))``.
 
         Args:
             prompt: one for all images, or a list with one for each; ``""`` is the null condition of
@@ -357,7 +290,13 @@ class Denoiser:
             ValueError: a network that came without a text encoder; a wrong number of prompts.
             TypeError: prompts that are not text.
         """
-        return conditions_of(self.text, prompt, images, self.name)
+        if self.text is None:
+            raise ValueError(
+                f"{self.name} has no text encoder, so it takes no prompt; one comes with a "
+                "pipeline folder (text_encoder/, tokenizer/) of a network "
+                "that is conditioned on text"
+            )
+        return encoded_prompts(self.text, prompt, images)
 
     def _conditions(self, cond: dict[str, Any], x: Tensor) -> dict[str, Any]:
         label = cond.get("label")
@@ -369,63 +308,33 @@ class Denoiser:
             label = self.labels(label, len(x)).to(x.device)
         return {**cond, "label": label}
 
-    def _run(
-        self, x: Tensor, t: Tensor, alpha: float, sigma: float, cond: dict[str, Any]
-    ) -> Tensor:
+    def _run(self, x: Tensor, at: Place, cond: dict[str, Any]) -> Tensor:
+        """The network's output for a state of its own schedule, of the state's dtype and size."""
+        t = self._clock.times(at.time, x)
         if self.predicts == "edm":
-            x = x * c_in(alpha, sigma, self.sigma_data)
+            x = x / at.alpha * edm_scalings(at, self.sigma_data)[0]
         if self.cond_channels is not None:
-            image = image_condition(cond.pop("cond", None), x, self.cond_channels, self.name)
-            x = torch.cat([image, x], dim=1)
-        dtype, size = x.dtype, x.shape[2:]
-        least = self.facts.fixed_size or (1, 1)
-        if self.multiple > 1 or least != (1, 1):
-            x = padded(x, self.multiple, least)
-        grown = x.shape[2:] != size
-        if (
-            weights := self._weights
-        ) is not None:  # autocast takes it from there, but leaves double alone
-            x, t = x.to(weights.dtype), t.to(weights.dtype) if t.is_floating_point() else t
-        if self.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = with_image(x, cond.pop("cond", None), self.cond_channels, self.name)
+        fitted = Fitted(x, self.multiple, self.facts.fixed_size, self.channels_last)
+        x, t = fitted.given(x, t, first_weight(self.net))
         with self._autocast(x.device.type):
-            out = self._call(x, t, **cond)
+            out = self._evaluate(x, t, **cond)
         count(out, len(x))
-        out = out.to(dtype)
-        return out[..., : size[0], : size[1]] if grown else out
-
-    def _evaluate(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        """The network's output; refuses what is no tensor, and to pass off one without gradient
-        where a gradient is asked for."""
-        asked = torch.is_grad_enabled() and x.requires_grad
-        try:
-            out = self.net(x, t, **cond)
-        except RuntimeError as error:
-            if not (asked and "numpy() on Tensor that requires grad" in str(error)):
-                raise
-            out = x.detach()
-        if not isinstance(out, Tensor):
-            raise TypeError(
-                f"{self.name} returned a {type(out).__name__} instead of a tensor; wrap it, "
-                "e.g. invdiff.Denoiser(lambda x, t: net(x, t).sample, ...), "
-                "or load_model(folder) for a network of diffusers"
-            )
-        if asked and not out.requires_grad:
-            raise ValueError(
-                f"{self.name} gives no gradient of its output with respect to its input "
-                "(NumPy, JAX, ONNX, or a detached tensor inside), which "
-                "this method differentiates; use a method that needs none, such as replace "
-                "or repaint, or a differentiable network"
-            )
-        return out
+        return fitted.returned(out)
 
     def _autocast(self, device: str) -> contextlib.AbstractContextManager[Any]:
-        if self.dtype in (torch.bfloat16, torch.float16) and device != "meta":
-            return torch.autocast(device, self.dtype)
-        return contextlib.nullcontext()
+        return autocast(self.dtype, device)
 
     def __repr__(self) -> str:
         return (
             f"Denoiser({self.name}, predicts={self.predicts!r}, "
             f"schedule={type(self.schedule).__name__}, data_range={self.data_range})"
         )
+
+
+def _checked_range(given: tuple[float, float] | None) -> tuple[float, float] | None:
+    if given is None:
+        return None
+    if not (isinstance(given, Sequence) and len(given) == 2 and given[0] < given[1]):
+        raise ValueError(f"data_range must be (low, high) with low < high, got {given}")
+    return float(given[0]), float(given[1])

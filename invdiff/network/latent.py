@@ -4,7 +4,9 @@ network."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from types import MethodType
 
 import torch
 from torch import Tensor
@@ -50,8 +52,24 @@ class Autoencoder:
             )
         return (images, self.channels, *(n // self.factor for n in size))
 
+    def copy(self) -> Autoencoder:
+        """The same with weights of its own.
+
+        Raises:
+            ValueError: its functions are not methods, so whether they use ``net`` is not known.
+        """
+        if self.net is None:
+            return self
+        if not all(isinstance(f, MethodType | torch.nn.Module) for f in (self.encode, self.decode)):
+            raise ValueError(
+                "an autoencoder whose encode and decode are plain functions cannot be copied, "
+                "which another dtype or memory layout asks for: give one that runs in it, "
+                "read_as(..., autoencoder=...), or load the network with that option"
+            )
+        return deepcopy(self)
+
     def to(self, device: torch.device | str) -> Autoencoder:
-        """Moves the autoencoder; returns itself."""
+        """Moves the autoencoder in place, as ``torch.nn.Module.to``; returns itself."""
         if self.net is not None:
             self.net.to(device)
         return self

@@ -1,21 +1,18 @@
-"""What a network predicts of a noisy state, and how guidance may move it."""
+"""A network's estimates of x0 and eps at a noisy state, and how guidance may move them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from invdiff.schedules import Level
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says about x_t, in the frame of ``level``: ``x_t = alpha * x0 + sigma * eps``.
+    """The estimates at x_t under the alpha and sigma of ``level``: ``x_t = alpha * x0 + sigma *
+    eps``.
 
     Attributes:
         x_t: the noisy state, (B, ...).

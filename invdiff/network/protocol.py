@@ -1,27 +1,34 @@
-"""What a wrapped network may tell of itself."""
+"""The facts that a wrapped network may state about itself.
+
+A network that states nothing works: a plain function ``net(x, t, **cond)``. One that has more to
+say has an attribute ``facts``, e.g. ``facts = Facts(fixed_size=(64, 64))``.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 
 @dataclass(frozen=True)
-class NetworkFacts:
-    """Facts that a network declares as its attribute ``facts``; without it these defaults hold.
+class Facts:
+    """The facts that a network states about itself.
 
     Attributes:
-        conditions: the names of the conditions that it takes; None: what its signature says.
-        required: those that it cannot run without, besides ``label`` and ``cond``.
-        image_conditions: those that are images, and how many times larger than the state they are.
-        fixed_size: (H, W) if it takes states of no other size.
-        upsampling: how a small image that it is conditioned on is brought to the state's size.
-        condition_last: whether that image stands after the state among its input channels.
-        file_hash: SHA-256 of its file, where its weights lie in a program.
+        conditions: names of the conditions it takes; None: any, as far as is known.
+        required: conditions that it cannot run without, besides ``label`` and ``cond``.
+        image_conditions: conditions that are images, and how many times larger than the state.
+        fixed_size: (H, W) if it takes no other.
+        upsampling: how the image that it is conditioned on was enlarged to the state's size when
+            it was trained, ``"bicubic"`` or ``"bilinear"``.
+        cond_last: it was trained with that image after the state's channels, not before them; it
+            is called with the image first nevertheless.
+        file: the file that identifies it, where its weights cannot be told from its parameters.
     """
 
     conditions: Collection[str] | None = None
@@ -29,31 +36,38 @@ class NetworkFacts:
     image_conditions: Mapping[str, int] = field(default_factory=dict)
     fixed_size: tuple[int, int] | None = None
     upsampling: str = "bicubic"
-    condition_last: bool = False
-    file_hash: str | None = None
+    cond_last: bool = False
+    file: Path | None = None
+
+    def takes(self, condition: str) -> bool:
+        """Whether it takes a condition; assumed where nothing is known."""
+        return self.conditions is None or condition in self.conditions
 
 
 @runtime_checkable
-class Informed(Protocol):
-    """A network with facts."""
+class Checkpointing(Protocol):
+    """A network that can recompute its activations on the way back instead of keeping them."""
 
-    @property
-    def facts(self) -> NetworkFacts: ...
-
-
-def facts_of(net: Any) -> NetworkFacts:
-    """The facts that a network declares, or the defaults."""
-    return net.facts if isinstance(net, Informed) else NetworkFacts()
+    def enable_gradient_checkpointing(self) -> None: ...
 
 
-def takes(net: Callable[..., Any], facts: NetworkFacts, condition: str) -> bool:
-    """Whether a network has a keyword of that name; assumed where neither its facts nor its
-    signature say."""
-    if facts.conditions is not None:
-        return condition in facts.conditions
-    function = net.forward if isinstance(net, torch.nn.Module) else net
+@runtime_checkable
+class Movable(Protocol):
+    """Something that is moved to a device in place."""
+
+    def to(self, device: torch.device | str) -> Any: ...
+
+
+def facts_of(net: Callable[..., Any]) -> Facts:
+    """The facts that a network states, or those that its signature shows."""
+    stated = getattr(net, "facts", None)
+    if isinstance(stated, Facts):
+        return stated
+    call = net.forward if isinstance(net, torch.nn.Module) else net
     try:
-        known = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # a compiled or built-in callable has none
-        return True
-    return condition in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
+        parameters = list(inspect.signature(call).parameters.values())
+    except (TypeError, ValueError):  # a built-in callable has no signature
+        return Facts()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return Facts()
+    return Facts(conditions=frozenset(p.name for p in parameters[2:]))

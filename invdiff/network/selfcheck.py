@@ -1,8 +1,8 @@
-"""Is a network read rightly? Asked to denoise a photograph as it is read and as it might be, it
-tells a wrong ``predicts``, schedule or range.
+"""Finds a wrong ``predicts``, schedule or range of a network: it denoises a photograph as it is
+read and as it might be read.
 
-What this cannot tell: a ``data_range`` that is a part of the true one. A network of (-1, 1) that is
-read as (0, 1) sees a bright photograph of low contrast, and denoises it as well.
+A ``data_range`` that is a part of the true one is not found: a network of (-1, 1) that is read as
+(0, 1) is given a bright photograph of low contrast, and denoises it as well.
 """
 
 from __future__ import annotations
@@ -23,14 +23,19 @@ from invdiff.schedules import Discrete
 NOISE = (0.05, 0.2, 1.0)
 """Standard deviations at which the photograph is denoised, in units of [0, 1]."""
 AT_LEAST = 3.0
-"""What a network of photographs that is read rightly gains over each noisy photograph, in dB."""
+"""The least gain over each noisy photograph, in dB, of a network that is read rightly."""
 MARGIN = 0.7
 """By how much, on average over :data:`NOISE`, another predicts or schedule must be better before it
 is proposed, in dB."""
 RANGE_MARGIN = 0.4
-"""The same for another range over the first two of :data:`NOISE`: it changes less, and where noise
-drowns the range nothing."""
+"""The same for another range over the first two of :data:`NOISE`: it changes less, and at high
+noise nothing."""
 RANGES = ((-1.0, 1.0), (0.0, 1.0), (0.0, 255.0))
+NO_RANGE = (
+    "it has no data_range, so its units are taken to be yours, and its predicts, schedule and time "
+    "are taken as given; if it works on images, say their range, e.g. data_range=(-1, 1), and "
+    "channels=3"
+)
 LARGEST = 256
 """Side of the shipped photograph."""
 
@@ -46,14 +51,16 @@ class Reading(NamedTuple):
 
 
 def self_check(denoiser: Denoiser) -> list[str]:
-    """What is probably wrong with the reading of an image network, a sentence each; empty where
-    nothing is.
+    """Names in a sentence each the probable faults in the reading of an image network; empty where
+    there are none.
 
     It costs about sixty evaluations of a 64x64 image, or of the only size that an exported network
-    takes. What cannot be asked is not checked, see :func:`why_unchecked`.
+    takes. Networks on latents, or that need conditions, are not checked, see
+    :func:`why_unchecked`; of a network without a ``data_range``, which may be one of images, that
+    is said.
     """
-    if why_unchecked(denoiser) is not None:
-        return []
+    if (why := why_unchecked(denoiser)) is not None:
+        return [f"{denoiser.name} was not checked: {why}"] if why is NO_RANGE else []
     side = _side(denoiser)
     photo = sample_photo(side)[0].to(denoiser.device or "cpu")
     photo = photo.mean(dim=1, keepdim=True) if denoiser.channels == 1 else photo
@@ -83,10 +90,12 @@ def self_check(denoiser: Denoiser) -> list[str]:
 
 def why_unchecked(denoiser: Denoiser) -> str | None:
     """Why a network cannot be asked to denoise a photograph; None where it can."""
-    if denoiser.autoencoder is not None or denoiser.data_range is None:
+    if denoiser.autoencoder is None and denoiser.data_range is None:
+        return NO_RANGE if denoiser.channels in (None, 1, 3) else "its states are not images"
+    if denoiser.autoencoder is not None:
         return "its states are not images"
     if denoiser.channels not in (1, 3):
-        return f"it is not known to work on grey or colour images (channels={denoiser.channels})"
+        return f"it has neither one nor three channels (channels={denoiser.channels})"
     if denoiser.cond_channels is not None or denoiser.required:
         return f"it needs conditions ({', '.join(denoiser.required) or 'an image'})"
     if denoiser.num_classes is not None and denoiser.null_label is None:
@@ -106,7 +115,7 @@ def _side(denoiser: Denoiser) -> int:
 
 
 def gains(denoiser: Denoiser, photo: Tensor, levels: int = len(NOISE)) -> Tensor:
-    """What denoising gains over the noisy photograph at the first levels of :data:`NOISE`,
+    """The gain of denoising over the noisy photograph at the first levels of :data:`NOISE`,
     (levels,), in dB, at least -100; nothing is clipped.
 
     Args:
@@ -144,8 +153,8 @@ def _best(denoiser: Denoiser, given: Tensor, photo: Tensor) -> tuple[float, Read
 
 
 def _readings(denoiser: Denoiser) -> Iterator[Reading]:
-    """What a network might be instead: each of the usual schedules with what is predicted on it, in
-    the time that such networks count."""
+    """Other readings of a network: each of the usual schedules with what is predicted on it, in the
+    time that such networks count."""
     own = denoiser.schedule
     discrete = isinstance(own, Discrete)
     for predicts in ("eps", "x0", "v", "score", *(() if discrete else ("velocity",))):
@@ -166,7 +175,7 @@ def _readings(denoiser: Denoiser) -> Iterator[Reading]:
         ("flow(), time=lambda t: 1000 * t", schedules.flow(), "velocity", lambda t: 1000 * t),
         ("flow()", schedules.flow(), "velocity", None),
         ("edm()", schedules.edm(), "edm", None),
-        ("ve(), shown sigma", schedules.ve(), "score", OfLevel(lambda level: level.sigma)),
+        ("ve(), time=OfLevel(sigma)", schedules.ve(), "score", OfLevel(lambda level: level.sigma)),
     ):
         yield Reading(
             {"predicts": predicts, "schedule": schedule, "time": time},

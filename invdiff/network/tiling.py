@@ -50,11 +50,11 @@ class Tiled:
         if max(x.shape[-2:]) <= self.size:
             return self.net(x, t, **cond)
         if torch.is_grad_enabled() and (
-            asked := [k for k, v in cond.items() if isinstance(v, Tensor) and v.requires_grad]
+            others := [k for k, v in cond.items() if isinstance(v, Tensor) and v.requires_grad]
         ):
             raise ValueError(
                 "in tiles, gradients are taken with respect to the state alone, not to "
-                f"{', '.join(asked)}: detach it, or no tile="
+                f"{', '.join(others)}: detach it, or no tile="
             )
         return _Blend.apply(self, x, t, cond)
 
@@ -112,6 +112,46 @@ class Tiled:
             return value.repeat(len(part), *(1,) * (value.ndim - 1))
 
         return self.net(windows, cut(t), **{k: cut(v, self.larger.get(k)) for k, v in cond.items()})
+
+
+def tiled(
+    net: Callable[..., Tensor],
+    tile: int | None,
+    overlap: int | None,
+    batch: int | None,
+    *,
+    multiple: int = 1,
+    factor: int = 1,
+    larger: Mapping[str, int],
+) -> Callable[..., Tensor]:
+    """A network in windows of ``tile`` pixels, of which an entry of the state stands for
+    ``factor``; the network itself where tile is None.
+
+    Args:
+        tile: side of a window, in pixels of the images; a multiple of ``factor * multiple``.
+        overlap: pixels that neighbours share; None: a quarter of ``tile``.
+        batch: windows at once; None: 1.
+        multiple: what the sides of a state must divide by.
+        larger: as in :class:`Tiled`.
+    """
+    for name, value in {"tile": tile, "tile_overlap": overlap, "tile_batch": batch}.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"{name} is a whole number, got {value!r}")
+    if tile is None:
+        if (overlap, batch) != (None, None):
+            raise ValueError(
+                "tile_overlap and tile_batch say how images are cut; give tile= as well"
+            )
+        return net
+    unit = multiple * factor
+    if tile % unit or tile < 1:
+        raise ValueError(
+            f"tile must be a multiple of {unit}, which the network needs the sides of "
+            f"images to be, got {tile}"
+        )
+    shared = tile // 4 if overlap is None else overlap
+    once = 1 if batch is None else batch
+    return Tiled(net, tile // factor, shared // factor, once, larger)
 
 
 class _Blend(torch.autograd.Function):

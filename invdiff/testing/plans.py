@@ -156,7 +156,7 @@ def check_loader(
     """Checks a loader.
 
     Args:
-        loader: a registered name, a class that makes one, or an object.
+        loader: a registered name, or the module or object with the two functions.
         only: some of :data:`LOADER_CHECKS`.
         expected_failures: check -> why it is known to fail.
 
@@ -330,11 +330,10 @@ def plan_schedule(
 
 def plan_loader(loader: Any, only: Sequence[str] | None = None, expected: Reasons = NONE) -> Plan:
     """The checks of a loader."""
-    factory = loaded("loaders", loader)
-    made: Any = factory() if inspect.isclass(factory) or inspect.isroutine(factory) else factory
-    module = type(made).__module__
+    made = loaded("loaders", loader)
+    module = made.__name__ if inspect.ismodule(made) else type(made).__module__
     case = loaders.Case(made, module)
-    return _plan("loader", loader, factory, loaders.CHECKS, case, only, expected)
+    return _plan("loader", loader, made, loaders.CHECKS, case, only, expected)
 
 
 def plan_baseline(

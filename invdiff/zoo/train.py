@@ -152,6 +152,7 @@ def build(recipe: Recipe) -> Any:
     if recipe.classifier:
         from invdiff.loading.time_classifier import TimeClassifier
 
+        assert recipe.num_classes is not None
         return TimeClassifier(
             recipe.image_channels, recipe.num_classes, recipe.channels, recipe.layers_per_block
         )

@@ -1201,7 +1201,7 @@ def test_a_denoiser_says_which_image_it_wants(cond: Tensor | None) -> None:
     denoiser = Denoiser(lambda x, t: x[:, 2:], schedule=SCHEDULE, cond_channels=2)
     with pytest.raises(
         ValueError,
-        match="sr3" if cond is None else r"an image of shape \(2, 2, 4, 4\), got cond",
+        match="sr3" if cond is None else r"an image of shape \(2, 2, 4, 4\) beside the state, got",
     ):
         denoiser(torch.zeros(2, 3, 4, 4), SCHEDULE(500), cond=cond)
 

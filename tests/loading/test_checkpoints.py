@@ -30,16 +30,11 @@ from invdiff.guidance.classifier import ClassifierGuidance
 from invdiff.guidance.dps import DPS
 from invdiff.guidance.sr3 import SR3
 from invdiff.itineraries import Straight
-from invdiff.loading import adm as adm_module
-from invdiff.loading import from_deepinv, load_checkpoint, load_classifier
-from invdiff.loading.adm import ADM, ADMClassifier, Architecture, architecture
-from invdiff.loading.checkpoint import (
-    _PUBLISHED,
-    _PUBLISHED_CLASSIFIERS,
-    _divided,
-    _Given,
-    _Network,
-)
+from invdiff.loading import adm_network as adm_module
+from invdiff.loading import adm_published, from_deepinv, load_classifier
+from invdiff.loading.adm import ADM, ADMClassifier, Architecture, _divided, architecture
+from invdiff.loading.checkpoint import Found
+from invdiff.loading.source import Source
 from invdiff.network import NoisyClassifier
 from invdiff.sampling import sample
 from invdiff.transitions import DDIM
@@ -155,7 +150,7 @@ OFFICIAL: dict[str, tuple[dict[str, Any], dict[str, Any], list[float]]] = {
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_guided_diffusion_is_equal_to_the_official_code(name: str, tmp_path: Path) -> None:
     changes, options, official = OFFICIAL[name]
-    denoiser = load_checkpoint(saved(tmp_path, tiny(**changes)), **options)
+    denoiser = load_model(saved(tmp_path, tiny(**changes)), **options)
     x = image(2, 3, 16, 16)
     if name == "upsampler":
         low = F.interpolate(image(2, 3, 4, 4, at=1.0), (16, 16), mode="bilinear")
@@ -194,7 +189,7 @@ def test_state_dicts_of_diffunet_go_in_and_out(size: str, tmp_path: Path) -> Non
         torch.manual_seed(0)
         for name, p in theirs.named_parameters():
             torch.nn.init.normal_(p, std=0.3 if "qkv" in name else 0.1)
-    denoiser = load_checkpoint(
+    denoiser = load_model(
         saved(tmp_path, theirs.state_dict()), num_head_channels=32 if size == "quarter" else 64
     )
     again.load_state_dict(denoiser.net.state_dict() | constants)
@@ -214,7 +209,7 @@ def test_state_dicts_of_diffunet_go_in_and_out(size: str, tmp_path: Path) -> Non
 
 
 def test_levels_padding_and_variance_through_the_denoiser(tmp_path: Path) -> None:
-    denoiser = load_checkpoint(saved(tmp_path, tiny()))
+    denoiser = load_model(saved(tmp_path, tiny()))
     x, level = image(2, 3, 13, 10), schedules.linear(1000)(400)
     with torch.no_grad():
         p = denoiser(x, level, clip_x0=False)
@@ -237,7 +232,7 @@ def test_gradient_checkpointing_is_equal(tmp_path: Path) -> None:
     grads = []
     for on in (False, True):
         x = image(1, 3, 16, 16).requires_grad_()
-        load_checkpoint(path, gradient_checkpointing=on)(
+        load_model(path, gradient_checkpointing=on)(
             x, schedules.linear(1000)(400)
         ).x0.square().sum().backward()
         grads.append(x.grad)
@@ -246,7 +241,7 @@ def test_gradient_checkpointing_is_equal(tmp_path: Path) -> None:
 
 def published(classifier: bool) -> Iterator[tuple[Architecture, Any]]:
     for (shown, width, mult, blocks, attention), known in (
-        _PUBLISHED_CLASSIFIERS if classifier else _PUBLISHED
+        adm_published.CLASSIFIERS if classifier else adm_published.DENOISERS
     ).items():
         channels = tuple(int(width * m) for m in mult)
         head = (
@@ -272,9 +267,10 @@ def test_every_published_architecture_is_recognised(
             net = (ADMClassifier if classifier else ADM)(expected)
         assert architecture(shapes_of(net)) == expected
         a, assumed = _divided(
-            Path("net.pt"),
-            _Network("", "guided-diffusion", dict(net.state_dict()), False),
-            _Given(None, None, None),
+            Source("net.pt"),
+            Found("", dict(net.state_dict()), False),
+            (None, None, None),
+            ask_schedule=True,
         )
         assert assumed is known
         seen.append(
@@ -328,42 +324,40 @@ def test_what_the_file_does_not_say_is_said_or_asked(tmp_path: Path) -> None:
         match=r"64 channels a head are assumed.*num_heads=.*; nor its noise schedule: "
         r"linear\(1000\) is assumed",
     ):
-        outputs.append(load_checkpoint(path).net(x, T[:1]))
+        outputs.append(load_model(path).net(x, T[:1]))
     with pytest.warns(UserWarning, match="does not say its noise schedule"):
-        load_checkpoint(path, num_heads=2)
+        load_model(path, num_heads=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load_checkpoint(
+        load_model(
             saved(tmp_path, {"betas": torch.full((5,), 0.1), **tiny()}, "betas.pt"), num_heads=2
         )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         given = ({"num_heads": 2}, {"num_heads": 8}, {"num_head_channels": 16})
-        outputs += [
-            load_checkpoint(path, schedule=schedules.linear(), **o).net(x, T[:1]) for o in given
-        ]
+        outputs += [load_model(path, schedule=schedules.linear(), **o).net(x, T[:1]) for o in given]
     assert (
         torch.equal(outputs[0], outputs[1])
         and torch.equal(outputs[2], outputs[3])
         and not torch.equal(outputs[0], outputs[2])
     )
     with pytest.raises(ValueError, match="num_heads or num_head_channels, not both"):
-        load_checkpoint(path, num_heads=2, num_head_channels=64)
+        load_model(path, num_heads=2, num_head_channels=64)
     with pytest.raises(ValueError, match="128 channels cannot be divided by num_heads=3"):
-        load_checkpoint(path, num_heads=3)
+        load_model(path, num_heads=3)
 
 
 def test_null_labels_only_where_they_are_said(tmp_path: Path) -> None:
     path, x, level = saved(tmp_path, tiny(rows=7)), image(2, 3, 16, 16), schedules.linear(1000)(400)
     with pytest.raises(ValueError, match="no null class"):
-        load_checkpoint(path)(x, level)
-    denoiser = load_checkpoint(path, null_label=6)
+        load_model(path)(x, level)
+    denoiser = load_model(path, null_label=6)
     assert (denoiser.num_classes, denoiser.null_label) == (6, 6)
-    torch.testing.assert_close(denoiser(x, level).eps, load_checkpoint(path)(x, level, label=6).eps)
+    torch.testing.assert_close(denoiser(x, level).eps, load_model(path)(x, level, label=6).eps)
 
 
 def test_an_upsampler_sees_the_image_after_the_state_enlarged_bilinearly(tmp_path: Path) -> None:
-    denoiser = load_checkpoint(saved(tmp_path, tiny(in_channels=6)))
+    denoiser = load_model(saved(tmp_path, tiny(in_channels=6)))
     assert (denoiser.cond_channels, denoiser.channels, denoiser.learned_variance) == (3, 3, True)
     small = image(1, 3, 4, 4).abs()
     seen: list[Tensor] = []
@@ -388,17 +382,15 @@ def test_other_numbers_of_channels(tmp_path: Path) -> None:
         (2, 1): (1, 1, False),
     }
     for (shown, made), expected in cases.items():
-        denoiser = load_checkpoint(saved(tmp_path, tiny(in_channels=shown, out_channels=made)))
+        denoiser = load_model(saved(tmp_path, tiny(in_channels=shown, out_channels=made)))
         assert (denoiser.channels, denoiser.cond_channels, denoiser.learned_variance) == expected
-    denoiser = load_checkpoint(
-        saved(tmp_path, tiny(in_channels=6, out_channels=5)), cond_channels=1
-    )
+    denoiser = load_model(saved(tmp_path, tiny(in_channels=6, out_channels=5)), cond_channels=1)
     assert (denoiser.channels, denoiser.cond_channels) == (5, 1)
 
 
 def test_betas_beside_the_network_are_its_schedule(tmp_path: Path) -> None:
     betas = torch.linspace(1e-3, 0.05, 50, dtype=D)
-    denoiser = load_checkpoint(
+    denoiser = load_model(
         saved(
             tmp_path,
             {
@@ -409,10 +401,7 @@ def test_betas_beside_the_network_are_its_schedule(tmp_path: Path) -> None:
         )
     )
     torch.testing.assert_close(denoiser.schedule(49).ratio, schedules.from_betas(betas)(49).ratio)
-    assert (
-        load_checkpoint(saved(tmp_path, tiny()), schedule=schedules.cosine(100)).schedule(99).t
-        == 99
-    )
+    assert load_model(saved(tmp_path, tiny()), schedule=schedules.cosine(100)).schedule(99).t == 99
 
 
 CLASSIFIERS = {
@@ -496,13 +485,13 @@ def test_noisy_classifiers_are_equal_to_the_official_code(pool: str, tmp_path: P
         )
         log_p = classifier(x, schedules.linear(1000)(300))
         torch.testing.assert_close(log_p, classifier.net(x, torch.full((2,), 300.0)).log_softmax(1))
-    denoiser = load_checkpoint(saved(tmp_path, tiny(), "net2.pt"))
+    denoiser = load_model(saved(tmp_path, tiny(), "net2.pt"))
     guided = generate(
         denoiser, (1, 3, 16, 16), ClassifierGuidance(label=3, classifier=str(path)), steps=2
     )
     assert not torch.equal(guided.x, generate(denoiser, (1, 3, 16, 16), steps=2).x)
     with pytest.raises(ValueError, match="holds a classifier.*load_classifier"):
-        load_checkpoint(path)
+        load_model(path)
     with pytest.raises(ValueError, match="holds a denoiser"):
         load_classifier(saved(tmp_path, tiny(), "net2.pt"))
 
@@ -569,7 +558,7 @@ def edm_net(name: str) -> Any:
 @pytest.mark.parametrize("name", EDM_NETS)
 def test_edm_is_equal_to_deepinv(name: str, tmp_path: Path) -> None:
     theirs = edm_net(name)
-    denoiser = load_checkpoint(
+    denoiser = load_model(
         saved(tmp_path, {f"model.{k}": v for k, v in theirs.state_dict().items()})
     )
     classes = EDM_NETS[name][1].get("label_dim")
@@ -602,7 +591,7 @@ def test_augment_and_null_labels(tmp_path: Path) -> None:
     theirs, x = edm_net("adm"), image(2, 3, 16, 16)
     path = saved(tmp_path, theirs.state_dict())
     level, labels = schedules.edm()(0.6), torch.tensor([1, 4])
-    denoiser = load_checkpoint(path, null_label=4)
+    denoiser = load_model(path, null_label=4)
     with torch.no_grad():
         p = denoiser(2 * x - 1, level, label=labels, augment_labels=image(2, 9), clip_x0=False)
         one_hot = F.one_hot(labels, 5)[:, :4]
@@ -617,7 +606,7 @@ def test_augment_and_null_labels(tmp_path: Path) -> None:
     torch.testing.assert_close(none.x0, zeros.x0)
     assert not torch.allclose(none.x0, p.x0)
     with pytest.raises(ValueError, match="no null class"):
-        load_checkpoint(path)(x, level)
+        load_model(path)(x, level)
 
 
 def test_song_preconditioning_is_karras_table_1(tmp_path: Path) -> None:
@@ -626,7 +615,7 @@ def test_song_preconditioning_is_karras_table_1(tmp_path: Path) -> None:
     x = image(2, 3, 16, 16)
     for name, kind in (("adm", "vp"), ("ncsn", "ve")):
         theirs = edm_net(name)
-        denoiser = load_checkpoint(saved(tmp_path, theirs.state_dict()), preconditioning=kind)
+        denoiser = load_model(saved(tmp_path, theirs.state_dict()), preconditioning=kind)
         label = {"label": 2} if name == "adm" else {}
         given = {"class_labels": F.one_hot(torch.tensor([2, 2]), 4).float()} if label else {}
         for sigma in (0.05, 1.0, 20.0):
@@ -644,17 +633,17 @@ def test_song_preconditioning_is_karras_table_1(tmp_path: Path) -> None:
                 p = denoiser(x, schedules.edm()(sigma), clip_x0=False, **label)
             torch.testing.assert_close(p.x0, expected, atol=1e-5 * max(1, sigma), rtol=1e-5)
     with pytest.raises(ValueError, match="unknown preconditioning 'vpp'; known: edm, vp, ve"):
-        load_checkpoint(saved(tmp_path, edm_net("adm").state_dict()), preconditioning="vpp")
+        load_model(saved(tmp_path, edm_net("adm").state_dict()), preconditioning="vpp")
 
 
 def test_the_time_of_a_song_network_follows_the_level_on_any_schedule(tmp_path: Path) -> None:
     ve = saved(tmp_path, edm_net("ncsn").state_dict())
     x, level = image(1, 3, 16, 16), schedules.edm()(1.3)
-    expected = load_checkpoint(ve, preconditioning="ve")(x, level).x0
+    expected = load_model(ve, preconditioning="ve")(x, level).x0
     for schedule in (schedules.ve(0.01, 348.0), schedules.edm()):
         for denoiser in (
-            load_checkpoint(ve, preconditioning="ve", schedule=schedule),
-            load_checkpoint(ve, preconditioning="ve").read_as(schedule=schedule),
+            load_model(ve, preconditioning="ve", schedule=schedule),
+            load_model(ve, preconditioning="ve").read_as(schedule=schedule),
         ):
             torch.testing.assert_close(denoiser(x, level).x0, expected)
 
@@ -735,7 +724,7 @@ def score_sde_file(folder: Path, ve: bool) -> Path:
 @pytest.mark.parametrize("ve", [True, False])
 def test_score_sde_is_equal_to_the_official_code(ve: bool, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="averaged weights 'ema' are used; weights='model.module'"):
-        denoiser = load_checkpoint(score_sde_file(tmp_path, ve))
+        denoiser = load_model(score_sde_file(tmp_path, ve))
     x = image(1, 3, 32, 32)
     with torch.no_grad():
         if ve:  # the state and sigma = 0.5 of [0, 1] images
@@ -799,7 +788,7 @@ def test_edm_and_score_sde_say_what_they_cannot(tmp_path: Path) -> None:
     ]
     for held, says in cases:
         with pytest.raises(ValueError, match=says):
-            load_checkpoint(saved(tmp_path, held))
+            load_model(saved(tmp_path, held))
 
 
 # Files --------------------------------------------------------------------------------------------
@@ -872,7 +861,7 @@ def test_networks_are_found_and_averages_preferred(layout: str, tmp_path: Path) 
     path = saved(tmp_path, make())
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", message=".*averaged weights")
-        loaded = load_checkpoint(path, num_heads=2).net.state_dict()
+        loaded = load_model(path, num_heads=2).net.state_dict()
     said = [str(w.message) for w in caught if "averaged" in str(w.message)]
     tolerance = 1e-3 if layout == "half precision" else 0.0
     for name, tensor in STATE.items():
@@ -883,7 +872,7 @@ def test_networks_are_found_and_averages_preferred(layout: str, tmp_path: Path) 
     assert len(said) == (other is not None)
     if other is not None:
         assert f"weights={other!r}" in said[0]
-        raw = load_checkpoint(path, num_heads=2, weights=other).net.state_dict()
+        raw = load_model(path, num_heads=2, weights=other).net.state_dict()
         torch.testing.assert_close(raw["out.2.bias"], RAW["out.2.bias"])
 
 
@@ -900,7 +889,7 @@ def test_loading_leaves_random_numbers_alone(tmp_path: Path) -> None:
     paths = [saved(tmp_path, STATE, "a.pt"), saved(tmp_path, edm_net("ncsn").state_dict(), "b.pt")]
     before = torch.get_rng_state()
     for path in paths:
-        load_checkpoint(path)
+        load_model(path)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -921,10 +910,10 @@ def _trace() -> int:
 def test_pickles_are_read_only_when_allowed(tmp_path: Path) -> None:
     path = saved(tmp_path, {"state_dict": STATE, "config": Secret()})
     with pytest.raises(ValueError, match="runs code from the file.*allow_pickle=True") as caught:
-        load_checkpoint(path, num_heads=2)
+        load_model(path, num_heads=2)
     assert "_trace" in str(caught.value) and Secret.ran == 0
     assert torch.equal(
-        load_checkpoint(path, num_heads=2, allow_pickle=True).net.state_dict()["out.2.bias"],
+        load_model(path, num_heads=2, allow_pickle=True).net.state_dict()["out.2.bias"],
         STATE["out.2.bias"],
     )
     assert Secret.ran == 1
@@ -933,18 +922,15 @@ def test_pickles_are_read_only_when_allowed(tmp_path: Path) -> None:
     net.load_state_dict(STATE, assign=True)
     whole = saved(tmp_path, net)  # a pickled module
     with pytest.raises(ValueError, match="allow_pickle=True"):
-        load_checkpoint(whole)
-    assert (
-        load_checkpoint(whole, allow_pickle=True).hash
-        == load_checkpoint(path, allow_pickle=True).hash
-    )
+        load_model(whole)
+    assert load_model(whole, allow_pickle=True).hash == load_model(path, allow_pickle=True).hash
 
 
 def test_a_pickle_whose_code_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path, {"state_dict": STATE, "config": adm_module.Stem(1, 1, 1)})
     monkeypatch.delattr(adm_module, "Stem")
     with pytest.raises(ValueError, match="cannot be unpickled: AttributeError"):
-        load_checkpoint(path, allow_pickle=True)
+        load_model(path, allow_pickle=True)
 
 
 def broken(name: str, folder: Path) -> Path:
@@ -1027,7 +1013,7 @@ def broken(name: str, folder: Path) -> Path:
             return saved(folder, [torch.zeros(2)], name)
         case _:
             path = folder / name
-            path.write_bytes(b"\x80\x04N.")
+            path.write_bytes(b"\x89PNG" if name == "picture.png" else b"\x80\x04N.")
             return path
 
 
@@ -1059,20 +1045,20 @@ def broken(name: str, folder: Path) -> Path:
         ("no_tensors.pt", "no tensors by name"),
         ("list.pt", "no tensors by name"),
         ("network.pkl", "NVIDIA.*torch.save\\(net.model.state_dict"),
-        ("network.onnx", "no checkpoint this package reads: .*none of .safetensors, .pt"),
+        ("picture.png", "of no kind that is read here; the installed loaders are adm, .*onnx"),
     ],
 )
 def test_bad_files_are_refused_with_what_is_wrong(name: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"(?s){says}") as caught:
-        load_checkpoint(broken(name, tmp_path), num_heads=2)
+        load_model(broken(name, tmp_path), num_heads=2)
     assert name in str(caught.value), "says which file"
 
 
 def test_weights_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no network 'emma'; it holds 'model', 'ema'"):
-        load_checkpoint(saved(tmp_path, {"model": RAW, "ema": STATE}), weights="emma")
-    with pytest.raises(ValueError, match="no file at"):
-        load_checkpoint(tmp_path / "nothing.pt")
+        load_model(saved(tmp_path, {"model": RAW, "ema": STATE}), weights="emma")
+    with pytest.raises(ValueError, match="there is no folder or file"):
+        load_model(tmp_path / "nothing.pt")
 
 
 # Denoisers and functions --------------------------------------------------------------------------

@@ -718,7 +718,7 @@ def test_controlnet_under_guidance_and_on_padded_sizes(tmp_path: Path) -> None:
     torch.testing.assert_close(*results)
     with pytest.raises(
         ValueError,
-        match=r"is shown an image of shape \(2, 3, 16, 16\).*got control of shape \(2, 3, 8, 8\)",
+        match=r"conditioned on an image of shape \(2, 3, 16, 16\).*control of shape \(2, 3, 8, 8\)",
     ):
         told(denoiser, rand(2, 3, 8, 8), 300, encoder_hidden_states=text, control=rand(2, 3, 8, 8))
     with pytest.raises(ValueError, match="cannot run without control"):
@@ -981,7 +981,7 @@ def test_a_time_that_nothing_explains_is_warned_about(config: str | None, folder
     options = {"schedule": schedules.flow(), "predicts": "velocity"}
     with pytest.warns(
         UserWarning,
-        match=r"time of a Flow schedule is not known, so it is shown t from 0.001 to 1; .*time=",
+        match=r"Flow schedule is not known, so its time input is t from 0.001 to 1; .*time=",
     ):
         assert shown(load(folder, **options), 1.0) == 0.5
     assert shown(load(folder, **options, time=lambda t: 1000 * t), 1.0) == 500

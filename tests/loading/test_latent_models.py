@@ -727,7 +727,7 @@ def test_half_precision_text_encoders(copied: Path) -> None:
 def test_options_that_do_not_fit_are_refused(text_folder: Path) -> None:
     vq = built(VQModel, **CODER, num_vq_embeddings=16)
     for options, message in (
-        ({"encode": "sample"}, "an AutoencoderKL knows; a VQModel encodes to one latent"),
+        ({"encode": "sample"}, "an AutoencoderKL; a VQModel encodes to one latent"),
         ({"decode": "tiles"}, "VQModel cannot decode in tiles"),
         ({"decode": "rows"}, "decode must be one of 'whole', 'slices', 'tiles', got 'rows'"),
     ):

@@ -12,10 +12,18 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from oracles import Calls, D, Gaussian, Mixture, correlated, rand
-from torch import Tensor
 
+import invdiff
 from invdiff import schedules
-from invdiff.network import Denoiser, OfLevel, Prediction, count_evaluations
+from invdiff.network import (
+    Autoencoder,
+    Denoiser,
+    Facts,
+    NoisyClassifier,
+    OfLevel,
+    Prediction,
+    count_evaluations,
+)
 from invdiff.network.preconditioning import PREDICTS
 from invdiff.schedules import Level, Schedule
 
@@ -517,7 +525,7 @@ def test_other_conditions_reach_the_network() -> None:
 def test_construction_errors() -> None:
     ok: dict[str, Any] = {"schedule": schedules.linear()}
     for error, says, options in (
-        (ValueError, "eps, x0, v, score, edm, velocity", {"predicts": "epsylon"}),
+        (ValueError, "eps, x0, v, score, edm, velocity", {"predicts": "noise"}),
         (TypeError, "schedules.linear", {"schedule": 1000}),
         (ValueError, "low < high", {"data_range": (1, -1)}),
         (ValueError, "needs a data_range", {"clip": True}),
@@ -526,6 +534,132 @@ def test_construction_errors() -> None:
     ):
         with pytest.raises(error, match=says):
             Denoiser(lambda x, t: x, **{**ok, **options})
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("epsilon", "eps"),
+        ("sample", "x0"),
+        ("v_prediction", "v"),
+        ("flow_prediction", "velocity"),
+    ],
+)
+def test_the_words_of_diffusers_are_accepted(theirs: str, ours: str) -> None:
+    schedule = schedules.flow() if ours == "velocity" else schedules.linear()
+    x, level = rand(2, 3), schedule(0.5 * schedule.t_max)
+    one, other = (
+        Denoiser(lambda x, t: x.tanh(), predicts=name, schedule=schedule) for name in (theirs, ours)
+    )
+    assert one.predicts == ours
+    assert torch.equal(one(x, level).x0, other(x, level).x0)
+
+
+def test_a_network_states_facts_or_its_signature_does() -> None:
+    def net(x: torch.Tensor, t: torch.Tensor, label: int, *, text: str) -> torch.Tensor:
+        return x
+
+    def anything(x: torch.Tensor, t: torch.Tensor, **cond: Any) -> torch.Tensor:
+        return x
+
+    class Stating(torch.nn.Module):
+        facts = Facts(conditions=("text",), required=("text",), upsampling="bilinear")
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor, **cond: Any) -> torch.Tensor:
+            return x
+
+    plain, free, stated = (
+        Denoiser(n, schedule=schedules.linear()) for n in (net, anything, Stating())
+    )
+    assert [plain.takes(n) for n in ("label", "text", "x", "cond")] == [True, True, False, False]
+    assert free.takes("whatever") and not free.required and free.upsampling == "bicubic"
+    assert stated.takes("text") and not stated.takes("label")
+    assert (stated.required, stated.upsampling) == (("text",), "bilinear")
+
+
+# Other readings, other places ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"dtype": D}, {"channels_last": True}, {"gradient_checkpointing": True}],
+    ids=["float64", "channels_last", "checkpointing"],
+)
+def test_another_reading_leaves_the_first_as_it_was(options: dict[str, Any]) -> None:
+    first = unet()
+    first.source = {"path": "somewhere"}
+    x, before = rand(1, 3, 16, 16).float(), first.hash
+    out = first(x, LEVEL).eps
+    other = first.read_as(**options)
+    weight, copied = (next(d.net.parameters()) for d in (first, other))  # type: ignore[attr-defined]
+    assert first.hash == before and weight.dtype == torch.float32 and weight is not copied
+    assert first.net.net.conv_in.weight.is_contiguous()  # type: ignore[attr-defined]
+    assert not first.net.net.is_gradient_checkpointing  # type: ignore[attr-defined]
+    assert torch.equal(first(x, LEVEL).eps, out)
+    torch.testing.assert_close(other(x, LEVEL).eps, out, atol=1e-4, rtol=1e-4)
+    assert other.source == {"path": "somewhere"} and other.source is not first.source
+    if options == {"dtype": D}:
+        assert copied.dtype == D
+        back = other.read_as(dtype=torch.float32)
+        assert back.hash == before and next(other.net.parameters()).dtype == D  # type: ignore[attr-defined]
+
+
+def test_a_reading_that_does_not_change_the_module_shares_its_weights() -> None:
+    first = unet()
+    for options in ({"predicts": "v"}, {"dtype": torch.bfloat16}, {"tile": 8}, {"compile": False}):
+        assert first.read_as(**options).net is first.net  # type: ignore[arg-type]
+
+
+def test_the_hash_is_that_of_the_weights_compiled_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    net = Wrapped()
+    plain, compiled = (
+        Denoiser(net, schedule=schedules.linear(), compile=on) for on in (False, True)
+    )
+    assert plain.hash == compiled.hash and compiled.net is not net
+    assert compiled.read_as(predicts="v").net is compiled.net
+
+
+def test_to_moves_all_that_belongs_to_it_in_place() -> None:
+    coder, classifier = Wrapped(), Wrapped()
+    denoiser = unet(
+        autoencoder=Autoencoder(coder, coder, channels=3, factor=1, net=coder),
+        classifier=NoisyClassifier(classifier, schedule=schedules.linear()),
+    )
+    assert denoiser.to("meta") is denoiser
+    for net in (denoiser.net, coder, classifier):
+        assert all(p.device.type == "meta" for p in net.parameters())  # type: ignore[attr-defined]
+
+
+def test_inference_mode_around_a_gradient_is_named() -> None:
+    denoiser, x = unet(), rand(1, 3, 16, 16).float()
+    with torch.inference_mode(), torch.enable_grad():
+        denoiser(x, LEVEL)
+        with pytest.raises(ValueError, match=r"inference_mode\(\) is on.*use torch.no_grad\(\)"):
+            denoiser(x.clone().requires_grad_(), LEVEL)
+    measurement = invdiff.make_operator("inpaint").measure(rand(1, 3, 16, 16).float())
+    with torch.inference_mode():
+        invdiff.solve(measurement, denoiser, "repaint", steps=2)
+        with pytest.raises(ValueError, match=r"inference_mode\(\) is on"):
+            invdiff.solve(measurement, denoiser, "dps", steps=2)
+
+
+def test_another_default_dtype_changes_nothing() -> None:
+    x = rand(2, 3, 16, 16).float()
+    denoisers = [unet(predicts=predicts, multiple=8, tile=8) for predicts in ("eps", "edm", "v")]
+    denoisers.append(invdiff.load_model("photo64"))
+    before = [denoiser(x, LEVEL).x0 for denoiser in denoisers]
+    torch.set_default_dtype(D)
+    try:
+        again = invdiff.load_model("photo64")
+        assert again.hash == denoisers[-1].hash
+        for denoiser, expected in zip([*denoisers, again], [*before, before[-1]], strict=True):
+            assert torch.equal(denoiser(x, LEVEL).x0, expected)
+        made = Denoiser(Wrapped(), schedule="linear", data_range=(-1, 1))  # now of float64
+        assert made(x, LEVEL).x0.dtype == torch.float32
+        assert invdiff.self_check(again) == []
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_gaussian_oracle_against_monte_carlo() -> None:
@@ -558,31 +692,3 @@ class _Timeless(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return self.net(x)
-
-
-def test_reading_in_another_dtype_leaves_the_network_as_it_is() -> None:
-    net = torch.nn.Conv2d(3, 3, 1)
-
-    class Net(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = net
-
-        def forward(self, x: Tensor, t: Tensor) -> Tensor:
-            return self.layer(x)
-
-    denoiser = Denoiser(Net(), schedule="linear", data_range=(-1, 1))
-    denoiser.source |= {"licence": "MIT"}
-    double = denoiser.read_as(dtype=torch.float64)
-    assert net.weight.dtype == torch.float32 and next(double.net.parameters()).dtype == D
-    assert double.source == denoiser.source and double.source is not denoiser.source
-    assert denoiser.read_as(predicts="v").net is denoiser.net
-    x, level = torch.rand(1, 3, 8, 8), denoiser.schedule(500)
-    torch.testing.assert_close(double(x.double(), level).x0.float(), denoiser(x, level).x0)
-
-
-@pytest.mark.parametrize(
-    ("word", "predicts"), [("epsilon", "eps"), ("sample", "x0"), ("v_prediction", "v")]
-)
-def test_the_words_of_diffusers_are_understood(word: str, predicts: str) -> None:
-    assert Denoiser(lambda x, t: x, predicts=word, schedule="linear").predicts == predicts

@@ -125,3 +125,39 @@ def test_two_log_probabilities_of_one_shape_are_two_transitions() -> None:
     assert invdiff.make_method([a, a]).transition == a.transition
     with pytest.raises(ValueError, match="room for one transition"):
         invdiff.make_method([a, b])
+
+
+class Coder(torch.nn.Module):
+    """An autoencoder whose functions are methods."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor([2.0]))
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z / self.scale
+
+
+def test_another_dtype_copies_the_autoencoder_or_says_that_it_cannot() -> None:
+    net, coder = torch.nn.Conv2d(3, 3, 1), Coder()
+    made = Autoencoder(coder.encode, coder.decode, channels=3, factor=1, net=coder)
+    first = Denoiser(Applied(net), schedule=S, autoencoder=made)
+    other = first.read_as(dtype=torch.float64)
+    assert coder.scale.dtype == torch.float32 and first.autoencoder is made
+    assert other.autoencoder is not None and other.autoencoder.net is not coder
+    assert other.autoencoder.encode(torch.ones(1)).dtype == torch.float64
+    closed = Autoencoder(lambda x: x, lambda z: z, channels=3, factor=1, net=coder)
+    with pytest.raises(ValueError, match="plain functions cannot be copied"):
+        Denoiser(Applied(net), schedule=S, autoencoder=closed).read_as(dtype=torch.float64)
+
+
+class Applied(torch.nn.Module):
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.net(x)

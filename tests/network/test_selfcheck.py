@@ -13,7 +13,7 @@ from torch import Tensor
 import invdiff
 from invdiff import schedules
 from invdiff.network import Denoiser, count_evaluations
-from invdiff.network.selfcheck import self_check
+from invdiff.network.selfcheck import self_check, why_unchecked
 from invdiff.schedules import Level
 
 SMALL: dict[str, Any] = {"image_size": 16}
@@ -133,3 +133,12 @@ def test_a_bad_network_is_not_called_ok() -> None:
         **SMALL,
     )
     assert "odd could not be checked, it fails at 16x16" in self_check(failing)[0]
+
+
+def test_what_was_not_checked_is_said_of_a_network_that_may_be_one_of_images() -> None:
+    unsaid = Denoiser(lambda x, t: x, predicts="eps", schedule="linear", name="mine")
+    (said,) = self_check(unsaid)
+    assert said.startswith("mine was not checked: it has no data_range") and "(-1, 1)" in said
+    assert why_unchecked(unsaid) is not None
+    latents = Denoiser(lambda x, t: x, schedule="linear", channels=4)
+    assert self_check(latents) == [] and why_unchecked(latents) == "its states are not images"

@@ -20,8 +20,7 @@ from torch import Tensor
 import invdiff
 from invdiff import schedules
 from invdiff.images import read_image, sample_photo
-from invdiff.network import Autoencoder, Denoiser, count_evaluations
-from invdiff.network.protocol import NetworkFacts
+from invdiff.network import Autoencoder, Denoiser, Facts, count_evaluations
 from invdiff.network.tiling import Tiled
 from invdiff.plugins.registry import list_plugins
 
@@ -98,7 +97,7 @@ def test_it_is_a_denoiser_like_any_other() -> None:
 class Shown:
     """A network that is shown an image twice as large as the state, as a ControlNet is."""
 
-    facts = NetworkFacts(image_conditions={"control": 2})
+    facts = Facts(image_conditions={"control": 2})
 
     def __call__(self, x: Tensor, t: Tensor, control: Tensor) -> Tensor:
         rows, columns = (2 * n - m for n, m in zip(x.shape[-2:], control.shape[-2:], strict=True))
@@ -188,13 +187,13 @@ def test_what_cannot_be_tiled_is_refused() -> None:
 
 
 def test_gradients_that_it_cannot_give_are_refused() -> None:
-    x, label, level = noise(1, 3, 24, 24), noise(1).requires_grad_(), schedules.linear()(300)
+    x, shift, level = noise(1, 3, 24, 24), noise(1).requires_grad_(), schedules.linear()(300)
     tiled = Denoiser(
-        lambda x, t, label: x * label.view(-1, 1, 1, 1), schedule=schedules.linear(), tile=16
+        lambda x, t, shift: x * shift.view(-1, 1, 1, 1), schedule=schedules.linear(), tile=16
     )
-    with pytest.raises(ValueError, match="not to label"):
-        tiled._call(x, torch.ones(1), label=label)
-    tiled._call(x, torch.ones(1), label=label.detach())
+    with pytest.raises(ValueError, match="not to shift"):
+        tiled(x, level, shift=shift)
+    tiled(x, level, shift=shift.detach())
     nets: list[Callable[[Tensor, Tensor], Tensor]] = [
         lambda x, t: torch.from_numpy(np.tanh(x.numpy())),
         lambda x, t: x.detach().tanh(),
@@ -221,7 +220,7 @@ def test_the_learned_variance_is_cut_too() -> None:
 
 def test_a_network_of_one_size_takes_images_with_a_shorter_side() -> None:
     class Fixed:
-        facts = NetworkFacts(fixed_size=(16, 16))
+        facts = Facts(fixed_size=(16, 16))
 
         def __call__(self, x: Tensor, t: Tensor) -> Tensor:
             assert x.shape[-2:] == self.facts.fixed_size

@@ -21,7 +21,6 @@ from invdiff.benchmarks.baselines import Baseline
 from invdiff.benchmarks.harness import evaluate
 from invdiff.benchmarks.suite import Suite
 from invdiff.itineraries import Straight
-from invdiff.loading import Loader
 from invdiff.transitions import DDIM
 
 
@@ -93,14 +92,17 @@ def model(**options):
                               "channels": 3, "name": "tenth"} | options)
 
 
-class Npz(Loader):
+class Npz:
     """Networks in .npz files: a factor that they multiply with."""
-    def recognises(self, path): return path.suffix == ".npz"
-    def load(self, path, *, allow_pickle=False, gain=1.0, **options):
+    def recognises(self, source): return source.file is not None and source.file.suffix == ".npz"
+    def load(self, source, gain=1.0, **options):
         net = Net()
-        net.factor = gain * float(np.load(path)["factor"])
+        net.factor = gain * float(np.load(source.file)["factor"])
         return Denoiser(net, **{"schedule": schedules.linear(), "data_range": (-1, 1),
-                                "channels": 3, "name": path.stem} | options)
+                                "channels": 3, "name": source.file.stem} | options)
+
+
+npz = Npz()
 
 
 def metric(x, reference):
@@ -136,7 +138,7 @@ POINTS = {
     "itineraries": "Way",
     "schedules": "schedule",
     "models": "model",
-    "loaders": "Npz",
+    "loaders": "npz",
     "metrics": "metric",
     "baselines": "Grey",
     "launchers": "launcher",
