@@ -754,7 +754,7 @@ def test_every_schedule_passes(name: str) -> None:
     assert check_schedule(name).ok
 
 
-@pytest.mark.parametrize("name", ["folder", "exported", "checkpoint"])
+@pytest.mark.parametrize("name", registry.list_plugins("loaders"))
 def test_every_loader_passes(name: str) -> None:
     assert check_loader(name).ok
 
