@@ -27,7 +27,7 @@ sys.path.insert(0, str(DOCS))
 from prose import cell, markdown, sections, yaml_comments  # noqa: E402
 
 from invdiff import _HOME  # noqa: E402
-from invdiff.commands.parser import _parser  # noqa: E402
+from invdiff.commands.arguments import make_parser  # noqa: E402
 from invdiff.config.compose import protocols  # noqa: E402
 from invdiff.plugins.registry import list_plugins, load  # noqa: E402
 from invdiff.problem import (  # noqa: E402
@@ -348,7 +348,7 @@ def protocol_list() -> str:
 def cli_page() -> str:
     """Every command with its flags."""
     os.environ["COLUMNS"] = "100"
-    parser = _parser()
+    parser = make_parser()
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     text = "# Command line\n\n" + (parser.description or "") + "\n\n| command | |\n| --- | --- |\n"
     text += "".join(

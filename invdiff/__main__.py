@@ -2,7 +2,7 @@
 
 import sys
 
-from invdiff.commands.parser import main
+from invdiff.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from invdiff.commands.parser import _parser
+from invdiff.commands.arguments import make_parser
 from invdiff.plugins.registry import list_plugins, load
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +56,7 @@ def commands(text: str) -> list[str]:
 
 def parses(command: str) -> None:
     arguments = shlex.split(command, comments=True)[1:]
-    args, rest = _parser().parse_known_args(arguments)
+    args, rest = make_parser().parse_known_args(arguments)
     assert args.command is not None
     assert not rest or (hasattr(args, "overrides") and not any(r.startswith("-") for r in rest)), (
         rest
@@ -150,7 +150,7 @@ def test_presets_and_protocols_are_told(pages: dict[str, str]) -> None:
 
 
 def test_the_command_line_is_told(pages: dict[str, str]) -> None:
-    (subparsers,) = (a for a in _parser()._actions if a.dest == "command")
+    (subparsers,) = (a for a in make_parser()._actions if a.dest == "command")
     assert subparsers.choices is not None
     for name, parser in dict(subparsers.choices).items():  # type: ignore[call-overload]
         assert f"## invdiff {name}" in pages["cli.md"]

@@ -23,7 +23,7 @@ import invdiff
 from invdiff.benchmarks import exact, harness, statistics
 from invdiff.benchmarks.exact import problems, suite
 from invdiff.benchmarks.launchers.local import Local
-from invdiff.commands.parser import main
+from invdiff.commands.main import main
 from invdiff.config.compose import compose_suite
 from invdiff.noise import generator_of
 from invdiff.problem import LinearOperator, make_operator
@@ -282,7 +282,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(tmp_path: Path) ->
     command = [
         sys.executable,
         "-m",
-        "invdiff.commands.parser",
+        "invdiff",
         "bench",
         *SMALL,
         "mixture.seeds=12",

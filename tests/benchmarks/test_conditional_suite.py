@@ -14,7 +14,7 @@ import torch
 from scipy.stats import binomtest
 
 from invdiff.benchmarks import conditional
-from invdiff.commands.parser import main
+from invdiff.commands.main import main
 
 SMALL = [
     "samples=20",

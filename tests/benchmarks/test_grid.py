@@ -23,8 +23,9 @@ from invdiff.benchmarks.dataset import Dataset
 from invdiff.benchmarks.grid import Grid, evaluate, networks, plan
 from invdiff.benchmarks.launchers import make_launcher
 from invdiff.benchmarks.leaderboard import add_set_scores, tables
+from invdiff.commands.arguments import make_parser
 from invdiff.commands.bench import configure
-from invdiff.commands.parser import _parser, main
+from invdiff.commands.main import main
 from invdiff.config.compose import compose, compose_suite, override_value
 from invdiff.images import read_image
 from invdiff.problem import Measurement
@@ -341,7 +342,7 @@ def test_flags_go_before_what_the_suite_says_of_one(photos: Path) -> None:
         "blur",
     ]
     small = ["images.names=[a]", "images.crop=64", "images.size=32", "+operators.blur.sigma=2"]
-    args = _parser().parse_args([*given, "--input", str(photos), *small])
+    args = make_parser().parse_args([*given, "--input", str(photos), *small])
     cells = [
         cell for task in GRID.tasks(configure(args)) for cell in task if cell["kind"] == "method"
     ]
@@ -382,7 +383,7 @@ def test_a_killed_run_goes_on_and_is_equal_to_the_bit(
     interrupted = [
         sys.executable,
         "-m",
-        "invdiff.commands.parser",
+        "invdiff",
         *command,
         "--workers",
         str(workers),
@@ -513,7 +514,7 @@ def test_flags_choose_rows_and_add_new_ones_with_their_values(photos: Path) -> N
             "images.size=32",
             "images.limit=1",
         ]
-        args, rest = _parser().parse_known_args(["bench", *given, *small])
+        args, rest = make_parser().parse_known_args(["bench", *given, *small])
         args.overrides += rest
         return [cell for task in GRID.tasks(configure(args)) for cell in task]
 

@@ -14,7 +14,7 @@ from invdiff.benchmarks.baselines import make_baseline
 from invdiff.benchmarks.launchers import make_launcher
 from invdiff.benchmarks.records import read_records
 from invdiff.benchmarks.suite import make_suite
-from invdiff.commands.parser import main
+from invdiff.commands.main import main
 from invdiff.plugins import registry
 from invdiff.plugins.registry import PluginError, list_plugins
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from invdiff.commands.list import LISTED, describe, names
-from invdiff.commands.parser import main
+from invdiff.commands.main import main
 from invdiff.config.compose import compose
 from invdiff.images import read_image
 from invdiff.problem import Measurement, make_operator
@@ -23,7 +23,7 @@ FAST = ["--steps", "2", "--quiet"]
 
 def command(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "invdiff.commands.parser", *args],
+        [sys.executable, "-m", "invdiff", *args],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -88,7 +88,7 @@ def test_everything_that_is_listed_can_be_described(kind: str) -> None:
 
 def test_help_and_list_do_not_import_torch(tmp_path: Path) -> None:
     script = (
-        "import sys; from invdiff.commands.parser import main; code = main(sys.argv[1:]); "
+        "import sys; from invdiff.commands.main import main; code = main(sys.argv[1:]); "
         "assert 'torch' not in sys.modules; assert 'hydra' not in sys.modules"
     )
     listed = subprocess.run(
@@ -411,7 +411,7 @@ def test_interrupted_run_keeps_what_it_finished(photo: Path, tmp_path: Path) -> 
     args = [
         sys.executable,
         "-m",
-        "invdiff.commands.parser",
+        "invdiff",
         "solve",
         "--method",
         "dps",

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from invdiff.commands.parser import main
+from invdiff.commands.main import main
 from invdiff.images import read_image, sample_photo, write_image
 
 FAST = ["--steps", "2", "--method", "none", "--quiet"]

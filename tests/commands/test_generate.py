@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import invdiff
-from invdiff.commands.parser import main
+from invdiff.commands.main import main
 from invdiff.guidance.cfg import CFG
 from invdiff.guidance.sr3 import SR3
 from invdiff.images import grid, read_image
@@ -59,7 +59,7 @@ def test_main_job_as_a_process(
         "guidance.w=4",
     ]
     run = subprocess.run(
-        [sys.executable, "-m", "invdiff.commands.parser", *args],
+        [sys.executable, "-m", "invdiff", *args],
         cwd=tmp_path,
         capture_output=True,
         text=True,

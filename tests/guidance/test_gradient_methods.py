@@ -17,7 +17,7 @@ from torch import Tensor
 
 import invdiff
 from invdiff import schedules
-from invdiff.commands.parser import main
+from invdiff.commands.main import main
 from invdiff.guidance.classifier import ClassifierGuidance
 from invdiff.guidance.dps import DPS
 from invdiff.guidance.ilvr import ILVR, ilvr

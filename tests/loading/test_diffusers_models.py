@@ -40,7 +40,7 @@ from torch import Tensor
 
 import invdiff
 from invdiff import schedules
-from invdiff.commands.parser import main
+from invdiff.commands.main import main
 from invdiff.guidance.cfg import CFG
 from invdiff.itineraries import Straight
 from invdiff.loading import hub, schedule_of

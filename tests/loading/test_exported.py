@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import invdiff
 from invdiff import Denoiser, generate, load_model, make_operator, schedules, solve
-from invdiff.commands.parser import main
+from invdiff.commands.main import main
 from invdiff.images import write_image
 from invdiff.plugins.registry import list_plugins, load
 from invdiff.sampling import Method

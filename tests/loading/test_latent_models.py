@@ -30,7 +30,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import invdiff
 from invdiff import schedules
-from invdiff.commands.parser import main
+from invdiff.commands.main import main
 from invdiff.guidance.cfg import CFG
 from invdiff.images import write_image
 from invdiff.itineraries import LateStart
@@ -515,7 +515,7 @@ def test_prompts_in_a_process(text_folder: Path, tmp_path: Path) -> None:
         "--quiet",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "invdiff.commands.parser", *arguments],
+        [sys.executable, "-m", "invdiff", *arguments],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import invdiff
-from invdiff.commands.parser import main
+from invdiff.commands.main import main
 from invdiff.loading.adm import ADM, Architecture
 from invdiff.loading.source import Source, loader_of
 from invdiff.plugins import registry

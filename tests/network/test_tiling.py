@@ -147,7 +147,7 @@ def test_a_photo_larger_than_a_tile_on_the_command_line(tmp_path: Path) -> None:
         "model.tile_overlap=32",
     ]
     run = subprocess.run(
-        [sys.executable, "-m", "invdiff.commands.parser", *args],
+        [sys.executable, "-m", "invdiff", *args],
         cwd=tmp_path,
         capture_output=True,
         text=True,

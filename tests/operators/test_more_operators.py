@@ -635,7 +635,7 @@ def test_presets_do_not_change_a_protocol() -> None:
 def test_solve_by_the_name_of_a_protocol(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from invdiff.commands.parser import main
+    from invdiff.commands.main import main
 
     assert (
         main(

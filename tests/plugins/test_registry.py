@@ -172,9 +172,9 @@ def test_parameters_are_checked_against_the_factory() -> None:
         "import invdiff",
         "import invdiff; [invdiff.list_plugins(k) for k in ('operators', 'guidance', "
         "'models', 'metrics', 'configs')]",
-        "from invdiff.commands.parser import main\ntry: main(['--help'])\nexcept "
+        "from invdiff.commands.main import main\ntry: main(['--help'])\nexcept "
         "SystemExit as e: assert not e.code",
-        "from invdiff.commands.parser import main\ntry: main(['list'])\nexcept SystemExit "
+        "from invdiff.commands.main import main\ntry: main(['list'])\nexcept SystemExit "
         "as e: assert not e.code",
     ],
 )

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from invdiff.commands.main import main
 from invdiff.commands.new_plugin import GROUPS, write
-from invdiff.commands.parser import main
 
 HERE = Path(__file__).parents[1]
 
@@ -65,7 +65,7 @@ def test_the_example_is_solved_with(example: Path, tmp_path: Path) -> None:
         tmp_path,
         *(
             "-m",
-            "invdiff.commands.parser",
+            "invdiff",
             "solve",
             "--operator",
             "vignette",
@@ -86,9 +86,7 @@ def test_the_example_is_solved_with(example: Path, tmp_path: Path) -> None:
 
 
 def test_the_example_passes_every_check(example: Path, tmp_path: Path) -> None:
-    done = python(
-        example, tmp_path, "-m", "invdiff.commands.parser", "check", "invdiff_example", "--json"
-    )
+    done = python(example, tmp_path, "-m", "invdiff", "check", "invdiff_example", "--json")
     assert done.returncode == 0, done.stderr
     plugins = json.loads(done.stdout)["plugins"]
     assert {(p["kind"], p["name"]) for p in plugins} == {
@@ -125,7 +123,7 @@ def test_new_plugins_install_and_pass_their_own_tests(tmp_path: Path) -> None:
         tmp_path,
         *(
             "-m",
-            "invdiff.commands.parser",
+            "invdiff",
             "solve",
             "--operator",
             "my_operator",

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invdiff import schedules
-from invdiff.commands.parser import main
+from invdiff.commands.main import main
 from invdiff.itineraries import Straight
 from invdiff.network import Denoiser, Prediction
 from invdiff.plugins import registry

@@ -1,0 +1,101 @@
+"""Arguments that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+
+EPILOG = """
+Everything else is set by Hydra overrides, key=value:
+  {}  transition=heun  itinerary=jumps  model.channels_last=true
+What there is to set: invdiff list guidance dps, list operators inpaint, list transitions heun;
+in a chain guidance.dps.zeta=0.5.
+"""
+
+MODEL = (
+    "a registered name, a diffusers folder, a file (.safetensors, .pt, .onnx, ...) or a model "
+    "of the hub, owner/name"
+)
+
+
+def number_or_auto(text: str) -> float | str:
+    """The type of ``--sigma``."""
+    return text if text == "auto" else float(text)
+
+
+def what(group: argparse._ArgumentGroup, method: str, model: str) -> None:
+    """Methods and the model."""
+    group.add_argument(
+        "--method",
+        action="append",
+        help=f"{method}; repeat for a chain, the first nearest to the network",
+    )
+    group.add_argument("--model", default=model, help=f"the prior: {MODEL} (default: {model})")
+    trust(group)
+
+
+def trust(group: argparse._ActionsContainer) -> None:
+    """Whether files that can run code are read, and whether a model is checked."""
+    group.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read pickles, TorchScript and .pt2 files, which can run code: only from who you "
+        "trust",
+    )
+    group.add_argument(
+        "--no-check",
+        action="store_true",
+        help="skip the self-check of a model that is not registered: some 60 evaluations of a "
+        "64x64 image",
+    )
+
+
+def prompt(group: argparse._ArgumentGroup) -> None:
+    """Prompts."""
+    group.add_argument(
+        "--prompt", help="what the images show, for networks that come with a text encoder"
+    )
+    group.add_argument(
+        "--negative-prompt",
+        help="what they do not show, for the method cfg (default: the empty prompt)",
+    )
+
+
+def output(group: argparse._ArgumentGroup, default: str) -> None:
+    """Where results go."""
+    group.add_argument(
+        "--upscale",
+        metavar="HOW",
+        help="then enlarge by 4: sr3 (a second network), bicubic or lanczos; upscale.factor=...",
+    )
+    group.add_argument("--output", help=f"folder of the results (default: {default})")
+    group.add_argument(
+        "--overwrite", action="store_true", help="write into an output folder that is not empty"
+    )
+
+
+def run(group: argparse._ArgumentGroup, steps: str, seed: str) -> None:
+    """The run."""
+    group.add_argument("--steps", type=int, help=f"levels that are visited (default: {steps})")
+    group.add_argument("--seed", type=int, help=f"{seed} (default: 0)")
+    group.add_argument(
+        "--batch-size", help="chains at once, or auto: all, halved when memory runs out"
+    )
+    group.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ... (default: auto)"
+    )
+    group.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the network; states stay in float32",
+    )
+
+
+def show(parser: argparse.ArgumentParser, gif: str) -> argparse._ArgumentGroup:
+    """What is shown; and the overrides."""
+    group = parser.add_argument_group("showing")
+    group.add_argument("--gif", action="store_true", help=gif)
+    group.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    group.add_argument("--json", action="store_true", help="print the results as JSON on stdout")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+    return group
