@@ -20,7 +20,7 @@ from invdiff.benchmarks.launchers import make_launcher
 from invdiff.benchmarks.leaderboard import Row, Table, tables
 from invdiff.benchmarks.suite import make_suite
 from invdiff.benchmarks.tables import markdown
-from invdiff.config.compose import compose_suite, override_value
+from invdiff.config import compose_suite, override_value
 from invdiff.files import write_atomically
 
 COSTS: dict[str, Callable[[Row], float]] = {

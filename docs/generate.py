@@ -28,7 +28,7 @@ from prose import cell, markdown, sections, yaml_comments  # noqa: E402
 
 from invdiff import _HOME  # noqa: E402
 from invdiff.commands.arguments import make_parser  # noqa: E402
-from invdiff.config.compose import protocols  # noqa: E402
+from invdiff.config import protocols  # noqa: E402
 from invdiff.plugins.registry import list_plugins, load  # noqa: E402
 from invdiff.problem import (  # noqa: E402
     LinearOperator,

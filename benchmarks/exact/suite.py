@@ -19,7 +19,7 @@ from invdiff.benchmarks.schema import Cell, Record, Result, Task
 from invdiff.benchmarks.statistics import mean_and_interval
 from invdiff.benchmarks.suite import Suite
 from invdiff.benchmarks.tables import markdown
-from invdiff.config.compose import make_piece
+from invdiff.config import make_piece
 from invdiff.noise import generator_of
 from invdiff.sampling import Method, NonFiniteError, make_method
 from invdiff.sampling.method import describe

@@ -27,7 +27,7 @@ from invdiff.benchmarks.schema import (
     published,
 )
 from invdiff.benchmarks.scoring import score
-from invdiff.config.compose import build_method, build_operator
+from invdiff.config import build_method, build_operator
 from invdiff.device import peak_memory_mb, reset_peak_memory
 from invdiff.network import Denoiser, count_evaluations
 from invdiff.problem import Measurement

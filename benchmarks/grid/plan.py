@@ -14,7 +14,7 @@ from invdiff.benchmarks.digest import of_code, operator_version
 from invdiff.benchmarks.grid.networks import identity_of
 from invdiff.benchmarks.schema import Benchmark, GridCell, Image, Row, breaches, digest
 from invdiff.benchmarks.scoring import identity
-from invdiff.config.compose import build_method, build_operator, compose, override_value
+from invdiff.config import build_method, build_operator, compose, override_value
 from invdiff.sampling.method import describe
 
 TOP = ("steps", "num_samples", "transition", "itinerary")

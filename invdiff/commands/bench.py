@@ -22,7 +22,7 @@ from invdiff.benchmarks.schema import Record
 from invdiff.benchmarks.suite import make_suite
 from invdiff.benchmarks.tables import markdown
 from invdiff.commands.common import check_paths
-from invdiff.config.compose import compose_suite, config_files, override_value
+from invdiff.config import compose_suite, config_files, override_value
 from invdiff.files import write_atomically
 from invdiff.plugins.registry import check_names, list_plugins
 
@@ -81,7 +81,7 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
     """The suite's configuration with the flags' choices.
 
     Raises:
-        ValueError: what :func:`~invdiff.config.compose.compose_suite` refuses, flags that the suite
+        ValueError: what :func:`~invdiff.config.compose_suite` refuses, flags that the suite
             has no use for, numbers below their least.
     """
     for flag, least in LEAST.items():

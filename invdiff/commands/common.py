@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invdiff.config.compose import compose, protocols
+from invdiff.config import compose, protocols
 from invdiff.device import choose_device, peak_memory_mb
 from invdiff.loading.model import is_registered, load_model
 from invdiff.network import Denoiser
@@ -139,7 +139,7 @@ def configure(
     """The composed configuration of a command: presets, overrides and, above them, flags.
 
     Raises:
-        ValueError: unknown names, and what :func:`~invdiff.config.compose.compose` refuses.
+        ValueError: unknown names, and what :func:`~invdiff.config.compose` refuses.
     """
     for kind, name in [("operators", n) for n in [operator] if n] + [
         ("guidance", n) for n in methods

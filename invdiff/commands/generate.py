@@ -31,7 +31,7 @@ from invdiff.commands.common import (
     place_prompt,
     record_of,
 )
-from invdiff.config.compose import build_method
+from invdiff.config import build_method
 from invdiff.files import write_atomically
 from invdiff.network import Denoiser
 from invdiff.sampling import Method

@@ -6,7 +6,7 @@ import argparse
 import json
 
 from invdiff.commands.common import checked, model_options
-from invdiff.config.compose import compose
+from invdiff.config import compose
 from invdiff.loading.model import is_registered, load_model
 from invdiff.network.facts import describe_model
 from invdiff.network.selfcheck import why_unchecked

@@ -12,7 +12,7 @@ import shutil
 import textwrap
 from typing import Any
 
-from invdiff.config.compose import config_files, protocols
+from invdiff.config import config_files, protocols
 from invdiff.plugins.purpose import first_sentence, purpose
 from invdiff.plugins.registry import (
     KINDS,

@@ -13,6 +13,17 @@ from pathlib import Path
 
 from invdiff.commands.arguments import make_parser, module_of
 
+
+def _instead(unknown: Sequence[str]) -> str:
+    """What to write for arguments of Hydra's command line."""
+    for argument in unknown:
+        if argument in ("-m", "--multirun"):
+            return "; for many runs use invdiff bench"
+        if argument.startswith("--") and "." in argument.partition("=")[0]:
+            return f"; an override has no dashes: {argument.lstrip('-')[:100]}"
+    return ""
+
+
 LONGEST = 600
 """Characters of a message."""
 
@@ -34,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and hasattr(args, "overrides") and not any(r.startswith("-") for r in rest):
         args.overrides += rest  # argparse stops collecting key=value at the first option
     elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(f"unrecognized arguments: {' '.join(rest)[:200]}{_instead(rest)}")
     if args.version:
         from importlib.metadata import version
 

@@ -39,7 +39,7 @@ from invdiff.commands.folder import (
     replaced,
     warn_of_others,
 )
-from invdiff.config.compose import build_method, build_operator, preset_values
+from invdiff.config import build_method, build_operator, preset_values
 from invdiff.device import out_of_memory
 from invdiff.files import sha256, write_atomically
 from invdiff.network import Denoiser

@@ -1,2 +1,21 @@
-"""Hydra configuration: config groups, presets and ``key=value`` overrides composed to plain data,
-and objects made of it."""
+"""Configurations: Hydra's groups, presets and overrides as plain data, and the objects made from
+them through the registries."""
+
+from invdiff.config.build import build_method, build_operator, make_piece
+from invdiff.config.overrides import override_value
+from invdiff.config.packages import config_files, protocols
+from invdiff.config.presets import preset_values
+from invdiff.config.run import compose
+from invdiff.config.suite import compose_suite
+
+__all__ = [
+    "build_method",
+    "build_operator",
+    "compose",
+    "compose_suite",
+    "config_files",
+    "make_piece",
+    "override_value",
+    "preset_values",
+    "protocols",
+]

@@ -24,7 +24,7 @@ from invdiff.benchmarks import exact, harness, statistics
 from invdiff.benchmarks.exact import problems, suite
 from invdiff.benchmarks.launchers.local import Local
 from invdiff.commands.main import main
-from invdiff.config.compose import compose_suite
+from invdiff.config import compose_suite
 from invdiff.noise import generator_of
 from invdiff.problem import LinearOperator, make_operator
 from invdiff.solving.plan import complete

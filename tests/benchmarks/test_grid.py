@@ -26,7 +26,7 @@ from invdiff.benchmarks.leaderboard import add_set_scores, tables
 from invdiff.commands.arguments import make_parser
 from invdiff.commands.bench import configure
 from invdiff.commands.main import main
-from invdiff.config.compose import compose, compose_suite, override_value
+from invdiff.config import compose, compose_suite, override_value
 from invdiff.images import read_image
 from invdiff.problem import Measurement
 from invdiff.sampling import NonFiniteError

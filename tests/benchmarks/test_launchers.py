@@ -20,7 +20,7 @@ from invdiff.benchmarks import harness
 from invdiff.benchmarks.harness import Launcher, Record, Task
 from invdiff.benchmarks.launchers import local, make_launcher, slurm
 from invdiff.benchmarks.suite import Suite, make_suite
-from invdiff.config.compose import compose_suite
+from invdiff.config import compose_suite
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="ray is not installed"

@@ -14,7 +14,7 @@ from PIL import Image
 
 from invdiff.commands.list import LISTED, describe, names
 from invdiff.commands.main import main
-from invdiff.config.compose import compose
+from invdiff.config import compose
 from invdiff.images import read_image
 from invdiff.problem import Measurement, make_operator
 
@@ -310,7 +310,7 @@ def test_mask_keep_black(photo: Path, tmp_path: Path) -> None:
         (["foo=1"], "known: sigma"),
         (["=1"], "key=value"),
         (["++x.y=1"], "unknown key"),
-        (["transition.eta=1"], "transition.name="),
+        (["transition.eta=1"], "transition=NAME"),
         (["operator.fraction=null"], "is a number"),
         (["guidance.zeta=-1"], "at least 0"),
         (["--method", "dps", "--method", "dps"], "gradient"),

@@ -16,7 +16,7 @@ from oracles import D, Gaussian, Mixture, OneStream, correlated, rand, step_of
 from torch import Tensor
 
 from invdiff import schedules
-from invdiff.config.compose import build_method, compose
+from invdiff.config import build_method, compose
 from invdiff.guidance.ddnm import DDNM, NullSpaceNoise, ddnm
 from invdiff.guidance.ddrm import DDRM
 from invdiff.guidance.mmps import MMPS, gmres

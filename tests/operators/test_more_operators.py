@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import invdiff
-from invdiff.config.compose import build_operator, compose, protocols
+from invdiff.config import build_operator, compose, protocols
 from invdiff.operators.blur import FourierBlur, blur
 from invdiff.operators.colorize import Colorize
 from invdiff.operators.compressed_sensing import CompressedSensing

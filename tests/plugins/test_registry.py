@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import invdiff
-from invdiff.config.compose import build_method, build_operator, compose, protocols
+from invdiff.config import build_method, build_operator, compose, protocols
 from invdiff.loading.model import is_registered
 from invdiff.network import Denoiser
 from invdiff.plugins import registry
@@ -284,7 +284,7 @@ def test_a_hydra_application_that_calls_us_goes_on(tmp_path: Path) -> None:
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_original_cwd
-from invdiff.config.compose import compose
+from invdiff.config import compose
 
 @hydra.main(config_path=".", config_name="host", version_base="1.2")
 def main(cfg):

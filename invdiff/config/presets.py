@@ -1,0 +1,91 @@
+"""Presets: values that were published, or tuned for a model."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from invdiff.config.overrides import Override
+from invdiff.config.packages import configs, protocols
+from invdiff.plugins.registry import did_you_mean, list_plugins
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """What a preset sets, and nothing else."""
+    from hydra import compose as hydra_compose
+    from omegaconf import OmegaConf
+
+    with configs():
+        return OmegaConf.to_container(hydra_compose(f"preset/{name}"))  # type: ignore[return-value]
+
+
+def find_preset(
+    preset: str,
+    operator: str | None,
+    registered: str | None,
+    method: str,
+    model: str,
+    known: Sequence[str],
+) -> str | None:
+    """The preset for an operator or protocol; for a protocol that has none, its operator's."""
+    if preset == "none" or operator is None:
+        return None
+    name = re.sub(r"[^\w.-]", "_", model)
+    for wanted in (operator, registered):
+        found = f"{name if preset == 'auto' else preset}_{method}_{wanted}"
+        if found in known:
+            return found
+    if preset == "auto":
+        return None
+    methods, operators = list_plugins("guidance"), [*list_plugins("operators"), *protocols()]
+    here, of_method, of_operator = (
+        [source for source in known if source.endswith(tuple(f"_{m}_{o}" for m in ms for o in os))]
+        for ms, os in (
+            ([method], [operator, registered]),
+            ([method], operators),
+            (methods, [operator, registered]),
+        )
+    )
+    what = (
+        f"method {method!r} with operator {operator!r}"
+        if here
+        else f"method {method!r}"
+        if of_method
+        else f"operator {operator!r}"
+    )
+    names = [
+        n.removesuffix(f"_{registered}").removesuffix(f"_{operator}").removesuffix(f"_{method}")
+        for n in here
+    ]
+    there = ", ".join(names or of_method or of_operator) or "none"
+    raise ValueError(
+        f"no preset {preset!r} for method {method!r} with operator "
+        f"{operator!r}.{did_you_mean(preset, names)} The presets of {what}: {there}; or "
+        "--preset auto, or none"
+    )
+
+
+def left_out(
+    preset: str,
+    stated: Mapping[str, Any],
+    guidance: Mapping[str, Any],
+    overrides: Sequence[Override],
+) -> list[str]:
+    """What a preset says of a method that does not count, since an override changed a switch (true
+    or false) that it was tuned with."""
+    changed = [
+        key for key, value in stated.items() if isinstance(value, bool) and guidance[key] != value
+    ]
+    given = [override.parameter for override in overrides]
+    left = [key for key in stated if changed and key not in changed and key not in given]
+    if left:
+        warnings.warn(
+            f"the preset {preset} was tuned with "
+            f"guidance.{changed[0]}={str(stated[changed[0]]).lower()}, so its "
+            f"{', '.join(f'{key}={stated[key]}' for key in left)} is left out and the "
+            "general value taken",
+            stacklevel=2,
+        )
+    return left
