@@ -259,6 +259,9 @@ class Inpaint(DiagonalOperator):
             selected, mask=self.mask[images.to(self.mask.device)]
         )  # so that a saved part is that part only
 
+    def masked(self, known: Tensor) -> Self:
+        return type(self)(mask=known.to("cpu", torch.float64))
+
     def _forward(self, x: Tensor) -> Tensor:
         mask = self.state["mask"]
         if mask.ndim == 4 and len(x) not in (1, len(mask)):

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from invdiff.problem.make import as_operator, remade
+from invdiff.problem import measurement_file
+from invdiff.problem.make import as_operator
 from invdiff.problem.operator import LinearOperator, Operator, of_kind
 from invdiff.problem.spectral import SpectralOperator, inverted
 from invdiff.problem.wrapped import Rescaled
-
-FORMAT = 1
 
 
 def per_image(sigma: float | Sequence[float] | Tensor, y: Tensor) -> Tensor | float:
@@ -61,7 +58,6 @@ class Measurement:
     sigma: Any = 0.0
 
     def __post_init__(self) -> None:
-
         operator = as_operator(self.operator)
         if operator.shape is None:
             operator = operator.bind(operator.image_shape(tuple(self.y.shape[1:])))
@@ -262,30 +258,38 @@ class Measurement:
             self, operator=Rescaled(self.operator, low, width, shape=self.operator.shape)
         )
 
+    @classmethod
+    def concatenate(cls, measurements: Sequence[Measurement]) -> Measurement:
+        """The measurements of images of one shape by one operator as one batch.
+
+        Raises:
+            ValueError: their operators are not one object, or their shapes differ.
+        """
+        first = measurements[0]
+        for other in measurements[1:]:
+            if other.operator is not first.operator or other.y.shape[1:] != first.y.shape[1:]:
+                raise ValueError("only measurements by one operator are concatenated")
+        sigmas = [
+            torch.full((len(m), *(1,) * (m.y.ndim - 1)), m.sigma, dtype=m.y.real.dtype)
+            if isinstance(m.sigma, float)
+            else m.sigma.expand(len(m), *m.sigma.shape[1:])
+            for m in measurements
+        ]
+        same = all(isinstance(m.sigma, float) and m.sigma == first.sigma for m in measurements)
+        if not same:
+            largest = max(sigmas, key=Tensor.numel).shape[1:]
+            sigmas = [sigma.to(first.y.device).expand(-1, *largest) for sigma in sigmas]
+        return cls(
+            torch.cat([m.y for m in measurements]),
+            first.operator,
+            first.sigma if same else torch.cat(sigmas),
+        )
+
     @property
     def hash(self) -> str:
         """SHA-256 of what was measured and how: y, sigma and the operator with its tensors."""
-        return self._digest(self.describe())
-
-    def _digest(self, described: Mapping[str, Any]) -> str:
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self._tensors().items()):
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-        digest.update(json.dumps(described, sort_keys=True).encode())
-        return digest.hexdigest()
-
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors = {"y": self.y} | {f"state.{k}": v for k, v in self.operator.state.items()}
-        tensors |= _tensors_in("parameter", self.operator.parameters)
-        if isinstance(self.sigma, Tensor):
-            tensors["sigma"] = self.sigma
-        # Copies: safetensors refuses tensors that share memory, as a state may share its
-        # parameter's.
-        return {
-            k: v.detach().cpu().resolve_conj().clone(memory_format=torch.contiguous_format)
-            for k, v in tensors.items()
-        }
+        tensors = measurement_file.tensors_of(self.y, self.operator, self.sigma)
+        return measurement_file.digest(tensors, self.describe())
 
     def describe(self) -> dict[str, Any]:
         """Operator, parameters, image shape and sigma (None where it is a tensor) as plain data.
@@ -293,114 +297,15 @@ class Measurement:
         Raises:
             ValueError: the operator is not registered, so it cannot be recorded by name.
         """
-        from invdiff.plugins.registry import name_of
-
-        return {
-            "format": FORMAT,
-            "operator": name_of("operators", type(self.operator)),
-            "parameters": _plain(self.operator.parameters),
-            "image_shape": list(self.image_shape),
-            "sigma": self.sigma if isinstance(self.sigma, float) else None,
-        }
+        return measurement_file.describe(self.operator, self.sigma)
 
     def save(self, path: str | Path) -> None:
         """Writes one ``.safetensors`` file: tensors, and as JSON metadata the operator, its
         parameters, sigma and hash."""
-        from safetensors.torch import save
-
-        from invdiff.files import write_atomically
-
-        metadata = {"invdiff": json.dumps(self.describe() | {"hash": self.hash})}
-        write_atomically(Path(path), save(self._tensors(), metadata))
+        measurement_file.write(Path(path), self.y, self.operator, self.sigma)
 
     @classmethod
-    def load(cls, path: str | Path) -> Measurement:
+    def load(cls, path: str | Path) -> Self:
         """Reads what :meth:`save` wrote; a file whose content does not match its hash is
         refused."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = (file.metadata() or {}).get("invdiff")
-                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} cannot be read as a measurement: {error}") from error
-        if metadata is None:
-            raise ValueError(
-                f"{path} is a safetensors file, but not a measurement saved by invdiff"
-            )
-        described = json.loads(metadata)
-        if missing := [
-            k
-            for k in ("format", "operator", "parameters", "image_shape", "sigma", "hash")
-            if k not in described
-        ]:
-            raise ValueError(
-                f"{path} is no whole measurement: its description lacks {', '.join(missing)}"
-            )
-        if described["format"] > FORMAT:
-            raise ValueError(
-                f"{path} was written by a newer invdiff (format {described['format']}); "
-                f"this one reads up to {FORMAT}"
-            )
-        parameters = described["parameters"]
-        for key, tensor in tensors.items():
-            kind, *place = key.split(".")
-            if kind == "parameter":
-                _place(parameters, place, tensor)
-        state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
-        shape = tuple(described["image_shape"])
-        operator = remade(described["operator"], parameters, shape, state)
-        measurement = cls(
-            tensors["y"],
-            operator,
-            tensors["sigma"] if described["sigma"] is None else described["sigma"],
-        )
-        # Of what the file says: an operator may have got parameters since it was written.
-        said = json.loads(metadata)
-        recorded = said.pop("hash")
-        if measurement._digest(said) != recorded:
-            raise ValueError(
-                f"{path} is damaged or was edited: its content does not match its hash"
-            )
-        return measurement
-
-
-def _plain(value: Any) -> Any:
-    """A parameter as plain data. Operators among it become mappings of their name and parameters;
-    tensors are left out."""
-    from invdiff.plugins.registry import name_of
-
-    if isinstance(value, Operator):
-        return {"name": name_of("operators", type(value)), **_plain(value.parameters)}
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items() if not isinstance(v, Tensor)}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _tensors_in(name: str, value: Any) -> dict[str, Tensor]:
-    """The tensors that :func:`_plain` leaves out, each under the path to its place."""
-    if isinstance(value, Tensor):
-        return {name: value}
-    inner = (
-        value.parameters
-        if isinstance(value, Operator)
-        else dict(enumerate(value))
-        if isinstance(value, list | tuple)
-        else value
-    )
-    if not isinstance(inner, Mapping):
-        return {}
-    return {
-        k: v for key, item in inner.items() for k, v in _tensors_in(f"{name}.{key}", item).items()
-    }
-
-
-def _place(parameters: Any, place: Sequence[str], tensor: Tensor) -> None:
-    """Puts a tensor back into what :func:`_plain` made."""
-    *outer, last = place
-    for key in outer:
-        parameters = parameters[int(key)] if isinstance(parameters, list) else parameters[key]
-    parameters[last] = tensor
+        return cls(*measurement_file.read(Path(path)))

@@ -83,6 +83,11 @@ class SpectralOperator(LinearOperator):
 class DiagonalOperator(SpectralOperator):
     """``A = diag(s)`` on the pixels themselves, s >= 0: U and V are the identity."""
 
+    def masked(self, known: Tensor) -> Self | None:
+        """An operator of this kind in which the pixels ``known`` (H, W) bool are as they are and
+        the others missing; None of a kind that does not leave out pixels."""
+        return None
+
     def _vt(self, x: Tensor) -> Tensor:
         return x
 
