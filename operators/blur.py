@@ -49,15 +49,15 @@ class Blur(LinearOperator):
     kernel_size: int | None = None
     intensity: float = 0.5
     seed: int = 0
-    border: str = "circular"
+    border: str | None = None
 
     registered_as = "blur"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.border == "circular" and type(self) is Blur:
+        if self.beyond == "circular" and type(self) is Blur:
             raise TypeError("a blur with a circular border is a FourierBlur; blur(...) makes it")
-        if self.border not in BORDERS:
+        if self.beyond not in BORDERS:
             raise ValueError(f"border must be one of {', '.join(BORDERS)}, got {self.border!r}")
         if isinstance(self.kernel, Tensor):
             if self.kernel.device.type != "meta":
@@ -86,13 +86,34 @@ class Blur(LinearOperator):
             raise ValueError(f"intensity must be above 0 and at most 1, got {self.intensity}")
 
     @property
+    def beyond(self) -> str:
+        """The border rule."""
+        return self.border or "circular"
+
+    def of_file(self, path: Path) -> Blur:
+        """A photograph goes on beyond its border, so that its blur is ``valid`` unless said."""
+        if self.border:
+            return self
+        if "valid" not in self._memo:
+            self._memo["valid"] = blur(**self.parameters | {"border": "valid"})
+        return self._memo["valid"]
+
+    def measured_part(self, x: Tensor) -> Tensor:
+        if self.beyond != "valid":
+            return x
+        (top, left), (height, width) = ((k - 1) // 2 for k in self._size()), self._size()
+        return x[
+            ..., top : x.shape[-2] - (height - 1 - top), left : x.shape[-1] - (width - 1 - left)
+        ]
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """The kernel's size, and what is assumed beyond the border."""
         height, width = self._size()
-        return (f"blur: kernel of {height}x{width} pixels, border {self.border}",)
+        return (f"blur: kernel of {height}x{width} pixels, border {self.beyond}",)
 
     def image_shape(self, measurement_shape: Shape) -> Shape:
-        if self.border != "valid":
+        if self.beyond != "valid":
             return measurement_shape
         check_image_shape(measurement_shape, "Blur")
         sides = zip(measurement_shape[1:], self._size(), strict=True)
@@ -136,7 +157,7 @@ class Blur(LinearOperator):
         return profile / profile.sum()
 
     def _check_fits(self, size: Sequence[int], shape: Shape) -> None:
-        if self.border == "valid":
+        if self.beyond == "valid":
             if any(k > n for k, n in zip(size, shape[1:], strict=True)):
                 raise ValueError(
                     f"no pixel of an image of {shape[1]}x{shape[2]} has all the neighbours that a "
@@ -170,8 +191,8 @@ class Blur(LinearOperator):
     def _forward(self, x: Tensor) -> Tensor:
         before, after, lengths = self._sizes()
         padded = x
-        if self.border != "valid":
-            padded = F.pad(x, (before[1], after[1], before[0], after[0]), mode=self.border)
+        if self.beyond != "valid":
+            padded = F.pad(x, (before[1], after[1], before[0], after[0]), mode=self.beyond)
         full = torch.fft.irfft2(
             torch.fft.rfft2(padded, s=lengths) * torch.view_as_complex(self.state["transfer"]),
             s=lengths,
@@ -189,7 +210,7 @@ class Blur(LinearOperator):
             s=lengths,
         )
         padded = padded[..., : before[0] + h + after[0], : before[1] + w + after[1]]
-        if self.border == "valid":
+        if self.beyond == "valid":
             return padded
         x = self._fold(padded.mT, before[0], after[0]).mT
         return self._fold(x, before[1], after[1])
@@ -199,7 +220,7 @@ class Blur(LinearOperator):
         from."""
         size = padded.shape[-1] - before - after
         head, x, tail = padded.split([before, size, after], dim=-1)
-        if self.border == "replicate":
+        if self.beyond == "replicate":
             return (
                 x
                 + F.pad(head.sum(-1, keepdim=True), (0, size - 1))
@@ -311,7 +332,7 @@ class SeparableBlur(SeparableOperator, Blur):
         units = torch.eye(size, dtype=torch.float64)[None]
         # Row j: the padded unit vector e_j.
         padded = (
-            units if self.border == "valid" else F.pad(units, (reach, reach), mode=self.border)
+            units if self.beyond == "valid" else F.pad(units, (reach, reach), mode=self.beyond)
         )[0]
         return (
             padded.unfold(1, len(profile), 1).matmul(profile).mT.contiguous()
@@ -325,7 +346,7 @@ def blur(
     kernel_size: int | None = None,
     intensity: float = Blur.intensity,
     seed: int = Blur.seed,
-    border: str = Blur.border,
+    border: str | None = None,
     shape: Shape | None = None,
     state: Mapping[str, Tensor] | None = None,
 ) -> Blur:
@@ -343,11 +364,18 @@ def blur(
             4 pixels per axis.
         seed: of the camera path.
         border: ``"circular"``, ``"reflect"``, ``"replicate"`` or, for photographs that arrive
-            blurred and go on beyond their border, ``"valid"``.
+            blurred and go on beyond their border, ``"valid"``. None is circular, and valid for a
+            file that is the measurement.
         shape: of the images, where ``state`` holds the tensors already.
     """
     separable = not isinstance(kernel, Tensor) and str(kernel) in ("gaussian", "box")
-    kind = FourierBlur if border == "circular" else SeparableBlur if separable else Blur
+    kind = (
+        FourierBlur
+        if (border or "circular") == "circular"
+        else SeparableBlur
+        if separable
+        else Blur
+    )
     return kind(
         kernel,
         sigma=sigma,

@@ -7,14 +7,12 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from invdiff import images
@@ -31,7 +29,6 @@ from invdiff.commands.common import (
     record_of,
 )
 from invdiff.commands.folder import (
-    OURS,
     choose_folder,
     claim,
     digest,
@@ -39,46 +36,231 @@ from invdiff.commands.folder import (
     replaced,
     warn_of_others,
 )
+from invdiff.commands.jobs import Job, find_jobs, measure, saved_measurement
+from invdiff.commands.results import check_fit, metrics, summary, write_pictures, write_record
 from invdiff.config import build_method, build_operator, preset_values
 from invdiff.device import out_of_memory
-from invdiff.files import sha256, write_atomically
+from invdiff.files import write_atomically
+from invdiff.images.windows import Window
 from invdiff.network import Denoiser
-from invdiff.noise import seed_of
-from invdiff.plugins.registry import list_plugins, load, name_of
+from invdiff.plugins.registry import load, name_of
 from invdiff.problem import Measurement, Operator
 from invdiff.sampling import Method
 from invdiff.solving import Restoration, solve
 from invdiff.solving.cascade import Upscaler
 from invdiff.solving.solve import check_solve
+from invdiff.solving.windows import find_windows, solve_windows
 
-METRICS = ("psnr", "ssim", "lpips")
-FAR, SHARE = 5.0, 0.1
-"""Consistency above which a restoration is said not to fit its measurement, what works has 0.02 to
-3; and the share of y that it then misses at least: little noise makes small misfits large in its
-units."""
+AT_ONCE = 2**18
+"""Pixels of equal-sized images that are restored as one batch: 64 of 64x64, one of 512x512. A run
+that is killed loses no more than those."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One image to restore: its name, where it came from, how to get the truth or the measurement
-    when its turn comes, and the k that its noise is derived from."""
+class Todo:
+    """An image that waits for its batch: the job, its folder, its measurement, and the truth where
+    it is known."""
 
-    name: str
-    source: dict[str, Any]
-    read: Callable[[], Tensor | Measurement]
-    degraded: bool = False
-    id: int = 0
+    job: Job
+    folder: Path
+    measurement: Measurement
+    truth: Tensor | None
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run of the command: what is asked for, and what it is done with.
+
+    Attributes:
+        cond: conditions of the network.
+        request: what is asked for, as plain data; the same again goes on where it was stopped.
+    """
+
+    args: argparse.Namespace
+    config: dict[str, Any]
+    operator: Operator
+    method: Method
+    cond: dict[str, Any]
+    denoiser: Denoiser
+    upscaler: Upscaler | None
+    request: dict[str, Any]
+    output: Path
+
+    def say(self, text: str) -> None:
+        """A line on stderr, unless the run is quiet."""
+        if not self.args.quiet:
+            print(text, file=sys.stderr)
+
+    def __call__(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
+        """Restores every image; each result is complete on disk when it is yielded."""
+        waiting: list[Todo] = []
+        for k, job in enumerate(jobs):
+            folder = self.output if len(jobs) == 1 else self.output / job.name
+            record = None if self.args.overwrite else finished(folder, digest(self.request))
+            if record is not None:
+                self.say(f"{job.name}: finished before; --overwrite runs it again")
+                yield job, record
+                continue
+            try:
+                todo = Todo(job, folder, *measure(job, self.operator, self.config, self.denoiser))
+                if k == 0:
+                    self._introduce(todo)
+            except (ValueError, OSError, RuntimeError) as error:
+                yield job, self._failed(job, error, len(jobs))
+                continue
+            if waiting and not self._fits(waiting, todo):
+                yield from self._batch(waiting, len(jobs))
+                waiting = []
+            waiting.append(todo)
+        if waiting:
+            yield from self._batch(waiting, len(jobs))
+
+    def _introduce(self, todo: Todo) -> None:
+        """Says what is assumed, once; raises what cannot run."""
+        general = "none for this model, method and operator; these are general values"
+        self.say(f"preset: {self.config['preset'] or general}")
+        for note in todo.measurement.operator.notes:
+            self.say(note)
+        if todo.job.degraded and self.config["sigma"] != "auto":
+            known = isinstance(todo.measurement.sigma, float)
+            self.say(f"sigma: {todo.measurement.sigma if known else 'per pixel'}")
+        if warning := _untuned(self.config):
+            steps = self.config["steps"]
+            check_solve(todo.measurement, self.denoiser, self.method, steps=steps, **self.cond)
+            warnings.warn(warning, stacklevel=2)
+
+    def _fits(self, waiting: Sequence[Todo], todo: Todo) -> bool:
+        """Whether an image joins a batch."""
+        first, asked = waiting[0].measurement, batch_size(self.config)
+        chains = (len(waiting) + 1) * self.config["num_samples"]
+        pixels = chains * math.prod(first.image_shape[-2:])
+        return (
+            todo.measurement.operator is first.operator
+            and todo.measurement.y.shape == first.y.shape
+            and not self.args.gif
+            and self.args.prompt is None
+            and (pixels <= AT_ONCE if asked is None else chains <= asked)
+            and not self._windows(todo)
+        )
+
+    def _windows(self, todo: Todo) -> list[Window]:
+        """The windows around what is missing. Where noise was said to be in the photograph it is
+        removed everywhere, and a picture that moves shows the whole."""
+        if not todo.job.degraded or self.args.sigma is not None or self.args.gif:
+            return []
+        return find_windows(todo.measurement, self.denoiser)
+
+    def _batch(self, batch: Sequence[Todo], count: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+        """Restores a batch, one after the other where it fails as a whole."""
+        names = ", ".join(todo.job.name for todo in batch)
+        if count > 1:
+            self.say(names)
+        try:
+            results = self._solve(batch)
+        except (ValueError, OSError, RuntimeError) as error:
+            if len(batch) > 1:
+                for todo in batch:
+                    yield from self._batch([todo], count)
+            else:
+                yield batch[0].job, self._failed(batch[0].job, error, count)
+            return
+        for todo, (result, watch) in zip(batch, results, strict=True):
+            try:
+                yield todo.job, self._write(todo, result, watch)
+            except (ValueError, OSError, RuntimeError) as error:
+                yield todo.job, self._failed(todo.job, error, count)
+
+    def _failed(self, job: Job, error: Exception, count: int) -> dict[str, Any]:
+        """The record of an image that failed; of a single one it is the error of the run."""
+        said = _said(error)
+        if count == 1:
+            raise ValueError(said) from error
+        print(f"{job.name}: error: {said}", file=sys.stderr)
+        return {"name": job.name, "input": job.source, "error": said}
+
+    def _solve(self, batch: Sequence[Todo]) -> list[tuple[Restoration, Watch]]:
+        """The result of every image of a batch."""
+        config, watch = self.config, Watch(self.denoiser, positions=(0,) if self.args.gif else ())
+        options: dict[str, Any] = {
+            "steps": config["steps"],
+            "seed": config["seed"],
+            "num_samples": config["num_samples"],
+            "batch_size": batch_size(config),
+            "image_ids": [todo.job.id for todo in batch],
+            "callback": watch,
+            "progress": not self.args.quiet,
+            **self.cond,
+        }
+        measurement = Measurement.concatenate([todo.measurement for todo in batch])
+        found = self._windows(batch[0]) if len(batch) == 1 else []
+        if found:
+            side = f"{found[0].height}x{found[0].width}"
+            self.say(
+                f"{batch[0].job.name}: {len(found)} windows of {side} around what is missing, "
+                "known pixels stay as they are (--sigma 0.025 restores the whole image)"
+            )
+            result = solve_windows(measurement, self.denoiser, self.method, found, **options)
+        else:
+            result = solve(measurement, self.denoiser, self.method, **options)
+        seconds = result.seconds / len(batch)
+        return [
+            (replace(result, samples=result.samples[:, [k]], seconds=seconds), watch)
+            for k in range(len(batch))
+        ]
+
+    def _write(self, todo: Todo, result: Restoration, watch: Watch) -> dict[str, Any]:
+        """Writes the folder of one image, result.json last; returns the record."""
+        job, measurement, truth, config = todo.job, todo.measurement, todo.truth, self.config
+        sigma = measurement.sigma if isinstance(measurement.sigma, float) else "per pixel"
+        if config["sigma"] == "auto":
+            config = config | {"sigma": sigma}
+            self.say(f"sigma: {sigma:.4f}, estimated from {job.name}")
+        samples = list(result.samples.to(measurement.y.device, measurement.y.real.dtype))
+        consistency = [float(measurement.consistency(sample)[0]) for sample in samples]
+        check_fit(job.name, measurement, samples, consistency, config, self.method)
+        mean = sum(consistency) / len(consistency)
+        record: dict[str, Any] = {
+            "name": job.name,
+            "input": job.source,
+            "image_id": job.id,
+            "measurement": {"hash": measurement.hash, "sigma": sigma},
+            "consistency": round(mean, 4) if math.isfinite(mean) else None,
+            **record_of(result, config, self.denoiser, self.request["weights"]),
+        }
+        if truth is not None:
+            record["metrics"] = metrics(result.x.cpu(), truth)
+            if len(result.samples) > 1:
+                record["metrics_of_mean"] = metrics(result.mean.cpu(), truth)
+        if job.degraded:
+            result = replace(result, samples=measurement.operator.measured_part(result.samples))
+        claim(self.output, self.request)
+        record["request"] = digest(self.request)
+        with replaced(todo.folder) as made:
+            write_pictures(made, truth, measurement, result)
+            if self.args.gif:
+                frames = [*watch.estimates[0].values(), result.x[0].cpu()]
+                images.write_gif(made / "trajectory.gif", frames)
+            measurement.save(made / "measurement.safetensors")
+            write_record(made, record)
+        if self.upscaler is not None:  # after the record: the restoration is finished without it
+            larger = self.upscaler(
+                result.x, seed=config["seed"], image_ids=[job.id], progress=not self.args.quiet
+            )
+            images.write_image(todo.folder / "upscaled.png", larger[0].cpu())
+            record["upscale"] = self.upscaler.describe()
+            write_record(todo.folder, record)
+        return record
 
 
 def run(args: argparse.Namespace) -> None:
-    """Restores every input; each result is complete on disk before the next image is read.
+    """Restores every input; the results of a batch are complete on disk before the next is read.
 
     Raises:
         ValueError: anything about the request that cannot work. Of several images one that fails is
             recorded and does not stop the others.
     """
     check_paths(args, ("input", "measurement", "output", "mask"))
-    saved = _saved_measurement(args)
+    saved = saved_measurement(args)
     config = _configure(args, saved)
     operator = build_operator(config) if saved is None else saved.operator
     denoiser, upscaler = load_models(args, config)
@@ -86,7 +268,7 @@ def run(args: argparse.Namespace) -> None:
     prompted = place_prompt(config, denoiser, args)
     method = build_method(prompted)
     config |= {"prompt": args.prompt, "negative_prompt": args.negative_prompt}
-    jobs = _jobs(args, denoiser, saved)
+    jobs = find_jobs(args, denoiser, saved)
     if args.image_id is not None:
         jobs = [replace(job, id=args.image_id + k) for k, job in enumerate(jobs)]
     check_reading(args, config, denoiser)
@@ -97,56 +279,41 @@ def run(args: argparse.Namespace) -> None:
     output = choose_folder(args.output, default, request, args.overwrite, inputs)
     if len(jobs) > 1:
         warn_of_others(output, [job.name for job in jobs])
-
+    restore = Session(
+        args,
+        config,
+        operator,
+        method,
+        prompted["cond"],
+        denoiser,
+        upscaler,
+        request,
+        output,
+    )
     records: list[dict[str, Any]] = []
-    for k, job in enumerate(jobs):
-        folder = output if len(jobs) == 1 else output / job.name
-        if len(jobs) > 1 and not args.quiet:
-            print(f"{k + 1}/{len(jobs)} {job.name}", file=sys.stderr)
-        try:
-            record = None if args.overwrite else finished(folder, digest(request))
-            if record is not None and not args.quiet:
-                print(f"{job.name}: finished before; --overwrite runs it again", file=sys.stderr)
-            if record is None:
-                record = _restore(
-                    args,
-                    config,
-                    operator,
-                    method,
-                    prompted["cond"],
-                    denoiser,
-                    upscaler,
-                    job,
-                    k,
-                    folder,
-                    request,
-                    output,
-                )
-        except (ValueError, OSError, RuntimeError) as error:
-            said = _said(error)
-            if len(jobs) == 1:
-                raise ValueError(said) from error
-            record = {"name": job.name, "input": job.source, "error": said}
-            print(f"{job.name}: error: {record['error']}", file=sys.stderr)
+    for job, record in restore(jobs):
         records.append(record)
         if not args.quiet and not args.json and "error" not in record:
-            print(_summary(job.name, record, folder))
+            print(summary(job.name, record, output if len(jobs) == 1 else output / job.name))
     failed = [r["name"] for r in records if "error" in r]
     if len(jobs) > 1 and len(failed) < len(jobs):
-        scored = [r["metrics"] for r in records if "metrics" in r]
-        means = {
-            m: sum(s[m] for s in scored) / len(scored)
-            for m in (scored[0] if scored else ())
-            if all(isinstance(s[m], float) for s in scored)
-        }
-        write_atomically(
-            output / "summary.json",
-            json.dumps({"mean": means, "results": records}, indent=2) + "\n",
-        )
+        _write_summary(output, records)
     if args.json:
         print(json.dumps(records if len(jobs) > 1 else records[0], indent=2))
     if failed:
         raise ValueError(f"{len(failed)} of {len(jobs)} images failed: {', '.join(failed)}")
+
+
+def _write_summary(output: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Writes summary.json: every record, and the means of the metrics that every image has."""
+    scored = [r["metrics"] for r in records if "metrics" in r]
+    means = {
+        m: sum(s[m] for s in scored) / len(scored)
+        for m in (scored[0] if scored else ())
+        if all(isinstance(s[m], float) for s in scored)
+    }
+    text = json.dumps({"mean": means, "results": list(records)}, indent=2) + "\n"
+    write_atomically(output / "summary.json", text)
 
 
 def _said(error: Exception) -> str:
@@ -159,38 +326,6 @@ def _said(error: Exception) -> str:
     if isinstance(error, RuntimeError):
         raise error
     return " ".join(str(error).split())
-
-
-def _saved_measurement(args: argparse.Namespace) -> Measurement | None:
-    """The measurement that was saved by invdiff, if one is given; flags that would contradict it
-    are refused."""
-    if args.measurement is None or not args.measurement.endswith(".safetensors"):
-        return None
-    given = [
-        f
-        for f, v in (
-            ("--sigma", args.sigma),
-            ("--mask", args.mask),
-            ("--mask-keep", args.mask_keep),
-            ("--mask-grow", args.mask_grow),
-        )
-        if v is not None
-    ]
-    given += [o for o in args.overrides if o.startswith(("operator.", "sigma=", "gain="))]
-    if given:
-        raise ValueError(
-            f"{args.measurement} holds its operator and sigma already; leave out {', '.join(given)}"
-        )
-    if not Path(args.measurement).is_file():
-        raise ValueError(f"no measurement at {args.measurement}")
-    measurement = Measurement.load(args.measurement)
-    name = name_of("operators", type(measurement.operator))
-    if args.operator not in (None, name):
-        raise ValueError(
-            f"{args.measurement} was measured by {name!r}, not by {args.operator!r}; leave "
-            "out --operator"
-        )
-    return measurement
 
 
 def _configure(args: argparse.Namespace, saved: Measurement | None) -> dict[str, Any]:
@@ -270,259 +405,4 @@ def _untuned(config: dict[str, Any]) -> str | None:
         f"{said} of the preset {config['preset']} is tuned for {wanted} steps, and this run "
         f"has {steps}; "
         f"say --steps {wanted}, or guidance.{sizes[0]}=VALUE for {steps} steps"
-    )
-
-
-def _check_fit(
-    name: str,
-    measurement: Measurement,
-    samples: Sequence[Tensor],
-    consistency: Sequence[float],
-    config: dict[str, Any],
-    method: Method,
-) -> None:
-    """Warns where a method that follows the measurement ended far from it."""
-    assert method.transition is not None
-    follows = any(piece.requires is not None for piece in (*method.chain, method.transition))
-    worst = max(consistency)  # nan, where nothing is known of the noise, is not above anything
-    missed = max(float(measurement.norm(sample)[0]) for sample in samples)
-    if follows and worst > FAR and missed > SHARE * float(torch.linalg.vector_norm(measurement.y)):
-        scale = [
-            f"guidance.{key}"
-            for node in config["guidance"]
-            for key in getattr(load("guidance", node["name"]), "scale", ())
-        ]
-        tune = f"another {' or '.join(scale)}, " if scale else ""
-        warnings.warn(
-            f"{name}: the restoration does not fit its measurement: ‖A x − y‖ is "
-            f"{worst:.1f} times what the noise explains (about 1 is right); "
-            f"try {tune}more --steps, or a larger --sigma if the measurement is noisier than said",
-            stacklevel=2,
-        )
-
-
-def _jobs(args: argparse.Namespace, denoiser: Denoiser, saved: Measurement | None) -> list[Job]:
-    if args.measurement is not None and args.input is not None:
-        raise ValueError("--measurement is already degraded and --input is clean: give one of them")
-    if saved is not None:
-        path = Path(args.measurement)
-        names = [path.stem] if len(saved) == 1 else [f"{path.stem}_{k}" for k in range(len(saved))]
-        return [
-            Job(name, _source(path), partial(saved.select, [k]), True, image_id(path.name) + k)
-            for k, name in enumerate(names)
-        ]
-    if args.measurement is not None or args.input is not None:
-        paths = images.find_images(args.input if args.measurement is None else args.measurement)
-        channels = denoiser.channels if args.measurement is None else None
-        return [
-            Job(
-                name,
-                _source(path),
-                partial(images.read_image, path, channels),
-                args.measurement is not None,
-                image_id(path.name),
-            )
-            for name, path in zip(_unique_names(paths), paths, strict=True)
-        ]
-    truth, name = images.sample_photo(128)
-    return [Job(name, {"file": f"scikit-image: {name}"}, lambda: truth)]
-
-
-def image_id(file: str) -> int:
-    """The k of an image, which its noise is derived from: of the name of its file, so that it does
-    not depend on what stands beside it."""
-    return seed_of("image", file) % 2**48
-
-
-def _source(path: Path) -> dict[str, str]:
-    return {"file": path.name, "path": str(path), "sha256": sha256(path)}
-
-
-def _unique_names(paths: Sequence[Path]) -> list[str]:
-    """A folder name for each file: its stem where that tells them apart, else more of the path."""
-    for candidate in ([p.stem for p in paths], [p.name for p in paths]):
-        if len(set(candidate)) == len(paths):
-            return candidate
-    return [f"{k:03d}_{p.name}" for k, p in enumerate(paths)]
-
-
-def _measure(
-    job: Job, operator: Operator, config: dict[str, Any], denoiser: Denoiser
-) -> tuple[Measurement, Tensor | None]:
-    """The measurement of an image, and the truth where it is known."""
-    x = job.read()
-    if isinstance(x, Measurement):
-        return x, None
-    if job.degraded:
-        operator = operator.of_file(Path(job.source["path"]))
-        if (
-            x.shape[1] == 1
-            and denoiser.channels == 3
-            and operator.image_shape(tuple(x.shape[1:]))[0] == 1
-        ):
-            x = x.expand(-1, 3, -1, -1)  # a grey photograph for a prior of colour ones
-        return _with_noise(x, operator, config["sigma"]), None
-    shape = operator.fit(tuple(x.shape[1:]))
-    if shape != tuple(x.shape[1:]):
-        top, left = ((n - m) // 2 for n, m in zip(x.shape[-2:], shape[-2:], strict=True))
-        warnings.warn(
-            f"{job.name} is cropped from {tuple(x.shape[-2:])} to {shape[-2:]}, which the "
-            "operator takes",
-            stacklevel=2,
-        )
-        x = x[..., top : top + shape[-2], left : left + shape[-1]]
-    noise = {"sigma": config["sigma"], "seed": config["seed"], "gain": config["gain"]}
-    return operator.measure(x, **noise, image_ids=[job.id]), x
-
-
-def _with_noise(y: Tensor, operator: Operator, sigma: float | str) -> Measurement:
-    if sigma != "auto":
-        return Measurement(y, operator, sigma)
-    known = Measurement(torch.ones_like(y), operator).y
-    return Measurement(y, operator, images.estimate_sigma(y, known)[0])
-
-
-def _restore(
-    args: argparse.Namespace,
-    config: dict[str, Any],
-    operator: Operator,
-    method: Method,
-    cond: dict[str, Any],
-    denoiser: Denoiser,
-    upscaler: Upscaler | None,
-    job: Job,
-    k: int,
-    folder: Path,
-    request: dict[str, Any],
-    output: Path,
-) -> dict[str, Any]:
-    """Restores image k and writes its folder, result.json last; returns the record."""
-    measurement, truth = _measure(job, operator, config, denoiser)
-    if k == 0 and not args.quiet:
-        general = "none for this model, method and operator; these are general values"
-        print(f"preset: {config['preset'] or general}", file=sys.stderr)
-        for note in measurement.operator.notes:
-            print(note, file=sys.stderr)
-        if job.degraded and config["sigma"] != "auto":
-            known = isinstance(measurement.sigma, float)
-            print(f"sigma: {measurement.sigma if known else 'per pixel'}", file=sys.stderr)
-    if config["sigma"] == "auto":
-        config = config | {"sigma": measurement.sigma}
-        if not args.quiet:
-            print(f"sigma: {measurement.sigma:.4f}, estimated from {job.name}", file=sys.stderr)
-    if k == 0 and (warning := _untuned(config)):
-        check_solve(
-            measurement, denoiser, method, steps=config["steps"], **cond
-        )  # what cannot run is refused, and nothing else said
-        warnings.warn(warning, stacklevel=2)
-    watch = Watch(denoiser, positions=(0,) if args.gif else ())
-    result = solve(
-        measurement,
-        denoiser,
-        method,
-        steps=config["steps"],
-        seed=config["seed"],
-        num_samples=config["num_samples"],
-        batch_size=batch_size(config),
-        image_ids=[job.id],
-        callback=watch,
-        progress=not args.quiet,
-        **cond,
-    )
-    samples = list(result.samples.to(measurement.y.device, measurement.y.real.dtype))
-    consistency = [float(measurement.consistency(sample)[0]) for sample in samples]
-    _check_fit(job.name, measurement, samples, consistency, config, method)
-    record: dict[str, Any] = {
-        "name": job.name,
-        "input": job.source,
-        "image_id": job.id,
-        "measurement": {
-            "hash": measurement.hash,
-            "sigma": measurement.sigma if isinstance(measurement.sigma, float) else "per pixel",
-        },
-        "consistency": round(mean, 4)
-        if math.isfinite(mean := sum(consistency) / len(consistency))
-        else None,
-        **record_of(result, config, denoiser, request["weights"]),
-    }
-    if truth is not None:
-        record["metrics"] = _metrics(result.x.cpu(), truth)
-        if len(result.samples) > 1:
-            record["metrics_of_mean"] = _metrics(result.mean.cpu(), truth)
-    claim(output, request)
-    record["request"] = digest(request)
-    with replaced(folder) as made:
-        _pictures(made, truth, measurement, result)
-        if args.gif:
-            frames = [*watch.estimates[0].values(), result.x[0].cpu()]
-            images.write_gif(made / "trajectory.gif", frames)
-        measurement.save(made / "measurement.safetensors")
-        _write_record(made, record)
-    if upscaler is not None:  # after the record: the restoration is finished without it
-        larger = upscaler(
-            result.x, seed=config["seed"], image_ids=[job.id], progress=not args.quiet
-        )
-        images.write_image(folder / "upscaled.png", larger[0].cpu())
-        record["upscale"] = upscaler.describe()
-        _write_record(folder, record)
-    return record
-
-
-def _write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Writes result.json with the names of the files beside it."""
-    names = {path.name for path in folder.iterdir() if OURS.fullmatch(path.name)}
-    record["files"] = sorted(names | {"result.json"})
-    write_atomically(folder / "result.json", json.dumps(record, indent=2) + "\n")
-
-
-def _pictures(
-    folder: Path, truth: Tensor | None, measurement: Measurement, result: Restoration
-) -> None:
-    """Writes the images and the side-by-side picture."""
-    files = {"restored.png": result.x[0]}
-    panels = {"restored": result.x[0]}
-    if (
-        measurement.y.ndim == 4
-        and measurement.y.shape[1] in (1, 3)
-        and not measurement.y.is_complex()
-    ):
-        files["measurement.png"] = measurement.y[0]
-        panels = {"measurement": measurement.y[0], **panels}
-    if len(result.samples) > 1:
-        files |= {f"sample_{i}.png": sample[0] for i, sample in enumerate(result.samples)}
-        files |= {"mean.png": result.mean[0], "std.png": images.std_map(result.std[0].cpu())}
-        panels |= {"mean": result.mean[0], "std": images.std_map(result.std[0].cpu())}
-    if truth is not None:
-        files["truth.png"] = truth[0]
-        panels = {
-            "truth": truth[0],
-            **panels,
-            "error": images.error_map(result.x[0].cpu(), truth[0]),
-        }
-    files["comparison.png"] = images.grid([p.cpu() for p in panels.values()], labels=list(panels))
-    for name, picture in files.items():
-        images.write_image(folder / name, picture.cpu())
-
-
-def _metrics(x: Tensor, truth: Tensor) -> dict[str, float | str | None]:
-    """Every installed metric of one image, our own first; None where the image is too small, "inf"
-    where it is infinite (JSON has no such number)."""
-    values: dict[str, float | str | None] = {}
-    for name in dict.fromkeys([*METRICS, *list_plugins("metrics")]):
-        try:
-            value = round(float(load("metrics", name)(x, truth)[0]), 5)
-            values[name] = value if math.isfinite(value) else str(value)
-        except Exception as error:  # whatever a plug-in raises: the restoration is not lost
-            warnings.warn(f"{name} was not computed: {error}", stacklevel=2)
-            values[name] = None
-    return values
-
-
-def _summary(name: str, record: dict[str, Any], folder: Path) -> str:
-    metrics = "  ".join(
-        f"{k.upper()} {float(v):.3f}" for k, v in record.get("metrics", {}).items() if v is not None
-    )
-    return (
-        f"{name}: {metrics}{'  ' if metrics else ''}{record['nfe']:g} evaluations, "
-        f"{record['seconds']:.1f} s -> {folder}/comparison.png"
     )

@@ -101,6 +101,11 @@ class Operator(ABC):
         its quantisation)."""
         return self
 
+    def measured_part(self, x: Tensor) -> Tensor:
+        """The part of images x (B, *shape) that the picture of a measurement shows; all of them
+        unless nothing is assumed beyond a border."""
+        return x
+
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences, for the user, about what a bound operator assumes of the measurement."""

@@ -1,4 +1,4 @@
-"""Restoration in windows around what is missing: a small hole costs a small part of a photograph."""
+"""Restoration in windows around what is missing: a small hole costs a small part of an image."""
 
 from __future__ import annotations
 

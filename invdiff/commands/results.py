@@ -1,0 +1,115 @@
+"""The results of ``solve``: metrics, pictures, records, and what is said about them."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invdiff import images
+from invdiff.commands.folder import OURS
+from invdiff.files import write_atomically
+from invdiff.plugins.registry import list_plugins, load
+from invdiff.problem import Measurement
+from invdiff.sampling import Method
+from invdiff.solving import Restoration
+
+METRICS = ("psnr", "ssim", "lpips")
+FAR, SHARE = 5.0, 0.1
+"""Consistency above which a restoration is said not to fit its measurement, what works has 0.02 to
+3; and the share of y that it then misses at least: little noise makes small misfits large in its
+units."""
+
+
+def check_fit(
+    name: str,
+    measurement: Measurement,
+    samples: Sequence[Tensor],
+    consistency: Sequence[float],
+    config: dict[str, Any],
+    method: Method,
+) -> None:
+    """Warns where a method that follows the measurement ended far from it."""
+    assert method.transition is not None
+    follows = any(piece.requires is not None for piece in (*method.chain, method.transition))
+    worst = max(consistency)  # nan, where nothing is known of the noise, is not above anything
+    missed = max(float(measurement.norm(sample)[0]) for sample in samples)
+    if follows and worst > FAR and missed > SHARE * float(torch.linalg.vector_norm(measurement.y)):
+        scale = [
+            f"guidance.{key}"
+            for node in config["guidance"]
+            for key in getattr(load("guidance", node["name"]), "scale", ())
+        ]
+        tune = f"another {' or '.join(scale)}, " if scale else ""
+        warnings.warn(
+            f"{name}: the restoration does not fit its measurement: ‖A x − y‖ is "
+            f"{worst:.1f} times what the noise explains (about 1 is right); "
+            f"try {tune}more --steps, or a larger --sigma if the measurement is noisier than said",
+            stacklevel=2,
+        )
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Writes result.json with the names of the files beside it."""
+    names = {path.name for path in folder.iterdir() if OURS.fullmatch(path.name)}
+    record["files"] = sorted(names | {"result.json"})
+    write_atomically(folder / "result.json", json.dumps(record, indent=2) + "\n")
+
+
+def write_pictures(
+    folder: Path, truth: Tensor | None, measurement: Measurement, result: Restoration
+) -> None:
+    """Writes the images and the side-by-side picture."""
+    files = {"restored.png": result.x[0]}
+    panels = {"restored": result.x[0]}
+    if (
+        measurement.y.ndim == 4
+        and measurement.y.shape[1] in (1, 3)
+        and not measurement.y.is_complex()
+    ):
+        files["measurement.png"] = measurement.y[0]
+        panels = {"measurement": measurement.y[0], **panels}
+    if len(result.samples) > 1:
+        files |= {f"sample_{i}.png": sample[0] for i, sample in enumerate(result.samples)}
+        files |= {"mean.png": result.mean[0], "std.png": images.std_map(result.std[0].cpu())}
+        panels |= {"mean": result.mean[0], "std": images.std_map(result.std[0].cpu())}
+    if truth is not None:
+        files["truth.png"] = truth[0]
+        panels = {
+            "truth": truth[0],
+            **panels,
+            "error": images.error_map(result.x[0].cpu(), truth[0]),
+        }
+    files["comparison.png"] = images.grid([p.cpu() for p in panels.values()], labels=list(panels))
+    for name, picture in files.items():
+        images.write_image(folder / name, picture.cpu())
+
+
+def metrics(x: Tensor, truth: Tensor) -> dict[str, float | str | None]:
+    """Every installed metric of one image, our own first; None where the image is too small, "inf"
+    where it is infinite (JSON has no such number)."""
+    values: dict[str, float | str | None] = {}
+    for name in dict.fromkeys([*METRICS, *list_plugins("metrics")]):
+        try:
+            value = round(float(load("metrics", name)(x, truth)[0]), 5)
+            values[name] = value if math.isfinite(value) else str(value)
+        except Exception as error:  # whatever a plug-in raises: the restoration is not lost
+            warnings.warn(f"{name} was not computed: {error}", stacklevel=2)
+            values[name] = None
+    return values
+
+
+def summary(name: str, record: dict[str, Any], folder: Path) -> str:
+    metrics = "  ".join(
+        f"{k.upper()} {float(v):.3f}" for k, v in record.get("metrics", {}).items() if v is not None
+    )
+    return (
+        f"{name}: {metrics}{'  ' if metrics else ''}{record['nfe']:g} evaluations, "
+        f"{record['seconds']:.1f} s -> {folder}/comparison.png"
+    )
