@@ -7,22 +7,33 @@ Runs the suite ``frontier`` (``configs/suite/frontier.yaml``): twelve fixed Koda
 ``photo64``, the presets' values, several numbers of steps. LPIPS of one sample and PSNR are drawn
 against evaluations, forward and backward added up, and against seconds; what nothing beats in both
 quality and cost is joined by a line. Records are kept: the same command goes on, or draws again.
+``recommended.json`` is what :func:`invdiff.recommend` chooses from; the one that ships lies in
+``configs/``.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from invdiff.benchmarks import harness
 from invdiff.benchmarks.launchers import make_launcher
 from invdiff.benchmarks.leaderboard import Row, Table, tables
+from invdiff.benchmarks.schema import Record
 from invdiff.benchmarks.suite import make_suite
 from invdiff.benchmarks.tables import markdown
 from invdiff.config import compose_suite, override_value
 from invdiff.files import write_atomically
+from invdiff.plugins.registry import load
+from invdiff.solving.recommend import Measured
 
+PRIOR = "photo64"
+"""The network of the suite, which rows of baselines are listed with."""
 COSTS: dict[str, Callable[[Row], float]] = {
     "evaluations, forward and backward": lambda row: _cost(row, "nfe") + _cost(row, "nbe"),
     "seconds per image": lambda row: _cost(row, "seconds"),
@@ -140,6 +151,55 @@ def lines(table: Table) -> str:
     return "\n\n".join([f"{table['benchmark']['name']}:", markdown(found), *absent])
 
 
+def recommended(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The complete rows as :class:`~invdiff.solving.recommend.Measured`, of methods that run alone
+    and of the linear estimate."""
+    runs = {
+        (r["cell"]["benchmark"]["name"], r["cell"]["label"], str(r["cell"]["values"])): r["cell"]
+        for r in records
+    }
+    found = []
+    for table in tables(records):
+        name, operator = table["benchmark"]["name"], table["benchmark"]["operator"]["name"]
+        for row in complete(table):
+            cell = runs[name, row["method"], str(row["values"])]
+            run, linear = cell["run"], row["kind"] == "baseline" and cell["run"]["name"] == "pinv"
+            if not linear and (row["kind"] == "baseline" or len(run["guidance"]) > 1):
+                continue
+            if not linear and (run["transition"] or run["itinerary"]):
+                continue
+            node = {} if linear else run["guidance"][0]
+            found.append(
+                asdict(
+                    Measured(
+                        operator,
+                        PRIOR if cell["model"] is None else cell["model"]["name"],
+                        table["benchmark"]["images"]["count"],
+                        node.get("name"),
+                        _special(node),
+                        0 if linear else run["steps"],
+                        1 if linear else run["num_samples"],
+                        _cost(row, "nfe") + _cost(row, "nbe"),
+                        round(_loss(row, "lpips"), 4),
+                        round(-_loss(row, "psnr"), 3),
+                    )
+                )
+            )
+    return found
+
+
+def _special(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a method that are not its general ones."""
+    if "name" not in node:
+        return {}
+    general = inspect.signature(load("guidance", node["name"])).parameters
+    return {
+        k: v
+        for k, v in node.items()
+        if k != "name" and (k not in general or general[k].default != v)
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m invdiff.benchmarks.frontier",
@@ -166,6 +226,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw(table, args.output / f"{table['benchmark']['name']}.png")
     text = "\n\n".join(map(lines, found))
     write_atomically(args.output / "results.md", text + "\n")
+    rows = ",\n".join(json.dumps(row) for row in recommended(records))
+    write_atomically(args.output / "recommended.json", f"[\n{rows}\n]\n")
     print(text)
     harness.check(records, args.output)
 

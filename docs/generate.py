@@ -67,6 +67,7 @@ API = {
         "Denoiser",
         "Prediction",
         "load_model",
+        "recommend",
         "self_check",
         "Measurement",
         "make_operator",

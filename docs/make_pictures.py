@@ -22,7 +22,7 @@ from torch import Tensor
 
 import invdiff
 from invdiff import Measurement, Prediction, Step, images
-from invdiff.commands import parser as cli
+from invdiff.commands import main as cli
 from invdiff.guidance.dps import DPS
 from invdiff.sampling import Denoise, Progress
 

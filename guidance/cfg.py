@@ -22,14 +22,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
 from invdiff.guidance.branches import Label, both, conditions, labels, scale_map
 from invdiff.network import Prediction
 from invdiff.problem import Measurement, Operator
-from invdiff.sampling import Denoise, Guidance, Setting, Step
+from invdiff.sampling import Between, Denoise, Guidance, Setting, Step
 from invdiff.sampling.step import tiled, tiled_all
 
 
@@ -50,7 +50,7 @@ class CFG(Guidance):
     """
 
     label: Label | Mapping[str, Tensor] | None = None
-    w: float | Tensor = 2.0
+    w: Annotated[float | Tensor, Between(0, 10)] = 2.0
     negative: Label | Mapping[str, Tensor] | None = None
     interval: tuple[float, float] | None = None
     rescale: float = 0.0

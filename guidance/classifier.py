@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from torch import Tensor
 from invdiff.network import NoisyClassifier, Prediction
 from invdiff.network.conditions import check_labels
 from invdiff.problem import Measurement, Operator
-from invdiff.sampling import Denoise, Guidance, Method, Setting, Step, Wrapping, gradient
+from invdiff.sampling import Between, Denoise, Guidance, Method, Setting, Step, Wrapping, gradient
 from invdiff.sampling.step import tiled
 from invdiff.transitions import DDPM, Ancestral
 
@@ -206,7 +206,7 @@ class MeanShift(Wrapping):
 
 def classifier(
     label: int | Sequence[int] | Tensor | None = None,
-    s: float = ClassifierGuidance.s,
+    s: Annotated[float, Between(0.1, 20, log=True)] = ClassifierGuidance.s,
     classifier: NoisyClassifier | Callable[[Tensor, Tensor], Tensor] | str | Path | None = None,
     mean_shift: bool = False,
     log_prob: Callable[..., Tensor] | None = None,

@@ -30,14 +30,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 from torch import Tensor
 
 from invdiff.network import Prediction
 from invdiff.problem import LinearOperator, Measurement
-from invdiff.sampling import Denoise, Guidance, Itinerary, Method, Setting, Step, gradient
+from invdiff.sampling import Between, Denoise, Guidance, Itinerary, Method, Setting, Step, gradient
 from invdiff.schedules import Level, Schedule, karras
 from invdiff.transitions import Renoise
 
@@ -162,11 +162,11 @@ class Annealing(Itinerary):
 def daps(
     ode_steps: int = DAPS.ode_steps,
     langevin_steps: int = DAPS.langevin_steps,
-    lr: float = DAPS.lr,
+    lr: Annotated[float, Between(1e-6, 1e-3, log=True)] = DAPS.lr,
     lr_min_ratio: float = DAPS.lr_min_ratio,
-    tau: float = DAPS.tau,
+    tau: Annotated[float, Between(1e-3, 0.1, log=True)] = DAPS.tau,
     exact: bool = DAPS.exact,
-    sigma_max: float = Annealing.sigma_max,
+    sigma_max: Annotated[float, Between(3, 100, log=True)] = Annealing.sigma_max,
     sigma_min: float = Annealing.sigma_min,
 ) -> Method:
     """DAPS by name.

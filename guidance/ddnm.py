@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ from torch import Tensor
 from invdiff.itineraries import Jumps
 from invdiff.network import Prediction
 from invdiff.problem import LinearOperator, Measurement, Operator, SpectralOperator
-from invdiff.sampling import Denoise, Guidance, Method, Setting, Step, Transition
+from invdiff.sampling import Between, Denoise, Guidance, Method, Setting, Step, Transition
 
 
 def _check_eta(eta: float) -> None:
@@ -151,7 +151,7 @@ class NullSpaceNoise(Transition):
 
 
 def ddnm(
-    eta: float = DDNM.eta,
+    eta: Annotated[float, Between(0, 1)] = DDNM.eta,
     travel_length: int = 1,
     travel_repeat: int = 1,
     sigma_max: float = DDNM.sigma_max,

@@ -30,13 +30,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from invdiff.problem import Measurement, Operator, SpectralOperator
-from invdiff.sampling import Denoise, Step, Transition
+from invdiff.sampling import Between, Denoise, Step, Transition
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class DDRM(Transition):
             measured.
     """
 
-    eta: float = 0.85
+    eta: Annotated[float, Between(0, 1)] = 0.85
     eta_b: float = 1.0
     sigma_max: float = 2.0
     requires: ClassVar[type[Operator] | None] = SpectralOperator

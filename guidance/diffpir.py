@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from torch import Tensor
 from invdiff.itineraries import Straight
 from invdiff.network import Prediction
 from invdiff.problem import LinearOperator, Measurement, Operator
-from invdiff.sampling import Denoise, Guidance, Itinerary, Method, Step
+from invdiff.sampling import Between, Denoise, Guidance, Itinerary, Method, Step
 from invdiff.schedules import Discrete, Level, Schedule
 from invdiff.transitions import DDIM
 
@@ -80,8 +80,8 @@ class Root(Itinerary):
     continuous time, where nothing is published, keep their own spacing."""
 
     def __call__(self, schedule: Schedule, steps: int) -> list[Level]:
-        if not isinstance(schedule, Discrete):
-            return Straight()(schedule, steps)
+        if not isinstance(schedule, Discrete) or not 0 < steps <= schedule.T:
+            return Straight()(schedule, steps)  # which says what is wrong with the steps
         k = torch.arange(steps, dtype=torch.float64)
         times = schedule.T - 1 - (schedule.T**2 * k / max(steps - 1, 1)).sqrt().floor()
         return Straight(torch.maximum(times, steps - 1 - k).tolist())(
@@ -89,7 +89,10 @@ class Root(Itinerary):
         )  # each level once
 
 
-def diffpir(lmbda: float = DiffPIR.lmbda, zeta: float = 0.3) -> Method:
+def diffpir(
+    lmbda: Annotated[float, Between(0.03, 30, log=True)] = DiffPIR.lmbda,
+    zeta: Annotated[float, Between(0, 1)] = 0.3,
+) -> Method:
     """DiffPIR by name.
 
     Args:

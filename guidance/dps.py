@@ -31,14 +31,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from invdiff.network import Prediction
 from invdiff.problem import Measurement
-from invdiff.sampling import Denoise, Guidance, Setting, Step, gradient, traced
+from invdiff.sampling import Between, Denoise, Guidance, Setting, Step, gradient, traced
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ class DPS(Guidance):
             the norm.
     """
 
-    zeta: float | Sequence[float] | Callable[[Step], float] | None = None
+    zeta: Annotated[
+        float | Sequence[float] | Callable[[Step], float] | None, Between(0.1, 30, log=True)
+    ] = None
     likelihood: bool = False
 
     scale: ClassVar[tuple[str, ...]] = ("zeta",)

@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
 from invdiff.network import Prediction
 from invdiff.problem import Measurement
-from invdiff.sampling import Denoise, Guidance, Method, Step, data_gradient
+from invdiff.sampling import Between, Denoise, Guidance, Method, Step, data_gradient
 from invdiff.transitions import DDIM
 
 
@@ -52,7 +52,7 @@ class FlowChef(Guidance):
         return p.move_x0(-self.eta * (1 + float(step.s.ratio)) * grad)
 
 
-def flowchef(eta: float = FlowChef.eta) -> Method:
+def flowchef(eta: Annotated[float, Between(10, 5000, log=True)] = FlowChef.eta) -> Method:
     """FlowChef on the Euler steps of the flow, which are DDIM's on any schedule.
 
     Args:

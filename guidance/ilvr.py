@@ -21,14 +21,14 @@ level too much, and leaves the last step unconditioned.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from invdiff.operators.sr import SuperResolution
 from invdiff.problem import LinearOperator, Measurement, Operator
-from invdiff.sampling import Denoise, Method, Setting, Step, Transition, Wrapping
+from invdiff.sampling import Between, Denoise, Method, Setting, Step, Transition, Wrapping
 from invdiff.transitions import DDPM
 
 
@@ -87,7 +87,9 @@ class ILVR(Wrapping):
 
 
 def ilvr(
-    factor: int | None = None, range_t: float = ILVR.range_t, variance: str = DDPM.variance
+    factor: int | None = None,
+    range_t: Annotated[float, Between(0, 1)] = ILVR.range_t,
+    variance: str = DDPM.variance,
 ) -> Method:
     """ILVR by name.
 

@@ -23,14 +23,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from invdiff.network import Prediction
 from invdiff.problem import Measurement
-from invdiff.sampling import Denoise, Guidance, Setting, Step, gradient, traced
+from invdiff.sampling import Between, Denoise, Guidance, Setting, Step, gradient, traced
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class LGD(Guidance):
     """
 
     n: int = 10
-    zeta: float = 1.0
+    zeta: Annotated[float, Between(1e-3, 10, log=True)] = 1.0
 
     scale: ClassVar[tuple[str, ...]] = ("zeta",)
 

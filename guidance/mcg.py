@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from invdiff.network import Prediction
 from invdiff.problem import LinearOperator, Measurement, Operator
-from invdiff.sampling import Denoise, Guidance, Method, Step, traced
+from invdiff.sampling import Between, Denoise, Guidance, Method, Step, traced
 from invdiff.transitions import DDPM, Replace
 
 
@@ -64,7 +64,9 @@ class MCG(Guidance):
         return p.detach().move_x0(-self.alpha / float(step.s.alpha) * grad)
 
 
-def mcg(alpha: float = MCG.alpha, variance: str = DDPM.variance) -> Method:
+def mcg(
+    alpha: Annotated[float, Between(0.1, 30, log=True)] = MCG.alpha, variance: str = DDPM.variance
+) -> Method:
     """MCG by name.
 
     Args:

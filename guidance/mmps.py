@@ -24,13 +24,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from invdiff.network import Prediction
 from invdiff.problem import LinearOperator, Measurement, Operator
-from invdiff.sampling import Denoise, Guidance, Step, traced
+from invdiff.sampling import Between, Denoise, Guidance, Step, traced
 
 Map = Callable[[Tensor], Tensor]
 
@@ -43,7 +44,7 @@ class MMPS(Guidance):
         iterations: of GMRES at every step; each costs one backward pass, and the result one more.
     """
 
-    iterations: int = 3
+    iterations: Annotated[int, Between(1, 6)] = 3
 
     def __post_init__(self) -> None:
         if self.iterations < 1:

@@ -23,14 +23,14 @@ for measurements without noise, and starts from a noised A† y; here the start 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from invdiff.network import Prediction
 from invdiff.problem import LinearOperator, Measurement, Operator
-from invdiff.sampling import Denoise, Guidance, Method, Step, traced
+from invdiff.sampling import Between, Denoise, Guidance, Method, Step, traced
 from invdiff.transitions import DDIM
 
 
@@ -63,7 +63,7 @@ class PiGDM(Guidance):
         return p.move_x0(alpha * g) if self.adaptive else p.move(sigma**2 / (alpha * r2) * g)
 
 
-def pigdm(eta: float = 1.0, adaptive: bool = PiGDM.adaptive) -> Method:
+def pigdm(eta: Annotated[float, Between(0, 1)] = 1.0, adaptive: bool = PiGDM.adaptive) -> Method:
     """PiGDM with its DDIM.
 
     Args:

@@ -25,13 +25,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from invdiff.network import Prediction
 from invdiff.problem import Measurement
-from invdiff.sampling import Denoise, Method, StatefulGuidance, Step, data_gradient
+from invdiff.sampling import Between, Denoise, Method, StatefulGuidance, Step, data_gradient
 from invdiff.transitions import Renoise
 
 
@@ -75,7 +76,9 @@ class PnPFlow(StatefulGuidance[Tensor | None]):
 
 
 def pnpflow(
-    lr: float = PnPFlow.lr, alpha: float = PnPFlow.alpha, draws: int = PnPFlow.draws
+    lr: Annotated[float, Between(0.1, 5, log=True)] = PnPFlow.lr,
+    alpha: Annotated[float, Between(0.01, 1, log=True)] = PnPFlow.alpha,
+    draws: int = PnPFlow.draws,
 ) -> Method:
     """PnP-Flow with fresh noise at every level.
 

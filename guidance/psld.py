@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from invdiff.network import Prediction
 from invdiff.problem import LinearOperator, Measurement, Operator
 from invdiff.problem.operator import of_kind
 from invdiff.problem.wrapped import Decoded
-from invdiff.sampling import Denoise, Guidance, Method, Setting, Step, gradient, traced
+from invdiff.sampling import Between, Denoise, Guidance, Method, Setting, Step, gradient, traced
 from invdiff.transitions import DDIM
 
 
@@ -81,7 +81,10 @@ def _norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x.flatten(1), dim=1)
 
 
-def psld(omega: float = PSLD.omega, gamma: float = PSLD.gamma) -> Method:
+def psld(
+    omega: Annotated[float, Between(0.03, 10, log=True)] = PSLD.omega,
+    gamma: Annotated[float, Between(0.01, 3, log=True)] = PSLD.gamma,
+) -> Method:
     """PSLD on deterministic DDIM steps.
 
     Args:

@@ -29,14 +29,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from invdiff.network import Prediction
 from invdiff.problem import LinearOperator, Measurement
-from invdiff.sampling import Denoise, Method, StatefulGuidance, Step, data_gradient
+from invdiff.sampling import Between, Denoise, Method, StatefulGuidance, Step, data_gradient
 from invdiff.transitions import Renoise
 
 
@@ -95,7 +95,10 @@ class REDDiff(StatefulGuidance[Adam | None]):
         return p.move(adam.x - p.x0), adam
 
 
-def reddiff(lmbda: float = REDDiff.lmbda, lr: float = REDDiff.lr) -> Method:
+def reddiff(
+    lmbda: Annotated[float, Between(0.01, 5, log=True)] = REDDiff.lmbda,
+    lr: Annotated[float, Between(0.02, 2, log=True)] = REDDiff.lr,
+) -> Method:
     """RED-diff by name.
 
     Args:

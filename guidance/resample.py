@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ from invdiff.network import Prediction
 from invdiff.problem import Measurement, Operator
 from invdiff.problem.operator import of_kind
 from invdiff.problem.wrapped import Decoded
-from invdiff.sampling import Denoise, Step, Transition, Wrapping
+from invdiff.sampling import Between, Denoise, Step, Transition, Wrapping
 from invdiff.schedules import Level
 from invdiff.transitions import DDIM, posterior_variance
 
@@ -57,7 +57,7 @@ class ReSample(Wrapping):
         inner: the sampler whose steps it makes.
     """
 
-    gamma: float = 40.0
+    gamma: Annotated[float, Between(1, 300, log=True)] = 40.0
     every: int = 10
     image_iterations: int = 2000
     image_lr: float = 1e-2

@@ -13,13 +13,15 @@ Symbols: t0 (``strength``), the share of the itinerary that is run, 0.3 to 0.6 i
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from invdiff.itineraries import LateStart
-from invdiff.sampling import Method
+from invdiff.sampling import Between, Method
 from invdiff.transitions import DDPM
 
 
 def sdedit(
-    strength: float = LateStart.strength,
+    strength: Annotated[float, Between(0.05, 1)] = LateStart.strength,
     repeats: int = LateStart.repeats,
     variance: str = DDPM.variance,
 ) -> Method:

@@ -47,6 +47,7 @@ class SR3(Guidance):
     cond: str | Callable[[Measurement], Tensor] | Tensor = "upsampled"
 
     per_image: ClassVar[tuple[str, ...]] = ("cond",)
+    shipped: ClassVar[str] = "sr3x4"
 
     def __post_init__(self) -> None:
         if isinstance(self.cond, str) and self.cond not in IMAGES:

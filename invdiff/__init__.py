@@ -26,6 +26,7 @@ _HOME = {
     "Method": "sampling",
     "make_method": "sampling",
     "Restoration": "solving",
+    "recommend": "solving.recommend",
     "solve": "solving",
     "generate": "solving",
     "invert": "solving",
@@ -91,5 +92,6 @@ if TYPE_CHECKING:
     from invdiff.schedules import Level, Schedule
     from invdiff.solving import Restoration, generate, interpolate, invert, solve
     from invdiff.solving.cascade import upscale
+    from invdiff.solving.recommend import recommend
 
     __version__: str

@@ -41,6 +41,8 @@ class Matrix(SpectralOperator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.matrix is not None and not isinstance(self.matrix, Tensor):
+            raise TypeError(f"matrix must be a tensor (m, n), got {self.matrix!r}")
         if self.matrix is not None and (
             self.matrix.ndim != 2 or self.matrix.is_complex() or not self.matrix.is_floating_point()
         ):

@@ -39,6 +39,8 @@ SAMPLE = 5
 DIGITS = 4
 """To which figures of a reproduced cell agree where they are not equal to the bit."""
 
+MOST_SEEDS = 10_000
+
 
 def run(args: argparse.Namespace) -> None:
     """Evaluates the cells that are not finished yet, then writes ``results.md`` and prints it.
@@ -113,6 +115,8 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
                 f"the suite {args.suite!r} has no {key}, so --{flag.replace('_', '-')} says "
                 "nothing to it"
             )
+        if flag == "seeds" and value > MOST_SEEDS:
+            raise ValueError(f"--seeds must be at most {MOST_SEEDS:,}, got {value:.3g}")
         if flag not in CHOICES:
             config[key] = list(range(value)) if flag == "seeds" else value
             for kind in OWN.get(
@@ -188,6 +192,8 @@ def reproduce(file: Path, args: argparse.Namespace) -> None:
     Raises:
         ValueError: metrics that do not agree to the digits of a table.
     """
+    if not file.is_file():
+        raise ValueError(f"{file} is no record of invdiff bench: there is no such file")
     try:
         old: Record = json.loads(file.read_bytes())
         cell, kind = old["cell"], str(old["suite"])

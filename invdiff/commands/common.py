@@ -31,6 +31,7 @@ from invdiff.sampling import Progress
 from invdiff.solving import Restoration
 from invdiff.solving.cascade import Upscaler, make_upscaler
 from invdiff.solving.ranges import from_range
+from invdiff.solving.run import MOST
 
 GIF_FRAMES = 60
 HINT_AFTER = 2.0
@@ -188,6 +189,8 @@ def check_numbers(config: dict[str, Any], kinds: dict[str, tuple[type, ...]]) ->
                 f"{key} must be a{' whole' if float not in types else ''} number, got "
                 f"{config[key]!r}"
             )
+    if config["num_samples"] > MOST:
+        raise ValueError(f"num_samples must be at most {MOST:,}, got {config['num_samples']:.3g}")
     if config["batch_size"] != "auto" and (
         not isinstance(config["batch_size"], int) or config["batch_size"] < 1
     ):
@@ -237,14 +240,17 @@ def checked(denoiser: Denoiser, quiet: bool = False) -> list[str]:
 
 
 def load_models(
-    args: argparse.Namespace, config: dict[str, Any]
+    args: argparse.Namespace, config: dict[str, Any], loaded: Denoiser | None = None
 ) -> tuple[Denoiser, Upscaler | None]:
-    """The network, and what enlarges its images if that is asked for; whether the two fit is
-    checked."""
+    """The network, unless it was loaded already, and what enlarges its images if that is asked for;
+    whether the two fit is checked."""
     device, dtype = choose_device(args.device), getattr(torch, args.dtype)
-    denoiser = load_model(
-        args.model, allow_pickle=args.allow_pickle, dtype=dtype, **model_options(config)
-    ).to(device)
+    options = model_options(config)
+    if loaded is None:
+        denoiser = load_model(args.model, allow_pickle=args.allow_pickle, dtype=dtype, **options)
+        denoiser = denoiser.to(device)
+    else:
+        denoiser = loaded
     if config["upscale"] is None:
         return denoiser, None
     parameters = {k: v for k, v in config["upscale"].items() if k != "name"}

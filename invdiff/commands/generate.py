@@ -211,8 +211,11 @@ def _shape(size: str | None, denoiser: Denoiser) -> tuple[int, int, int]:
             )
         return (denoiser.channels, denoiser.image_size, denoiser.image_size)
     sides = size.split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise ValueError(f"--size is a number of pixels, 64, or HEIGHTxWIDTH, 96x64, got {size!r}")
+    if len(sides) > 2 or not all(re.fullmatch("0*[1-9][0-9]{0,4}", s) for s in sides):
+        raise ValueError(
+            "--size is a number of pixels, 64, or HEIGHTxWIDTH, 96x64, each below 100,000; got "
+            f"{size[:40]!r}"
+        )
     return (denoiser.channels, int(sides[0]), int(sides[-1]))
 
 

@@ -33,6 +33,14 @@ def _said(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = Path(error.filename).parent if error.filename else Path.cwd()
         return f"no space is left for {where}; what was finished is kept"
+    if isinstance(error, OverflowError):
+        return f"a number is too large: {error}"
+    if isinstance(error, RuntimeError):
+        from invdiff.device import out_of_memory
+
+        if not out_of_memory(error):
+            raise error
+        return "memory ran out; a smaller image or --batch-size, or model.tile=256, takes less"
     text = " ".join(str(error).split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 5]} ..."
 
@@ -68,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, OverflowError, RuntimeError) as error:
         print(f"invdiff {args.command}: error: {_said(error)}", file=sys.stderr)
         return 2
     return 0

@@ -55,6 +55,29 @@ def check_fit(
         )
 
 
+def check_worth(
+    name: str, measurement: Measurement, truth: Tensor, found: dict[str, float | str | None]
+) -> None:
+    """Warns where an image made from the measurement alone is nearer to the truth by PSNR and by
+    LPIPS."""
+    estimate = measurement.estimate()
+    if estimate is None or estimate.shape != truth.shape or estimate.is_complex():
+        return
+    estimate = estimate.cpu().clamp(0, 1)
+    try:
+        psnr, lpips = (float(load("metrics", m)(estimate, truth)[0]) for m in ("psnr", "lpips"))
+        ours, our_lpips = (float(found[m] or "nan") for m in ("psnr", "lpips"))
+    except Exception:  # images that a metric does not take
+        return
+    if psnr > ours and lpips < our_lpips:
+        warnings.warn(
+            f"{name}: an image made from the measurement alone is better (PSNR {psnr:.2f} against "
+            f"{ours:.2f}, LPIPS {lpips:.3f} against {our_lpips:.3f}): another method, or other "
+            "values, suit this network and operator; without --method one is chosen",
+            stacklevel=2,
+        )
+
+
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Writes result.json with the names of the files beside it."""
     names = {path.name for path in folder.iterdir() if OURS.fullmatch(path.name)}

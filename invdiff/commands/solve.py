@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from invdiff import images
+from invdiff.commands.choice import chosen
 from invdiff.commands.common import (
     Watch,
     batch_size,
@@ -36,8 +37,17 @@ from invdiff.commands.folder import (
     replaced,
     warn_of_others,
 )
+from invdiff.commands.forecast import Forecast
 from invdiff.commands.jobs import Job, find_jobs, measure, saved_measurement
-from invdiff.commands.results import check_fit, metrics, summary, write_pictures, write_record
+from invdiff.commands.results import (
+    check_fit,
+    check_worth,
+    metrics,
+    summary,
+    write_pictures,
+    write_record,
+)
+from invdiff.commands.tune import tuned
 from invdiff.config import build_method, build_operator, preset_values
 from invdiff.device import out_of_memory
 from invdiff.files import write_atomically
@@ -45,9 +55,10 @@ from invdiff.images.windows import Window
 from invdiff.network import Denoiser
 from invdiff.plugins.registry import load, name_of
 from invdiff.problem import Measurement, Operator
-from invdiff.sampling import Method
+from invdiff.sampling import Method, Progress
 from invdiff.solving import Restoration, solve
 from invdiff.solving.cascade import Upscaler
+from invdiff.solving.recommend import BUDGETS, recorded
 from invdiff.solving.solve import check_solve
 from invdiff.solving.windows import find_windows, solve_windows
 
@@ -73,6 +84,7 @@ class Session:
 
     Attributes:
         cond: conditions of the network.
+        why: the reason for the method, where nobody chose it.
         request: what is asked for, as plain data; the same again goes on where it was stopped.
     """
 
@@ -85,6 +97,8 @@ class Session:
     upscaler: Upscaler | None
     request: dict[str, Any]
     output: Path
+    why: str
+    forecast: Forecast
 
     def say(self, text: str) -> None:
         """A line on stderr, unless the run is quiet."""
@@ -118,12 +132,17 @@ class Session:
     def _introduce(self, todo: Todo) -> None:
         """Says what is assumed, once; raises what cannot run."""
         general = "none for this model, method and operator; these are general values"
+        if self.why:
+            self.say(self.why)
         self.say(f"preset: {self.config['preset'] or general}")
         for note in todo.measurement.operator.notes:
             self.say(note)
         if todo.job.degraded and self.config["sigma"] != "auto":
             known = isinstance(todo.measurement.sigma, float)
             self.say(f"sigma: {todo.measurement.sigma if known else 'per pixel'}")
+        operator = self.config["operator"]["name"]
+        if weakness := self.denoiser.source.get("weak at", {}).get(operator):
+            warnings.warn(f"{self.denoiser.name} and {operator}: {weakness}", stacklevel=2)
         if warning := _untuned(self.config):
             steps = self.config["steps"]
             check_solve(todo.measurement, self.denoiser, self.method, steps=steps, **self.cond)
@@ -181,13 +200,18 @@ class Session:
     def _solve(self, batch: Sequence[Todo]) -> list[tuple[Restoration, Watch]]:
         """The result of every image of a batch."""
         config, watch = self.config, Watch(self.denoiser, positions=(0,) if self.args.gif else ())
+
+        def callback(p: Progress) -> None:
+            watch(p)
+            self.forecast(p)
+
         options: dict[str, Any] = {
             "steps": config["steps"],
             "seed": config["seed"],
             "num_samples": config["num_samples"],
             "batch_size": batch_size(config),
             "image_ids": [todo.job.id for todo in batch],
-            "callback": watch,
+            "callback": callback,
             "progress": not self.args.quiet,
             **self.cond,
         }
@@ -229,6 +253,7 @@ class Session:
         }
         if truth is not None:
             record["metrics"] = metrics(result.x.cpu(), truth)
+            check_worth(job.name, measurement, truth, record["metrics"])
             if len(result.samples) > 1:
                 record["metrics_of_mean"] = metrics(result.mean.cpu(), truth)
         if job.degraded:
@@ -261,9 +286,10 @@ def run(args: argparse.Namespace) -> None:
     """
     check_paths(args, ("input", "measurement", "output", "mask"))
     saved = saved_measurement(args)
+    args, why, loaded = chosen(args, _problem(args) if saved is None else _name_of(saved), saved)
     config = _configure(args, saved)
     operator = build_operator(config) if saved is None else saved.operator
-    denoiser, upscaler = load_models(args, config)
+    denoiser, upscaler = load_models(args, config, loaded)
     config = place_label(config, denoiser, args.label)
     prompted = place_prompt(config, denoiser, args)
     method = build_method(prompted)
@@ -272,9 +298,13 @@ def run(args: argparse.Namespace) -> None:
     if args.image_id is not None:
         jobs = [replace(job, id=args.image_id + k) for k, job in enumerate(jobs)]
     check_reading(args, config, denoiser)
+    if args.tune is not None:
+        config = tuned(args, config, jobs[0], operator, denoiser)
+        prompted = place_prompt(config, denoiser, args)
+        method = build_method(prompted)
     request = _request(args, config, denoiser, jobs)
     problem = config["protocol"] or config["operator"]["name"]
-    default = f"invdiff-{problem}-{'-'.join(args.method or ['dps'])}"
+    default = f"invdiff-{problem}-{'-'.join(args.method)}"
     inputs = [Path(job.source["path"]) for job in jobs if "path" in job.source]
     output = choose_folder(args.output, default, request, args.overwrite, inputs)
     if len(jobs) > 1:
@@ -289,6 +319,8 @@ def run(args: argparse.Namespace) -> None:
         upscaler,
         request,
         output,
+        why,
+        Forecast(len(jobs) * config["num_samples"], not args.quiet, _cheaper(config, args.model)),
     )
     records: list[dict[str, Any]] = []
     for job, record in restore(jobs):
@@ -302,6 +334,14 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(records if len(jobs) > 1 else records[0], indent=2))
     if failed:
         raise ValueError(f"{len(failed)} of {len(jobs)} images failed: {', '.join(failed)}")
+
+
+def _cheaper(config: dict[str, Any], model: str) -> str:
+    """What to do where a run takes too long."""
+    fast, steps = recorded(config["operator"]["name"], model, BUDGETS["fast"]), config["steps"]
+    if fast is not None and fast.steps * 2 <= steps:
+        return f"--budget fast, without --method, takes {fast.steps} steps of {fast.name}"
+    return f"--steps {steps // 4} takes a quarter" if steps >= 8 else ""
 
 
 def _write_summary(output: Path, records: Sequence[dict[str, Any]]) -> None:
@@ -330,9 +370,8 @@ def _said(error: Exception) -> str:
 
 def _configure(args: argparse.Namespace, saved: Measurement | None) -> dict[str, Any]:
     """The composed configuration: presets, flags and overrides."""
-    methods = args.method or ["dps"]
-    operator = _problem(args) if saved is None else name_of("operators", type(saved.operator))
-    config = configure(args, operator, methods, args.preset)
+    operator = _problem(args) if saved is None else _name_of(saved)
+    config = configure(args, operator, args.method, args.preset)
     for flag, key in (
         (args.mask, "mask"),
         (args.mask_keep, "keep"),
@@ -355,6 +394,10 @@ def _configure(args: argparse.Namespace, saved: Measurement | None) -> dict[str,
         del kinds["sigma"]
     check_numbers(config, kinds)
     return config
+
+
+def _name_of(saved: Measurement) -> str:
+    return name_of("operators", type(saved.operator))
 
 
 def _problem(args: argparse.Namespace) -> str:

@@ -4,7 +4,7 @@ them through the registries."""
 from invdiff.config.build import build_method, build_operator, make_piece
 from invdiff.config.overrides import override_value
 from invdiff.config.packages import config_files, protocols
-from invdiff.config.presets import preset_values
+from invdiff.config.presets import method_of_preset, preset_values
 from invdiff.config.run import compose
 from invdiff.config.suite import compose_suite
 
@@ -15,6 +15,7 @@ __all__ = [
     "compose_suite",
     "config_files",
     "make_piece",
+    "method_of_preset",
     "override_value",
     "preset_values",
     "protocols",

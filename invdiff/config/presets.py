@@ -5,20 +5,66 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from invdiff.config.overrides import Override
 from invdiff.config.packages import configs, protocols
 from invdiff.plugins.registry import did_you_mean, list_plugins
 
+if TYPE_CHECKING:
+    from invdiff.sampling import Method
+
 
 def preset_values(name: str) -> dict[str, Any]:
-    """What a preset sets, and nothing else."""
+    """The values that a preset sets, and nothing else."""
+    if is_file(name):
+        return preset_of_file(name)
     from hydra import compose as hydra_compose
     from omegaconf import OmegaConf
 
     with configs():
         return OmegaConf.to_container(hydra_compose(f"preset/{name}"))  # type: ignore[return-value]
+
+
+def is_file(preset: str) -> bool:
+    """Whether a preset is meant by the path of its file."""
+    return preset.endswith((".yaml", ".yml"))
+
+
+def preset_of_file(path: str) -> dict[str, Any]:
+    """The values of a preset's file: ``steps`` and, below ``guidance``, the method's ``name`` and
+    parameters, as ``invdiff tune`` writes them.
+
+    Raises:
+        ValueError: it cannot be read, or says something else.
+    """
+    from omegaconf import OmegaConf
+
+    try:
+        values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except Exception as error:  # of the YAML parser, the file system or OmegaConf
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} cannot be read as a preset: {said}") from error
+    guidance = values.get("guidance") if isinstance(values, dict) else None
+    if not isinstance(guidance, dict) or not isinstance(guidance.get("name"), str):
+        raise ValueError(f"{path} is no preset: it has no guidance with the name of a method")
+    if unknown := values.keys() - {"steps", "guidance"}:
+        raise ValueError(f"{path} is no preset: it has {', '.join(map(str, unknown))}")
+    return values
+
+
+def method_of_preset(path: str | Path) -> tuple[Method, int | None]:
+    """The method of a preset's file and its number of steps, for :func:`invdiff.solve`.
+
+    Raises:
+        ValueError: as :func:`preset_of_file`, or parameters that the method does not take.
+    """
+    from invdiff.sampling import make_method
+
+    values = preset_of_file(str(path))
+    parameters = dict(values["guidance"])
+    return make_method(parameters.pop("name"), **parameters), values.get("steps")
 
 
 def find_preset(
@@ -30,7 +76,7 @@ def find_preset(
     known: Sequence[str],
 ) -> str | None:
     """The preset for an operator or protocol; for a protocol that has none, its operator's."""
-    if preset == "none" or operator is None:
+    if preset == "none" or operator is None or is_file(preset):
         return None
     name = re.sub(r"[^\w.-]", "_", model)
     for wanted in (operator, registered):

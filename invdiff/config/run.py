@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from invdiff.config.overrides import Override, addressed, parse
+from invdiff.config.overrides import Override, addressed, override_value, parse
 from invdiff.config.packages import cannot_apply, configs, protocols, refuse_targets
-from invdiff.config.presets import find_preset, left_out
+from invdiff.config.presets import find_preset, is_file, left_out, preset_of_file
 from invdiff.plugins.registry import list_plugins, load
 
 KEYS = ("sigma", "gain", "steps", "seed", "num_samples", "batch_size")
@@ -43,7 +43,8 @@ def compose(
             from the preset of the last, nearest to the data.
         model: a registered name or a folder.
         preset: ``"auto"`` takes the values tuned for this model, operator and method if there are
-            any; ``"none"`` takes none; any other name, such as ``"paper"``, must exist for them.
+            any; ``"none"`` takes none; another name, such as ``"paper"``, must exist for them, and
+            the path of a YAML file has the values itself, as ``invdiff tune`` writes them.
             Where an override changes a switch (true or false) of the method that the preset states,
             what else it states of the method is left out, with a warning: it was tuned with that.
         overrides: Hydra's ``key=value``. Keys below ``operator.``, ``guidance.``, ``model.``,
@@ -57,7 +58,8 @@ def compose(
             ``_target_``.
     """
     registered = _registered(operator)
-    given = [addressed(parse(override), methods) for override in overrides]
+    tuned = _of_file(preset, methods) if is_file(preset) else []
+    given = [addressed(parse(override), methods) for override in [*tuned, *overrides]]
     for override in given:
         _check_key(override, registered, methods)
     for_methods = [o for o in given if o.path[0] == "guidance"]
@@ -78,6 +80,17 @@ def compose(
                 f"none of the methods {', '.join(methods)} has the parameter of {override!r}"
             )
     return config | {"guidance": guidance}
+
+
+def _of_file(preset: str, methods: Sequence[str]) -> list[str]:
+    """The overrides that a preset's file stands for."""
+    values = preset_of_file(preset)
+    guidance = dict(values["guidance"])
+    name = guidance.pop("name")
+    if name != methods[-1]:
+        raise ValueError(f"{preset} is for the method {name}, but this run has {methods[-1]}")
+    steps = [f"steps={override_value(values['steps'])}"] if "steps" in values else []
+    return steps + [f"guidance.{name}.{k}={override_value(v)}" for k, v in guidance.items()]
 
 
 def _check_key(override: Override, operator: str | None, methods: Sequence[str]) -> None:
@@ -169,7 +182,7 @@ def _compose(
                 }
     refuse_targets(plain)
     plain["model"]["name"] = model
-    plain["preset"] = found
+    plain["preset"] = preset if is_file(preset) else found
     if operator is not None:
         plain["protocol"] = operator if registered != operator else None
     return plain  # type: ignore[return-value]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import numbers
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -207,7 +208,16 @@ def call(factory: Callable[..., Any], what: str, parameters: dict[str, Any]) -> 
                 f"{'true or false' if isinstance(default, bool) else 'a number'} (default "
                 f"{default}), got {value!r}"
             )
+        annotation = takes[name].annotation
+        if annotation in ("int", int) and not _is_whole(value):
+            raise ValueError(f"{name} of {what} is a whole number, got {value!r}")
+        if annotation in ("float", float) and isinstance(value, bool):
+            raise ValueError(f"{name} of {what} is a number, got {value!r}")
     return factory(**parameters)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def check_names(what: str, given: Iterable[str], allowed: Sequence[str]) -> None:

@@ -18,13 +18,16 @@ from invdiff.problem.operator import LinearOperator, Operator, of_kind
 from invdiff.problem.spectral import SpectralOperator, inverted
 from invdiff.problem.wrapped import Rescaled
 
+LARGEST = 1e15
+"""Of sigma: beyond it float32 cannot hold sigma²."""
+
 
 def per_image(sigma: float | Sequence[float] | Tensor, y: Tensor) -> Tensor | float:
     """sigma as a number, or a tensor that broadcasts against y (B, ...): from one number per image,
     or per pixel."""
     if isinstance(sigma, int | float):
-        if not (sigma >= 0 and math.isfinite(sigma)):
-            raise ValueError(f"sigma must be a finite number >= 0, got {sigma}")
+        if not 0 <= sigma <= LARGEST:
+            raise ValueError(f"sigma must be a finite number >= 0, got {sigma:.6g}")
         return float(sigma)
     std = torch.as_tensor(sigma, dtype=y.real.dtype, device=y.device)
     if std.ndim == 0:

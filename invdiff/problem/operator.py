@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 from invdiff.problem.solvers import conjugate_gradients
 
 Shape = tuple[int, ...]
+GAINS = 1e-9, 1e9
+"""Of Poisson noise: counts that are numbers, and that are not all zero."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,8 +178,11 @@ class Operator(ABC):
                 f"x must be a float tensor, images in [0, 1]; got {x.dtype} (divide 8-bit "
                 "values by 255)"
             )
-        if gain < 0:
-            raise ValueError(f"gain must not be negative, got {gain}")
+        if gain != 0 and not GAINS[0] <= gain <= GAINS[1]:
+            raise ValueError(
+                f"gain must be 0, for no Poisson noise, or between {GAINS[0]:g} and {GAINS[1]:g}, "
+                f"got {gain:.6g}"
+            )
         _check_range(x)
         operator = self.bind(tuple(x.shape[1:]))
         y = operator(x)

@@ -6,6 +6,7 @@
 Nothing in it knows a method's name.
 """
 
+from invdiff.sampling.between import Between, searched
 from invdiff.sampling.gradients import data_gradient, gradient, traced
 from invdiff.sampling.loop import Callback, NonFiniteError, Progress, sample
 from invdiff.sampling.method import Method, make_method, make_piece
@@ -23,6 +24,7 @@ from invdiff.sampling.pieces import (
 from invdiff.sampling.step import Denoise, Step
 
 __all__ = [
+    "Between",
     "Callback",
     "Denoise",
     "Guidance",
@@ -43,5 +45,6 @@ __all__ = [
     "make_piece",
     "renoise",
     "sample",
+    "searched",
     "traced",
 ]

@@ -62,12 +62,15 @@ class Piece:
             such tensors).
         particles: whether the samples of an image are one particle system, weighed against each
             other: they then share a batch.
+        shipped: the registered name of a network of the kind that it needs, where not every network
+            will do.
     """
 
     requires: ClassVar[type[Operator] | None] = None
     one_sigma: ClassVar[bool] = False
     per_image: ClassVar[tuple[str, ...]] = ()
     particles: ClassVar[bool] = False
+    shipped: ClassVar[str | None] = None
 
     def bind(self, setting: Setting) -> Self:
         """This piece made ready for a run: its fields checked and on the run's device. Called once,

@@ -41,7 +41,8 @@ class Discrete(Schedule):
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         if bool((t < -1).any()) or bool((t > self.T - 1).any()):
             raise ValueError(
-                f"times of this schedule run from 0 to {self.T - 1} (clean: -1), got {t.tolist()}"
+                f"times of this schedule run from 0 to {self.T - 1} (clean: -1), got "
+                f"{float(t.min()):g} to {float(t.max()):g}"
             )
         low = t.floor().clamp(-1, self.T - 1).long()
         part = t - low

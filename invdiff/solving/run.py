@@ -26,6 +26,8 @@ from invdiff.solving.progress import ProgressBar
 from invdiff.solving.ranges import encoded, from_range, into_range
 from invdiff.solving.restoration import Restoration
 
+MOST = 1_000_000
+"""Chains of one run."""
 Chain = tuple[int, int]
 """The sample and the image, by their positions."""
 
@@ -132,6 +134,11 @@ class Run:
         """Samples all chains, ``batch_size`` at once, fewer where memory runs out."""
         if not isinstance(num_samples, int) or num_samples < 1:
             raise ValueError(f"num_samples must be a whole number, at least 1, got {num_samples!r}")
+        if num_samples * self.shape[0] > MOST:
+            raise ValueError(
+                f"{num_samples:.3g} samples of {self.shape[0]} images are more than {MOST:,} at "
+                "once; ask for fewer"
+            )
         chains = [(j, k) for j in range(num_samples) for k in range(self.shape[0])]
         # Chains that may not be parted: a particle system.
         together = num_samples if self.bound.particles else 1

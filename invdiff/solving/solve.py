@@ -12,6 +12,7 @@ from invdiff.network import Denoiser
 from invdiff.problem import Measurement
 from invdiff.sampling import make_method
 from invdiff.solving.options import RunOptions, takes_options
+from invdiff.solving.recommend import recommend
 from invdiff.solving.restoration import Restoration
 from invdiff.solving.run import Run, check_image
 from invdiff.transitions import DDIM
@@ -21,7 +22,7 @@ from invdiff.transitions import DDIM
 def solve(
     measurement: Measurement,
     denoiser: Denoiser,
-    method: Any = "dps",
+    method: Any = None,
     *,
     num_samples: int = 1,
     **options: Any,
@@ -32,6 +33,7 @@ def solve(
         measurement: ``y = A(x) + sigma n`` of B images, in [0, 1] for image networks.
         denoiser: the prior.
         method: a registered name, an object, or a list of these, the first nearest to the network.
+            None takes what :func:`~invdiff.recommend` recommends, with its number of steps.
         num_samples: samples per image.
         options: ``steps``, ``seed``, ``transition`` and the other fields of
             :class:`~invdiff.solving.RunOptions`; anything else is a condition of the network, e.g.
@@ -45,7 +47,7 @@ def solve(
 
 
 def check_solve(
-    measurement: Measurement, denoiser: Denoiser, method: Any = "dps", **options: Any
+    measurement: Measurement, denoiser: Denoiser, method: Any = None, **options: Any
 ) -> None:
     """Raises what :func:`solve` would raise before it samples. No network is called; a classifier
     is tried on one empty image."""
@@ -61,6 +63,9 @@ def _solving(
             f"{type(measurement).__name__}"
         )
     check_image(denoiser, measurement.image_shape)
+    if method is None:
+        choice = recommend(measurement, denoiser)
+        method, given = choice.method, {"steps": choice.steps} | given
     options, cond = RunOptions.split(given)
     shape = (len(measurement), *measurement.image_shape)
     return Run.prepare(denoiser, method, shape, options, measurement=measurement, cond=cond)

@@ -27,7 +27,10 @@ FOLDER = Path(__file__).parent
 def photo64(**options: Any) -> Denoiser:
     """Unconditional prior for colour photographs of any size, trained on 64x64 crops; see its model
     card."""
-    return _shipped(FOLDER / "photo64", options)
+    denoiser = _shipped(FOLDER / "photo64", options)
+    colours = "it has not learnt the colours of objects; expect faces and skies in wrong ones"
+    denoiser.source["weak at"] = {"colorize": colours}
+    return denoiser
 
 
 def digits32(**options: Any) -> Denoiser:

@@ -30,6 +30,7 @@ from invdiff.config import compose, compose_suite, override_value
 from invdiff.images import read_image
 from invdiff.problem import Measurement
 from invdiff.sampling import NonFiniteError
+from invdiff.solving.recommend import Measured
 
 GRID = Grid("grid")
 UNTIMED = ("seconds", "peak_memory_mb")
@@ -651,11 +652,22 @@ def test_the_frontier_of_two_photographs(
         "images.names=[a,b]",
         "~methods",
         "+methods.dps.steps=[2,4]",
+        "+methods.dps.zeta=2",
     ]
     small += ["~operators", "+operators.inpaint.fraction=0.5", "+methods.replace.steps=2"]
     frontier.main(["--input", str(photos), "--output", str(tmp_path), *small])
-    assert (tmp_path / "inpaint.png").exists() and len(list(tmp_path.glob("*.json"))) == 6
-    assert "| dps | steps 4 |" in capsys.readouterr().out
+    assert (tmp_path / "inpaint.png").exists() and len(list(tmp_path.glob("*.json"))) == 9
+    assert "| dps | steps 4, zeta 2 |" in capsys.readouterr().out
+    rows = [Measured(**row) for row in json.loads((tmp_path / "recommended.json").read_text())]
+    assert {(r.method, r.steps, r.evaluations) for r in rows} == {
+        ("dps", 2, 4),
+        ("dps", 4, 8),
+        ("replace", 2, 2),
+        (None, 0, 0),
+    }
+    assert all((r.operator, r.model, r.images) == ("inpaint", "photo64", 2) for r in rows)
+    assert [r.values["zeta"] for r in rows if r.method == "dps"] == [2, 2]
+    assert all(0 < r.lpips < 1.5 and 3 < r.psnr < 60 for r in rows)
 
 
 def test_the_front_has_what_nothing_beats() -> None:

@@ -177,6 +177,8 @@ def test_json_samples_and_gif(
         "--json",
         "--seed",
         "3",
+        "--method",
+        "dps",
     ]
     assert (
         main([*args, *FAST, "guidance.zeta=0.25", "transition.name=ddim", "transition.eta=0.5"])
@@ -378,7 +380,8 @@ def test_bad_requests_say_so_in_one_line_and_write_nothing(
     args: list[str], expected: str, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert expected in error_of(capsys, "solve", *args, "--quiet")
+    method = [] if "--method" in args else ["--method", "dps"]
+    assert expected in error_of(capsys, "solve", *method, *args, "--quiet")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -467,6 +470,7 @@ def test_a_saved_measurement_brings_its_operator(
     assert (
         main(
             ["solve", "--measurement", str(tmp_path / "m.safetensors"), "--output", str(out), *FAST]
+            + ["--method", "dps"]
         )
         == 0
     )
@@ -556,14 +560,15 @@ def test_steps_far_from_those_of_the_preset_are_told(
 ) -> None:
     def said(*args: str) -> str:
         given = ["--input", str(photo), "--output", str(tmp_path / "out"), "--overwrite", "--quiet"]
-        assert main(["solve", *given, *args]) == 0
+        method = [] if "--method" in args else ["--method", "dps"]
+        assert main(["solve", *given, *method, *args]) == 0
         return "\n".join(
             line for line in capsys.readouterr().err.splitlines() if "tuned for" in line
         )
 
     warning = said("--steps", "2")
     assert (
-        "guidance.zeta=10.0 of the preset photo64_dps_inpaint is tuned for 100 steps, and "
+        "guidance.zeta=6 of the preset photo64_dps_inpaint is tuned for 100 steps, and "
         "this run has 2; say --steps 100" in warning
     )
     assert said("--steps", "2", "guidance.zeta=3") == "", "the user's own"
@@ -587,7 +592,8 @@ def test_a_restoration_that_does_not_fit_is_told(
             "--preset",
             "none",
         ]
-        assert main(["solve", *given, *args]) == 0
+        method = [] if "--method" in args else ["--method", "dps"]
+        assert main(["solve", *given, *method, *args]) == 0
         return json.loads((tmp_path / "out" / "result.json").read_text())[
             "consistency"
         ], capsys.readouterr().err
@@ -623,11 +629,13 @@ def test_a_preset_of_another_form_is_left_out(
         str(tmp_path / "out"),
         "--overwrite",
         "guidance.likelihood=true",
+        "--method",
+        "dps",
         *FAST,
     ]
     assert main(["solve", *given]) == 0
     assert (
-        "was tuned with guidance.likelihood=false, so its zeta=10.0 is left out"
+        "was tuned with guidance.likelihood=false, so its zeta=6 is left out"
         in capsys.readouterr().err
     )
     assert json.loads((tmp_path / "out" / "result.json").read_text())["config"]["guidance"] == [

@@ -232,3 +232,17 @@ def test_a_blurred_photograph_goes_on_beyond_its_border(
     chosen = ["--measurement", "in/a.png", "operator.border=reflect", "--output", "chosen"]
     assert main([*command, *chosen]) == 0
     assert "border reflect" in capsys.readouterr().err
+
+
+def test_a_long_run_says_what_takes_less(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from invdiff.commands import forecast
+
+    command = ["solve", "--input", "in", "--method", "none", "--steps", "8", "--operator", "hdr"]
+    assert main([*command, "--output", "short"]) == 0
+    assert "in all" not in capsys.readouterr().err
+    monkeypatch.setattr(forecast, "LONG", 0.0)
+    assert main([*command, "--output", "long", "--batch-size", "1"]) == 0
+    said = capsys.readouterr().err
+    assert said.count(" s in all; --steps 2 takes a quarter") == 1, said

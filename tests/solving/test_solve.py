@@ -764,11 +764,11 @@ def test_running_out_of_memory_halves_the_batch_tells_and_changes_nothing(
 ) -> None:
     m = Half().measure(rand(5, 6))
     plain = solve(
-        m, Denoiser(greedy(10, error), schedule=SCHEDULE), steps=4, num_samples=2, dtype=D
+        m, Denoiser(greedy(10, error), schedule=SCHEDULE), "dps", steps=4, num_samples=2, dtype=D
     )
     with pytest.warns(UserWarning, match="out of memory") as caught:
         small = solve(
-            m, Denoiser(greedy(2, error), schedule=SCHEDULE), steps=4, num_samples=2, dtype=D
+            m, Denoiser(greedy(2, error), schedule=SCHEDULE), "dps", steps=4, num_samples=2, dtype=D
         )
     assert [str(w.message) for w in caught] == [
         "out of memory; going on with 5 chains at once",
@@ -877,7 +877,7 @@ def test_options_are_in_the_signature_and_the_rest_are_conditions() -> None:
 
 
 def test_a_result_is_one_line_and_a_picture() -> None:
-    result = solve(measured(), conv(), steps=2, num_samples=2)
+    result = solve(measured(), conv(), "dps", steps=2, num_samples=2)
     assert re.fullmatch(
         r"Restoration\(2 samples of \d+x3x\d+x\d+, 2 evaluations forward and 2 backward per "
         r"image, \d+\.\d s\)",

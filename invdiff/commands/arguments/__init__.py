@@ -7,7 +7,17 @@ import argparse
 from importlib import import_module
 from typing import NoReturn
 
-COMMANDS = ("solve", "generate", "bench", "leaderboard", "list", "info", "check", "new-plugin")
+COMMANDS = (
+    "solve",
+    "generate",
+    "tune",
+    "bench",
+    "leaderboard",
+    "list",
+    "info",
+    "check",
+    "new-plugin",
+)
 """Each has its arguments in the module of its name here, and ``run(args)`` in the one of
 :mod:`invdiff.commands`."""
 

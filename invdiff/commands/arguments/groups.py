@@ -22,14 +22,15 @@ def number_or_auto(text: str) -> float | str:
     return text if text == "auto" else float(text)
 
 
-def what(group: argparse._ArgumentGroup, method: str, model: str) -> None:
+def what(group: argparse._ArgumentGroup, method: str, model: str | None = None) -> None:
     """Methods and the model."""
     group.add_argument(
         "--method",
         action="append",
         help=f"{method}; repeat for a chain, the first nearest to the network",
     )
-    group.add_argument("--model", default=model, help=f"the prior: {MODEL} (default: {model})")
+    default = model or "photo64, or the one that ships for a method that needs another kind"
+    group.add_argument("--model", default=model, help=f"the prior: {MODEL} (default: {default})")
     trust(group)
 
 

@@ -23,7 +23,15 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="how the image was degraded (default: inpaint); see `invdiff list operators` and, "
         "for the literature's problems, `list protocols`",
     )
-    groups.what(what, "how it is restored (default: dps)", model="photo64")
+    groups.what(
+        what, "how it is restored (default: what was measured to be best within the --budget)"
+    )
+    what.add_argument(
+        "--budget",
+        metavar="fast|good|best|N",
+        help="without --method: about how many evaluations of the network an image may cost, "
+        "20, 100, 1000 or N (default: good)",
+    )
     what.add_argument(
         "--label",
         type=int,
@@ -34,6 +42,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--preset",
         default="auto",
         help="auto: the values tuned for this model, if any; paper: as published; none",
+    )
+    what.add_argument(
+        "--tune",
+        type=int,
+        metavar="N",
+        help="first search the method's values in N short runs on the first image, without its "
+        "truth: what is held out of the measurement is predicted",
     )
     data = parser.add_argument_group("images")
     data.add_argument(

@@ -1,0 +1,80 @@
+"""The method and the network of ``solve`` where nobody chose them."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from typing import Any
+
+from invdiff.commands.common import configure, load_models
+from invdiff.config import build_operator, override_value
+from invdiff.config.presets import is_file, preset_of_file
+from invdiff.network import Denoiser
+from invdiff.plugins.registry import load
+from invdiff.problem import Measurement
+from invdiff.solving.recommend import (
+    Recommendation,
+    evaluations_of,
+    linear_is_better,
+    recommend,
+    recorded,
+)
+
+MODEL = "photo64"
+
+
+def chosen(
+    args: argparse.Namespace, operator: str, saved: Measurement | None
+) -> tuple[argparse.Namespace, str, Denoiser | None]:
+    """The arguments with a model and a method; a line that says why the method is taken, empty
+    where it was asked for; and the network, where it had to be asked.
+
+    Raises:
+        ValueError: a budget beside a method, or one that is none; an operator that no method that
+            was measured takes.
+    """
+    made = argparse.Namespace(**vars(args))
+    if args.method is None and is_file(args.preset):
+        made.method = [preset_of_file(args.preset)["guidance"]["name"]]
+        return chosen(made, operator, saved)
+    if args.method is not None:
+        if args.budget is not None:
+            raise ValueError("--budget chooses a method; leave out --budget or --method")
+        shipped = [getattr(load("guidance", name), "shipped", None) for name in args.method]
+        made.model = args.model or next(filter(None, shipped), MODEL)
+        if worse := linear_is_better(operator, made.model, args.method[-1]):
+            warnings.warn(worse, stacklevel=2)
+        return made, "", None
+    made.model = args.model or MODEL
+    of_a_method = [o for o in args.overrides if o.lstrip().startswith("guidance.")]
+    if args.preset not in ("auto", "none"):
+        of_a_method.append(f"--preset {args.preset}")
+    if of_a_method:
+        raise ValueError(f"{of_a_method[0][:80]} is for a method; say which: --method NAME")
+    choice, denoiser = _choice(made, operator, args.budget or "good", saved)
+    made.method = [choice.name]
+    said = {
+        "steps": choice.steps,
+        "num_samples": choice.num_samples,
+        **{f"guidance.{key}": value for key, value in choice.values.items()},
+    }
+    made.overrides = [f"{k}={override_value(v)}" for k, v in said.items()] + args.overrides
+    about = f"{choice.steps} steps, {choice.evaluations:g} evaluations"
+    if args.steps is not None:
+        about = f"{args.steps} steps"
+    why = f"method: {choice.name}, {about}: {choice.why}; others: invdiff list guidance"
+    return made, why, denoiser
+
+
+def _choice(
+    args: argparse.Namespace, operator: str, budget: str, saved: Measurement | None
+) -> tuple[Recommendation, Denoiser | None]:
+    """By name where this operator and model were measured; else both are made and asked."""
+    limit = evaluations_of(budget)
+    bare = argparse.Namespace(**vars(args) | {"upscale": None})
+    config: dict[str, Any] = configure(bare, operator, ["none"], "none")
+    found = recorded(config["operator"]["name"], args.model, limit)
+    if found is not None:
+        return found, None
+    denoiser, _ = load_models(bare, config)
+    return recommend(saved or build_operator(config), denoiser, budget), denoiser

@@ -1,0 +1,171 @@
+"""``invdiff tune``: the values of a method's parameters for one's own network and operator."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from invdiff.benchmarks import tuning
+from invdiff.benchmarks.tables import markdown
+from invdiff.commands.common import check_numbers, check_paths, configure, load_models
+from invdiff.commands.jobs import Job, find_jobs, measure
+from invdiff.config import build_operator
+from invdiff.files import write_atomically
+from invdiff.network import Denoiser
+from invdiff.problem import Operator
+from invdiff.sampling import make_method
+from invdiff.solving import solve
+
+MODEL = "photo64"
+PROBE = 2
+"""Steps of the run that tells how many evaluations a step costs."""
+
+
+def run(args: argparse.Namespace) -> None:
+    """Searches each method and writes ``METHOD.yaml``, the preset, and ``results.md``.
+
+    Raises:
+        ValueError: what does not exist or does not fit.
+    """
+    _check_installed()
+    check_paths(args, ("input", "measurement", "output", "mask"))
+    if not args.method:
+        raise ValueError("say whose values are searched: --method NAME")
+    if args.trials < 1 or args.limit < 1:
+        raise ValueError(
+            f"--trials and --limit must be at least 1, got {args.trials}, {args.limit}"
+        )
+    if args.input is None and args.measurement is None:
+        raise ValueError("give images: --input FOLDER, or --measurement FOLDER of degraded ones")
+    args = argparse.Namespace(**vars(args) | {"image_id": None, "upscale": None})
+    args.model = args.model or MODEL
+    objective = args.objective or ("lpips" if args.measurement is None else "measurement")
+    folder = Path(args.output or f"invdiff-tune-{args.operator}").expanduser()
+    rows = []
+    for method in args.method:
+        config = configure(args, args.operator, [method], "auto")
+        if args.mask is not None:
+            config["operator"]["mask"] = args.mask
+        check_numbers(config, {"steps": (int,), "seed": (int,), "sigma": (int, float)})
+        denoiser, _ = load_models(args, config)
+        jobs = find_jobs(args, denoiser, None)[: args.limit]
+        operator = build_operator(config)
+        measured = [measure(job, operator, config, denoiser) for job in jobs]
+        over = tuning.problems(measured, [job.id for job in jobs], objective, config["seed"])
+        start = {k: v for k, v in config["guidance"][0].items() if k != "name"}
+        steps = config["steps"]
+        if args.budget is not None:
+            steps = steps_of(args.budget, over[0], denoiser, method, start)
+        found = tuning.tune(
+            over,
+            denoiser,
+            method,
+            objective,
+            trials=args.trials,
+            steps=steps,
+            seed=config["seed"],
+            start=start,
+            storage=folder / "search.log",
+            progress=not args.quiet,
+        )
+        write_preset(folder, found, start, steps, args, len(jobs))
+        rows.append(
+            {
+                "method": method,
+                "values": ", ".join(f"{k} {v:.4g}" for k, v in found.values.items()),
+                f"{objective}": f"{found.score:.4g}",
+                "with the values before": f"{found.general:.4g}",
+                "trials": str(found.trials),
+                "preset": f"{folder}/{method}.yaml",
+            }
+        )
+    text = markdown(rows)
+    write_atomically(folder / "results.md", text + "\n")
+    if not args.quiet:
+        print(text)
+        preset = rows[0]["preset"]
+        print(
+            f"invdiff solve --operator {args.operator} --method {args.method[0]} --preset {preset}",
+            file=sys.stderr,
+        )
+
+
+def _check_installed() -> None:
+    if find_spec("optuna") is None:
+        raise ValueError("tune needs Optuna: pip install 'invdiff[tune]'")
+
+
+def tuned(
+    args: argparse.Namespace,
+    config: dict[str, Any],
+    job: Job,
+    operator: Operator,
+    denoiser: Denoiser,
+) -> dict[str, Any]:
+    """The configuration with values that were found on one picture, whose truth is not used.
+
+    Raises:
+        ValueError: a chain of methods, or one without declared ranges.
+    """
+    _check_installed()
+    if len(config["guidance"]) != 1 or args.tune < 1:
+        raise ValueError("--tune is of one method, and of at least one run")
+    measurement, _ = measure(job, operator, config, denoiser)
+    over = tuning.problems([(measurement, None)], [job.id], "measurement", config["seed"])
+    node = config["guidance"][0]
+    found = tuning.tune(
+        over,
+        denoiser,
+        node["name"],
+        "measurement",
+        trials=args.tune,
+        steps=config["steps"],
+        seed=config["seed"],
+        start={k: v for k, v in node.items() if k != "name"},
+        progress=not args.quiet,
+    )
+    values = {k: v if isinstance(v, int) else float(f"{v:.4g}") for k, v in found.values.items()}
+    if not args.quiet:
+        said = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
+        print(
+            f"tuned on {job.name}: {said}; predicts what was held out to {found.score:.4g} "
+            f"({found.general:.4g} with the values before)",
+            file=sys.stderr,
+        )
+    return config | {"guidance": [node | values]}
+
+
+def steps_of(
+    budget: float, problem: tuning.Problem, denoiser: Denoiser, method: str, values: dict[str, Any]
+) -> int:
+    """The steps that a number of evaluations affords."""
+    given, ids = problem.given.select([0]), problem.ids[:1]
+    result = solve(given, denoiser, make_method(method, **values), steps=PROBE, image_ids=ids)
+    return max(1, round(budget / (result.nfe + result.nbe) * PROBE))
+
+
+def write_preset(
+    folder: Path,
+    found: tuning.Tuned,
+    start: dict[str, Any],
+    steps: int,
+    args: argparse.Namespace,
+    images: int,
+) -> None:
+    """Writes the preset, and in a comment what it was chosen from."""
+    from omegaconf import OmegaConf
+
+    node: dict[str, Any] = {"name": found.method}
+    node |= {k: v for k, v in start.items() if v is not None}
+    node |= {k: v if isinstance(v, int) else float(f"{v:.4g}") for k, v in found.values.items()}
+    said = (
+        f"# {found.method} for {args.operator} with {args.model}, {steps} steps: best of "
+        f"{found.trials} trials on {images} images by {found.objective}, {found.score:.4g} "
+        f"({found.general:.4g} with the values before).\n"
+    )
+    text = said + OmegaConf.to_yaml(OmegaConf.create({"steps": steps, "guidance": node}))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"{found.method}.yaml", text)
