@@ -13,6 +13,7 @@ import torch
 from invdiff.benchmarks.schema import Dtype, Network, Weights, digest
 from invdiff.device import choose_device
 from invdiff.itineraries import Straight
+from invdiff.loading import python_file
 from invdiff.loading.model import is_registered, load_model
 from invdiff.network import Denoiser
 from invdiff.network.weights import weights_hash
@@ -41,6 +42,8 @@ def _named(label: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any], 
 
 def _without_folder(name: str) -> str:
     """A path without its folder, anything else as it is."""
+    if (written := python_file.parse(name)) is not None:
+        return f"{written[0].name}:{written[1]}"
     return Path(name).name if not is_registered(name) and Path(name).exists() else name
 
 

@@ -26,7 +26,19 @@ TIMEOUT = 10.0
 _ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(@(?P<revision>[^:@]+))?(:(?P<subfolder>[\w./-]+))?"
 )
-_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl", ".onnx", ".json", ".pt2", ".ts")
+_FILES = (
+    ".py",
+    ".safetensors",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".bin",
+    ".pkl",
+    ".onnx",
+    ".json",
+    ".pt2",
+    ".ts",
+)
 
 
 class HubId(NamedTuple):

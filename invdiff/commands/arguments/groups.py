@@ -12,8 +12,8 @@ in a chain guidance.dps.zeta=0.5.
 """
 
 MODEL = (
-    "a registered name, a diffusers folder, a file (.safetensors, .pt, .onnx, ...) or a model "
-    "of the hub, owner/name"
+    "a registered name, a diffusers folder, a file (.safetensors, .pt, .onnx, ...), a model of the "
+    "hub, owner/name, or a function of your own, mymodel.py:make, whose code runs"
 )
 
 

@@ -1,0 +1,91 @@
+"""Networks made by a function of a Python file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from invdiff import load_model
+from invdiff.commands.main import main
+from invdiff.images import sample_photo, write_image
+
+CODE = """
+from dataclasses import dataclass
+import torch
+from invdiff import Denoiser, schedules
+
+@dataclass
+class Config:
+    factor: float = 0.1
+
+class Net(torch.nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.tensor(factor))
+    def forward(self, x, t):
+        return self.factor * x
+
+def make(factor=0.1):
+    net = Net(Config(factor).factor)
+    return Denoiser(net, schedule=schedules.linear(), data_range=(-1, 1), channels=3, name="mine")
+
+def number(**options):
+    return 3
+
+word = "no function"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("own").mkdir()
+    path = Path("own/mymodel.py")
+    path.write_text(CODE)
+    write_image(Path("p.png"), sample_photo(32)[0])
+    return path
+
+
+def test_in_python(file: Path) -> None:
+    with pytest.warns(UserWarning, match="the code of own/mymodel.py runs"):
+        denoiser = load_model("own/mymodel.py:make", dtype=torch.float64, clip=False)
+    assert denoiser.name == "mine" and denoiser.dtype == torch.float64 and not denoiser.clip
+    assert len(denoiser.source["code"]) == 64
+
+
+def test_on_the_command_line(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", "own/mymodel.py:make", "--steps", "2", "--input", "p.png"]
+    assert main(["solve", "--operator", "inpaint", "--method", "ddnm", *model, "--no-check"]) == 0
+    assert "the code of own/mymodel.py runs" in capsys.readouterr().err
+    assert (
+        main(["bench", *model, "--operator", "inpaint", "--method", "ddnm", "--output", "b"]) == 0
+    )
+    (record,) = [json.loads(p.read_text()) for p in Path("b").glob("*.json")]
+    assert record["cell"]["model"]["name"] == "mymodel.py:make", "without its folder"
+    assert main(["info", "own/mymodel.py:make"]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:the code of")
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("own/none.py:make", "there is no file own/none.py"),
+        ("own/mymodel.py:mke", "has no function mke. Did you mean 'make'"),
+        ("own/mymodel.py:word", "has no function word"),
+        ("own/mymodel.py:number", "must return an invdiff.Denoiser, got int"),
+        ("own/broken.py:make", "own/broken.py fails: ZeroDivisionError"),
+        ("own/mymodel.py", "of no kind that is read here"),
+    ],
+)
+def test_what_is_wrong_is_said(source: str, says: str, file: Path) -> None:
+    Path("own/broken.py").write_text("1 / 0")
+    with pytest.raises(ValueError, match=says):
+        load_model(source)
+
+
+def test_an_option_that_it_does_not_have(file: Path) -> None:
+    with pytest.raises(ValueError, match="has no parameter 'colour'"):
+        load_model("own/mymodel.py:make", colour=1)
