@@ -60,9 +60,8 @@ def test_on_the_command_line(file: Path, capsys: pytest.CaptureFixture[str]) -> 
     model = ["--model", "own/mymodel.py:make", "--steps", "2", "--input", "p.png"]
     assert main(["solve", "--operator", "inpaint", "--method", "ddnm", *model, "--no-check"]) == 0
     assert "the code of own/mymodel.py runs" in capsys.readouterr().err
-    assert (
-        main(["bench", *model, "--operator", "inpaint", "--method", "ddnm", "--output", "b"]) == 0
-    )
+    small = ["images.crop=32", "images.size=32", "--output", "b"]
+    assert main(["bench", *model, "--operator", "inpaint", "--method", "ddnm", *small]) == 0
     (record,) = [json.loads(p.read_text()) for p in Path("b").glob("*.json")]
     assert record["cell"]["model"]["name"] == "mymodel.py:make", "without its folder"
     assert main(["info", "own/mymodel.py:make"]) == 0
