@@ -1,5 +1,5 @@
-"""What methods are compared with, on the same measurements: classical restorations, and the
-samplers of other packages.
+"""Baselines that methods are compared with on the same measurements: classical restorations, and
+the samplers of other packages.
 
     pinv        (A* A + sigma²)^-1 A* y, that is A† y without noise     linear operators
     bicubic     y enlarged, antialiased cubic                           where y is a smaller image

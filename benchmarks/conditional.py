@@ -225,7 +225,7 @@ def _generated(cell: Cell, denoiser: Denoiser, labels: Tensor) -> Restoration:
 
 
 def _judged(file: Path, data: Path) -> dict[str, Any]:
-    """What identifies the judge and the digits, and how good it is; trained if it is not there."""
+    """The identity of the judge and the digits, and its accuracy; trained if it is not there."""
     if not file.exists():
         from safetensors.torch import save
 
@@ -243,7 +243,7 @@ def _judged(file: Path, data: Path) -> dict[str, Any]:
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What identifies the network and its classifier, and what they compute in."""
+    """The identity of the network and its classifier, with their precision."""
     found = {
         "name": config["model"],
         "dtype": config["dtype"],

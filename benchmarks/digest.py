@@ -56,7 +56,7 @@ def of_code(what: Any) -> str:
 
 
 def used_by(what: Any) -> dict[str, str]:
-    """What a class or function is made of.
+    """The definitions that a class or function uses.
 
     Returns:
         ``"module:name"`` -> digest, of its own definition and of every definition that it uses,

@@ -1,4 +1,4 @@
-"""What the figures of a record were made with."""
+"""The environment that figures were measured in."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ LARGEST_FILE = 4 << 20
 LARGEST_PICTURE = 1 << 26
 """Pixels of a picture, at most."""
 FIGURES = ("metrics", "mean", "spread")
-"""What a result says of quality."""
+"""The parts of a result about quality."""
 
 
 def read_records(folders: Sequence[str | Path], strict: bool = False) -> list[Record]:
@@ -82,7 +82,7 @@ def finished_files(folder: Path) -> list[Path]:
 
 
 def problems(folders: Sequence[str | Path]) -> tuple[list[str], list[Record]]:
-    """What is wrong with the records in these folders, a line each, ``file: JSON path: what``; and
+    """The problems of the records in these folders, a line each, ``file: JSON path: what``; and
     those with which nothing is.
 
     Every record is held against the schema, its file's name against its cell, its pictures against
@@ -138,7 +138,7 @@ def flaws(record: Any) -> list[str]:
 
 
 def benchmark_hash(cell: Mapping[str, Any]) -> str:
-    """What a cell belongs to, 12 hex digits that change with anything in its benchmark."""
+    """The hash of a cell's benchmark, 12 hex digits that change with anything in its benchmark."""
     return digest(cell["benchmark"])[:12]
 
 

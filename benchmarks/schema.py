@@ -95,7 +95,7 @@ class Network(Weights):
 
 
 class Row(TypedDict):
-    """What the cells of one row of a table have in common beside their benchmark."""
+    """The part of a cell that all cells of a row share, beside their benchmark."""
 
     label: str
     kind: Literal["method", "baseline"]
@@ -152,7 +152,7 @@ class Values(TypedDict):
 
 
 class Measured(Scores, Cost):
-    """What came out of a cell of a grid."""
+    """The result of a cell of a grid."""
 
     measurement: str
     restoration: str
@@ -170,7 +170,7 @@ class Failure(TypedDict):
 
 
 class Record(TypedDict):
-    """What a folder keeps of a cell, with either a result or a failure."""
+    """A record: a cell, with either a result or a failure."""
 
     format: int
     suite: str

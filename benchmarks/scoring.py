@@ -1,4 +1,4 @@
-"""What a restoration is worth: metrics of its samples, consistency with the measurement, spread,
+"""Scores of a restoration: metrics of its samples, consistency with the measurement, spread,
 and scores of whole sets.
 
 consistency          ‖A x − y‖ / (sigma sqrt(m)), see
@@ -37,7 +37,7 @@ SETS = ("fid", "kid", "is")
 
 
 def identity(name: str) -> schema.Metric:
-    """What the values of a registered metric depend on: rows are comparable where all of it is
+    """The identity of a registered metric: rows are comparable where all of it is
     equal."""
     metric = load("metrics", name)
     found: schema.Metric = {

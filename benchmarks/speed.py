@@ -1,4 +1,4 @@
-"""What the framework costs: every figure is a ratio of things measured side by side, in turn, in
+"""The cost of the framework: every figure is a ratio of things measured side by side, in turn, in
 this one run.
 
     python -m invdiff.benchmarks.speed [--output FOLDER] [--only overhead conditional free peers
@@ -67,7 +67,7 @@ def in_turn(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, 
 
 
 def peak_memory_mb(run: Callable[[], Any], warm_up: Callable[[], Any] | None = None) -> float:
-    """What a call allocates at its peak, from the process's resident size (Linux). What is
+    """The peak memory that a call allocates, from the process's resident size (Linux). What is
     allocated once and kept is left out by a call before it, by default the same."""
 
     def status(key: str) -> float:

@@ -59,7 +59,7 @@ class Suite(ABC):
         """The records of a configuration as Markdown."""
 
     def context(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What evaluating takes besides cells, such as where files are; plain data as well. Results
+        """The context of evaluating cells, such as where files are; plain data as well. Results
         do not depend on it. By default nothing."""
         return {}
 

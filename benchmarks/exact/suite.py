@@ -103,7 +103,7 @@ def _problems(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def score(cell: Cell) -> Result:
-    """What a cell's samples are worth and cost."""
+    """The scores and the cost of a cell's samples."""
     n, cost = cell["samples"], dict[str, float]()
     if cell["problem"] == "gaussian":
         problem = gaussian_problem(

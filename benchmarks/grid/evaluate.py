@@ -201,7 +201,7 @@ def _cost(forward: float, backward: float, seconds: float, times: float) -> Cost
 
 
 _warm: set[tuple[Any, ...]] = set()
-"""What this process has run before: names of networks with shapes of images, and baselines."""
+"""A cache of what this process has run: names of networks with shapes of images, and baselines."""
 
 
 def _warm_up(name: str, denoiser: Denoiser, measurement: Measurement, method: Method) -> None:

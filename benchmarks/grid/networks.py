@@ -20,7 +20,7 @@ from invdiff.network.weights import weights_hash
 
 
 def identity_of(label: str, config: Mapping[str, Any]) -> Network:
-    """What identifies a network and what it computes in. Where its file is stays out of it: others
+    """The identity of a network, with its precision. Where its file is stays out of it: others
     have it elsewhere."""
     name, options, dtype = _named(label, config)
     # This need not be where cells run.

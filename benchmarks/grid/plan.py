@@ -22,8 +22,8 @@ TOP = ("steps", "num_samples", "transition", "itinerary")
 
 
 OF_RUN = ("guidance", "transition", "itinerary", "steps", "num_samples", "preset")
-"""What a row takes of the configuration that ``invdiff solve`` would run; operator and noise are
-the benchmark's."""
+"""The keys of a row that come from the configuration that ``invdiff solve`` would run; operator and
+noise are the benchmark's."""
 
 
 def plan(config: Mapping[str, Any]) -> list[list[GridCell]]:
@@ -91,7 +91,7 @@ def _cell(benchmark: Benchmark, image: Image, seed: int, batch: list[Image], row
 def benchmark_of(
     label: str, given: Mapping[str, Any], config: Mapping[str, Any], images: Sequence[Image]
 ) -> Benchmark:
-    """What rows have to share in order to be compared."""
+    """The benchmark, which rows share in order to be compared."""
     overrides = [f"operator.{k}={override_value(v)}" for k, v in given.items() if k != "name"]
     overrides += [f"{k}={config[k]}" for k in ("sigma", "gain") if config[k] is not None]
     composed = compose(
@@ -157,7 +157,7 @@ def _run(
     model: str,
     config: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What a row runs, as ``invdiff solve`` would compose it, and its version."""
+    """The run of a row, as ``invdiff solve`` would compose it, and its version."""
     target = config["operators"][operator] or {}
     overrides = [f"operator.{k}={override_value(v)}" for k, v in target.items() if k != "name"]
     overrides += [

@@ -86,8 +86,8 @@ class _Crew:
             worker.begin(*self.waiting.popleft())
 
     def _records(self, worker: _Worker) -> list[Record]:
-        """What a worker found, which then begins its next task; nothing where it died and its task
-        is tried again."""
+        """The results of a worker, which then begins its next task; nothing where it died and its
+        task is tried again."""
         task, attempt, found = worker.task, worker.attempt, list[Record]()
         try:
             found = worker.records()
@@ -112,7 +112,7 @@ class _Crew:
 
 
 def cuda_devices() -> list[str]:
-    """What this process may use, as ``CUDA_VISIBLE_DEVICES`` names it."""
+    """The devices that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return (
         [str(k) for k in range(torch.cuda.device_count())]

@@ -155,8 +155,8 @@ def _refusals() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Share:
-    """What one job evaluates. The records of every task are a file, so that they arrive as they
-    are made and a job that is queued again goes on where it was.
+    """The tasks that one job evaluates. The records of every task are a file, so that they arrive
+    as they are made and a job that is queued again goes on where it was.
 
     Args:
         suite, folder, context: of the run.
@@ -184,7 +184,7 @@ class Share:
                 )
 
     def checkpoint(self) -> Any:
-        """What submitit queues when the job is preempted."""
+        """The submission that submitit queues when the job is preempted."""
         return package("submitit").helpers.DelayedSubmission(self)
 
     def begun(self, i: int) -> Path:

@@ -46,7 +46,7 @@ def _everywhere(row: Row, score: Score, name: str) -> bool:
 
 
 def order(row: Row, better: Mapping[str, Better]) -> tuple[Any, ...]:
-    """What rows are sorted by: complete ones first, by the first metric that is ranked."""
+    """The sort key of rows: complete ones first, by the first metric that is ranked."""
     name, direction = next(((n, b) for n, b in better.items() if b is not None), (None, None))
     mean = row["scores"][name]["mean"] if name is not None and row["complete"] else None
     sign = SIGN[direction] if direction is not None else 1

@@ -25,7 +25,7 @@ def markdown(tables: Sequence[Table]) -> str:
 
 
 def cautions(table: Table) -> list[str]:
-    """What a reader has to know before comparing rows: where they were not measured alike."""
+    """Cautions for comparing rows: where they were not measured alike."""
     found = []
     for field, how, figures in (
         ("processor", "on different processors", False),

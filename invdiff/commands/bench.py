@@ -33,7 +33,7 @@ VALUES = ("sigma", "steps", "num_samples", "batch_size", "dtype", "device")
 OWN = {"steps": ("methods", "baselines"), "num_samples": ("methods",), "dtype": ("models",)}
 """Where entries of a suite may have a value of their own."""
 LEAST = {"seeds": 1, "steps": 1, "num_samples": 1, "batch_size": 1, "sigma": 0}
-"""What the numbers of flags must be at least."""
+"""The least number that each flag takes."""
 SAMPLE = 5
 """Records of a folder that are reproduced where --sample says nothing else."""
 DIGITS = 4
@@ -249,7 +249,7 @@ COSTS = (
     "restoration",
     "measurement",
 )
-"""What of a result may differ between machines, or is a name."""
+"""The parts of a result that may differ between machines, or are names."""
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""What the commands that sample share: their configuration, the folder they write to, what is
+"""Shared by the commands that sample: their configuration, the folder they write to, what is
 watched and recorded."""
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def batch_size(config: dict[str, Any]) -> int | None:
 
 
 def model_options(config: dict[str, Any]) -> dict[str, Any]:
-    """What a configuration says about the model; that its code may run is said by a flag alone,
+    """The options of the model in a configuration; that its code may run is said by a flag alone,
     never by a file or an override."""
     options = {k: v for k, v in config["model"].items() if k != "name"}
     if "allow_pickle" in options:
@@ -316,8 +316,8 @@ class Watch:
 def record_of(
     result: Restoration, config: dict[str, Any], denoiser: Denoiser, weights: str | None
 ) -> dict[str, Any]:
-    """What every result.json says: what was run, with what, and what it cost; ``weights`` is the
-    hash of the network's."""
+    """The part that every result.json has: what was run, with what, and what it cost; ``weights``
+    is the hash of the network's."""
     return {
         "config": config,
         "run": result.config,

@@ -18,7 +18,7 @@ from typing import Any
 from invdiff.files import write_atomically
 
 REQUEST = "run.json"
-"""What was asked for; the same request goes on in the same folder."""
+"""The file with the request; the same request goes on in the same folder."""
 OURS = re.compile(
     r"(restored|measurement|truth|comparison|mean|std|upscaled|sample_\d+)\.png|trajectory\.gif"
     r"|measurement\.safetensors|result\.json"

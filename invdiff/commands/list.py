@@ -24,7 +24,7 @@ from invdiff.plugins.registry import (
 )
 
 FILES = {"protocols": "operator", "presets": "preset", "suites": "suite"}
-"""What is listed of the config groups."""
+"""The config groups that are listed."""
 LISTED = (*KINDS, *FILES)
 LINE = 110
 """Columns of a line of the list."""
@@ -35,7 +35,7 @@ PREFIX = {
     "transitions": "transition",
     "itineraries": "itinerary",
 }
-"""What stands before a parameter on the command line."""
+"""The prefix of a parameter on the command line."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _in_short(kind: str, name: str) -> str:
-    """What something is for, in one line; empty where nothing says so."""
+    """The purpose of a plug-in or configuration in one line; empty where none is given."""
     if kind in FILES:
         text = config_files(FILES[kind])[name][1].read_text(encoding="utf-8")
         comments = [line.lstrip("# ") for line in text.splitlines() if line.startswith("# ")]
@@ -84,8 +84,9 @@ def names(kind: str) -> dict[str, str]:
 
 
 def describe(kind: str, name: str) -> dict[str, Any]:
-    """What a name is, as plain data: ``summary``, ``facts`` about what it is and needs, and
-    ``parameters`` (name -> ``default`` where it has one, and ``text``); of files their ``text``.
+    """The description of a name as plain data: ``summary``, ``facts`` about what it is and needs,
+    and ``parameters`` (name -> ``default`` where it has one, and ``text``); of files their
+    ``text``.
 
     Raises:
         UnknownNameError: there is none; lists those there are and the nearest.

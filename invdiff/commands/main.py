@@ -15,7 +15,7 @@ from invdiff.commands.arguments import make_parser, module_of
 
 
 def _instead(unknown: Sequence[str]) -> str:
-    """What to write for arguments of Hydra's command line."""
+    """A hint for arguments of Hydra's command line."""
     for argument in unknown:
         if argument in ("-m", "--multirun"):
             return "; for many runs use invdiff bench"

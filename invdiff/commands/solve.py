@@ -337,7 +337,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _cheaper(config: dict[str, Any], model: str) -> str:
-    """What to do where a run takes too long."""
+    """A hint where a run takes too long."""
     fast, steps = recorded(config["operator"]["name"], model, BUDGETS["fast"]), config["steps"]
     if fast is not None and fast.steps * 2 <= steps:
         return f"--budget fast, without --method, takes {fast.steps} steps of {fast.name}"
@@ -420,7 +420,7 @@ def _problem(args: argparse.Namespace) -> str:
 def _request(
     args: argparse.Namespace, config: dict[str, Any], denoiser: Denoiser, jobs: Sequence[Job]
 ) -> dict[str, Any]:
-    """What is asked for, as plain data; the same again goes on where it was stopped."""
+    """The request as plain data; the same again goes on where it was stopped."""
     asked = {
         "invdiff": version("invdiff"),
         "config": config,
@@ -432,7 +432,7 @@ def _request(
 
 
 def _untuned(config: dict[str, Any]) -> str | None:
-    """What to say where a step size that was tuned for one number of steps is used with quite
+    """A warning where a step size that was tuned for one number of steps is used with quite
     another."""
     tuned = preset_values(config["preset"]) if config["preset"] else {}
     node, steps, wanted = config["guidance"][-1], config["steps"], tuned.get("steps")

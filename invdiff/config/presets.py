@@ -119,7 +119,7 @@ def left_out(
     guidance: Mapping[str, Any],
     overrides: Sequence[Override],
 ) -> list[str]:
-    """What a preset says of a method that does not count, since an override changed a switch (true
+    """The values of a preset that are left out, since an override changed a switch (true
     or false) that it was tuned with."""
     changed = [
         key for key, value in stated.items() if isinstance(value, bool) and guidance[key] != value

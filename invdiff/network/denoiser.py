@@ -246,6 +246,12 @@ class Denoiser:
             cond: what the network is conditioned on; ``label``: an int, a (B,) tensor, or None for
                 unconditional; ``cond``: the image of ``cond_channels``, (B, cond_channels, H, W).
         """
+        if not isinstance(x_t, Tensor) or not isinstance(level, Level):
+            raise TypeError(
+                "a Denoiser is called with a tensor (B, ...) and a Level, e.g. "
+                f"denoiser(x_t, denoiser.schedule(500)); got {type(x_t).__name__} and "
+                f"{type(level).__name__}"
+            )
         at = self._clock(level)
         x = x_t if at.scale == 1.0 else x_t * at.scale
         out = self._run(x, at, self._conditions(cond, x))

@@ -1,4 +1,4 @@
-"""What is to be solved: a measurement ``y = A(x) + sigma n`` and its forward operator A."""
+"""The problem: a measurement ``y = A(x) + sigma n`` and its forward operator A."""
 
 from invdiff.problem.make import make_operator
 from invdiff.problem.measurement import Measurement

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from invdiff.plugins.registry import call, load
@@ -14,8 +16,12 @@ from invdiff.problem.operator import Operator, Shape
 
 def make_operator(operator: str | Any, **parameters: Any) -> Operator:
     """An operator by registered name with its parameters, or from a ``deepinv.physics.Physics``
-    object."""
+    object. NumPy arrays among the parameters become tensors."""
     if isinstance(operator, str):
+        parameters = {
+            k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v
+            for k, v in parameters.items()
+        }
         return call(load("operators", operator), f"operator {operator!r}", parameters)
     if parameters:
         raise TypeError(

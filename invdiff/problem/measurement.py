@@ -14,7 +14,7 @@ from torch import Tensor
 
 from invdiff.problem import measurement_file
 from invdiff.problem.make import as_operator
-from invdiff.problem.operator import LinearOperator, Operator, of_kind
+from invdiff.problem.operator import LinearOperator, Operator, check_tensor, of_kind
 from invdiff.problem.spectral import SpectralOperator, inverted
 from invdiff.problem.wrapped import Rescaled
 
@@ -61,6 +61,7 @@ class Measurement:
     sigma: Any = 0.0
 
     def __post_init__(self) -> None:
+        check_tensor(self.y, "y")
         operator = as_operator(self.operator)
         if operator.shape is None:
             operator = operator.bind(operator.image_shape(tuple(self.y.shape[1:])))

@@ -65,7 +65,7 @@ class Operator(ABC):
 
     @cached_property
     def _memo(self) -> dict[Any, Any]:
-        """What was made of this operator: bound ones, copies elsewhere."""
+        """A cache of operators made from this one: bound ones, copies elsewhere."""
         return {}
 
     # What subclasses write ------------------------------------------------------------------------
@@ -95,7 +95,7 @@ class Operator(ABC):
 
     @property
     def kind(self) -> str:
-        """What it is called in messages."""
+        """Its name in messages."""
         return type(self).__name__
 
     def of_file(self, path: Path) -> Self:
@@ -115,13 +115,14 @@ class Operator(ABC):
 
     @classmethod
     def wanted(cls) -> str:
-        """What messages call an operator of this class where a method requires one."""
+        """The name of the class in messages about what a method requires."""
         return f"a {cls.__name__}"
 
     # What users call ------------------------------------------------------------------------------
 
     def __call__(self, x: Tensor) -> Tensor:
         """A(x), for x (B, *shape)."""
+        check_tensor(x, "x")
         return self._for_image(x)._forward(x)
 
     def __matmul__(self, other: Operator) -> Operator:
@@ -173,6 +174,7 @@ class Operator(ABC):
         """
         from invdiff.problem.measurement import Measurement, per_image
 
+        check_tensor(x, "x")
         if not x.is_floating_point():
             raise TypeError(
                 f"x must be a float tensor, images in [0, 1]; got {x.dtype} (divide 8-bit "
@@ -361,6 +363,19 @@ class LinearOperator(Operator):
     def prox(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
         """argmin_x  gamma/2 ‖A x − y‖² + 1/2 ‖x − z‖², gamma a number or one per image."""
         return self._for_image(z)._prox(z, y, broadcastable(gamma, z.ndim))
+
+
+def check_tensor(x: object, what: str) -> None:
+    """Refuses what is no tensor, and half precision, which is too coarse for a measurement.
+
+    Raises:
+        TypeError: says how to convert it.
+    """
+    if not isinstance(x, Tensor):
+        how = f"; torch.from_numpy({what}) makes one" if hasattr(x, "__array__") else ""
+        raise TypeError(f"{what} must be a tensor (B, ...), got {type(x).__name__}{how}")
+    if x.dtype in (torch.float16, torch.bfloat16):
+        raise TypeError(f"{what} is {x.dtype}, too coarse for a measurement; give {what}.float()")
 
 
 def _check_range(x: Tensor) -> None:

@@ -105,8 +105,8 @@ def check_image_shape(shape: Shape, who: str) -> None:
     """Refuses what is not (C, H, W)."""
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(
-            f"{who} works on images of shape (C, H, W), got {shape}; give grey images their "
-            "channel: x[:, None]"
+            f"{who} works on images of shape (C, H, W), got {shape}; give one image its batch, "
+            "x[None], and grey images their channel: x[:, None]"
         )
 
 

@@ -77,7 +77,7 @@ def _wrap(
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback sees after each step.
+    """The state of a run after a step, for callbacks.
 
     Attributes:
         index, count: this step and how many there are.

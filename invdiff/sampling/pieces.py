@@ -21,7 +21,7 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run is made of, as its pieces see it once, before sampling starts.
+    """The setting of a run, which its pieces get once, before sampling starts.
 
     Attributes:
         denoiser: the network.

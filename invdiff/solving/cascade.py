@@ -207,4 +207,4 @@ def _lanczos(x: Tensor, factor: int) -> Tensor:
 
 
 RESAMPLING: dict[str, Callable[[Tensor, int], Tensor]] = {"bicubic": _bicubic, "lanczos": _lanczos}
-"""What needs no network, by name."""
+"""The ways that need no network, by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self, TypeVar
@@ -52,8 +53,9 @@ class RunOptions:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or isinstance(self.steps, bool):
+        if not isinstance(self.steps, numbers.Integral) or isinstance(self.steps, bool):
             raise TypeError(f"steps must be a whole number, got {self.steps!r}")
+        object.__setattr__(self, "steps", int(self.steps))  # of NumPy as well
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 

@@ -93,7 +93,8 @@ def complete(method: Any, transition: Any = None, itinerary: Any = None) -> Plan
 
 
 def _check_order(chain: Sequence[Guidance]) -> None:
-    """What conditions the network stands nearest to it, and each condition is given once."""
+    """Guidances that condition the network stand nearest to it, and each condition is given
+    once."""
     for position, guidance in enumerate(chain):
         for nearer in chain[:position] if guidance.sets else ():
             name, other = type(guidance).__name__, type(nearer).__name__

@@ -85,7 +85,7 @@ class Recommendation:
 
 @cache
 def measured() -> tuple[Measured, ...]:
-    """What was measured and ships with the package."""
+    """The measured rows that ship with the package."""
     text = files("invdiff.configs").joinpath("recommended.json").read_text()
     return tuple(Measured(**row) for row in json.loads(text))
 

@@ -1,4 +1,4 @@
-"""What solve and generate return."""
+"""The results of solve and generate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, repr=False)
 class Restoration:
-    """What :func:`solve` and :func:`generate` return.
+    """The result of :func:`solve` and :func:`generate`.
 
     Attributes:
         samples: (num_samples, B, C, H, W), in [0, 1] for image networks.

@@ -92,6 +92,7 @@ class Run:
         )
         state_shape = denoiser.state_shape(shape)
         if measurement is not None:
+            _check_values(denoiser, measurement)
             measurement = measurement.to(device, options.dtype).to_range(
                 *(denoiser.image_range or (0.0, 1.0))
             )
@@ -175,7 +176,7 @@ class Run:
     def _batches(
         self, chains: Sequence[Chain], together: int, evaluations: Any, bar: ProgressBar
     ) -> list[tuple[Tensor, Tensor | None]]:
-        """What :meth:`_sample` gives for one batch after the other."""
+        """The results of :meth:`_sample`, one batch after the other."""
         asked, kept, done = self.options.batch_size, list[tuple[Tensor, Tensor | None]](), 0
         size = min(asked or len(chains), len(chains)) // together * together
         while done < len(chains):
@@ -244,6 +245,23 @@ class Run:
             "dtype": str(self.denoiser.dtype).removeprefix("torch."),
             "cond": {k: describe(v) for k, v in self.given.items()},
         }
+
+
+def _check_values(denoiser: Denoiser, measurement: Measurement) -> None:
+    """Refuses measurements that are not finite, and noise in units of [0, 255]."""
+    y, sigma = measurement.y, measurement.sigma
+    if not y.is_meta and not bool(y.isfinite().all()):
+        bad = int((~y.isfinite()).sum())
+        raise ValueError(
+            f"{bad} of the {y.numel()} values of the measurement are not finite; mask them, or "
+            "replace them"
+        )
+    images = denoiser.image_range is not None and y.ndim == 4 and y.shape[1] in (1, 3)
+    if images and isinstance(sigma, float) and 2 < sigma <= 255:
+        raise ValueError(
+            f"sigma is in units of [0, 1], got {sigma:g}; did you mean {sigma:g}/255 = "
+            f"{sigma / 255:.3f}?"
+        )
 
 
 def _check_range(denoiser: Denoiser, measurement: Measurement) -> None:
@@ -325,8 +343,8 @@ def resolve_conditions(
     device: torch.device,
     given: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """What a run gives to the network, on the device and with a label for each image unless
-    guidance gives it.
+    """The conditions that a run gives to the network, on the device and with a label for each image
+    unless guidance gives it.
 
     Refuses keyword arguments that neither we nor the network know (most are misspelt, or belong to
     the method), what is missing, labels that are none, and tensors that have not one entry for each

@@ -96,6 +96,8 @@ def generate(
                 "generate needs the shape of the batch, e.g. shape=(16, 3, 32, 32), or a state x_T"
             )
         shape = x_T.shape
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"shape is that of the batch, e.g. (16, 3, 32, 32), got {shape!r}")
     shape = tuple(int(n) for n in shape)
     check_image(denoiser, shape[1:])
     if x_T is not None and tuple(x_T.shape) != denoiser.state_shape(shape):

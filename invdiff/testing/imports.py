@@ -1,4 +1,4 @@
-"""What importing a module does besides: tried in a process of its own, in which the framework is
+"""Side effects of importing a module, tried in a process of its own, in which the framework is
 loaded already."""
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class Case:
     def measure(
         self, operator: Operator | None = None, shape: Shape = SHAPE, images: int = 2
     ) -> Measurement:
-        """What is restored, in float64."""
+        """The measurement to restore, in float64."""
         operator = operator or self.operator
         if self.latent:
             shape = (shape[0], *(n // FACTOR * FACTOR for n in shape[1:]))
@@ -150,7 +150,7 @@ class Case:
         )
 
     def setting(self, measurement: Measurement) -> Setting:
-        """What its pieces are bound to for a measurement."""
+        """The setting that its pieces are bound to for a measurement."""
         denoiser = self.network(measurement, dtype=torch.float64)
         if denoiser.autoencoder is not None:
             shape = denoiser.state_shape((len(measurement), *measurement.image_shape))
@@ -163,7 +163,7 @@ class Case:
 
     @cached_property
     def usual(self) -> Tensor:
-        """What a run with nothing changed makes."""
+        """The result of a run with nothing changed."""
         return self.run().x
 
 

@@ -63,7 +63,7 @@ class Case:
 
     @cached_property
     def cond(self) -> dict[str, Any]:
-        """What it is shown: the author's, an image and the conditions of an empty prompt, as it
+        """Its inputs: the author's, an image and the conditions of an empty prompt, as it
         needs."""
         known: dict[str, Any] = {}
         if (channels := self.denoiser.cond_channels) is not None:
@@ -91,7 +91,7 @@ class Case:
         return (level.alpha * (low + high) / 2 + level.sigma * eps).to(dtype), eps
 
     def predict(self, level: str = "middle", rows: slice = slice(None), **cond: Any) -> Prediction:
-        """What it says of that state."""
+        """Its prediction for that state."""
         x, _ = self.state(self.levels[level])
         shown = {k: v[rows] for k, v in self.cond.items()}
         with torch.no_grad():
@@ -222,7 +222,7 @@ def unchanged(case: Case) -> str:
 
 
 def conditions(case: Case) -> str:
-    """What it is conditioned on changes its prediction; without a label it is unconditional, if it
+    """Each condition changes its prediction; without a label it is unconditional, if it
     has a null label."""
     names = list(case.cond)
     for name, value in case.cond.items():
@@ -256,7 +256,7 @@ def options(case: Case) -> str:
 
 
 def described(case: Case) -> str:
-    """What ``invdiff info`` says of it is plain data."""
+    """The description that ``invdiff info`` prints is plain data."""
     return f"{len(json.dumps(describe_model(case.denoiser)))} characters of JSON"
 
 

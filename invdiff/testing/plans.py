@@ -1,4 +1,4 @@
-"""What is checked of each kind of plug-in, from its registered name, its class or function, or an
+"""The checks of each kind of plug-in, from its registered name, its class or function, or an
 object."""
 
 from __future__ import annotations
@@ -415,7 +415,7 @@ PLANS: dict[str, Callable[[Any], Plan]] = {
 
 
 def loaded(kind: str, plugin: Any) -> Any:
-    """What is registered under a name; anything else as it is."""
+    """The object registered under a name; anything else as it is."""
     return load(kind, plugin) if isinstance(plugin, str) else plugin
 
 

@@ -16,7 +16,7 @@ CLASSES = 3
 STD = 0.3
 FACTOR = 2
 RATIO = OfLevel(lambda level: level.ratio)
-"""What the networks are shown, so that alpha and sigma are found where the state lies."""
+"""The inputs of the networks, so that alpha and sigma are found where the state lies."""
 
 
 def _alpha_sigma(ratio: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What a list of checks saw: the outcome of each, as text, as plain data, or as an error."""
+"""The report of a list of checks: the outcome of each, as text, as plain data, or as an error."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class CheckFailed(AssertionError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one check.
+    """The outcome of one check.
 
     Attributes:
         status: ``"passed"``, ``"failed"``, ``"skipped"``; ``"expected"``, a failure that was

@@ -41,8 +41,8 @@ from invdiff.zoo.data import Batch, Crops, Digits, Source, degraded, label_dropo
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, and how. Denoisers are unconditional unless ``num_classes`` or ``factor`` is
-    set.
+    """A recipe: the network and its training. Denoisers are unconditional unless ``num_classes`` or
+    ``factor`` is set.
 
     Attributes:
         num_classes: class-conditional; label ``num_classes`` is the null class, shown instead of

@@ -93,7 +93,7 @@ def run(group: argparse._ArgumentGroup, steps: str, seed: str) -> None:
 
 
 def show(parser: argparse.ArgumentParser, gif: str) -> argparse._ArgumentGroup:
-    """What is shown; and the overrides."""
+    """Progress, pictures and output; and the overrides."""
     group = parser.add_argument_group("showing")
     group.add_argument("--gif", action="store_true", help=gif)
     group.add_argument("--quiet", action="store_true", help="no progress and no summary")
