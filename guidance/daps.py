@@ -38,6 +38,7 @@ from torch import Tensor
 from invdiff.network import Prediction
 from invdiff.problem import LinearOperator, Measurement
 from invdiff.sampling import Between, Denoise, Guidance, Itinerary, Method, Setting, Step, gradient
+from invdiff.sampling.checks import nonnegative, positive
 from invdiff.schedules import Level, Schedule, karras
 from invdiff.transitions import Renoise
 
@@ -68,10 +69,8 @@ class DAPS(Guidance):
         for name in ("ode_steps", "langevin_steps"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be a finite positive number, got {self.lr}")
-        if not 0 <= self.tau < math.inf:
-            raise ValueError(f"tau must be a finite number, at least 0, got {self.tau}")
+        positive(lr=self.lr)
+        nonnegative(tau=self.tau)
         if not 0 < self.lr_min_ratio <= 1:
             raise ValueError(f"lr_min_ratio must be in (0, 1], got {self.lr_min_ratio}")
 

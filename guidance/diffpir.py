@@ -34,6 +34,7 @@ from invdiff.itineraries import Straight
 from invdiff.network import Prediction
 from invdiff.problem import LinearOperator, Measurement, Operator
 from invdiff.sampling import Between, Denoise, Guidance, Itinerary, Method, Step
+from invdiff.sampling.checks import nonnegative
 from invdiff.schedules import Discrete, Level, Schedule
 from invdiff.transitions import DDIM
 
@@ -46,10 +47,10 @@ class DiffPIR(Guidance):
 
     requires: ClassVar[type[Operator] | None] = LinearOperator
     one_sigma: ClassVar[bool] = True
+    posterior: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.lmbda < math.inf:
-            raise ValueError(f"lmbda must be a finite number, at least 0, got {self.lmbda}")
+        nonnegative(lmbda=self.lmbda)
 
     def __call__(
         self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement

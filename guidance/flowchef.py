@@ -18,7 +18,6 @@ steered.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -27,6 +26,7 @@ from torch import Tensor
 from invdiff.network import Prediction
 from invdiff.problem import Measurement
 from invdiff.sampling import Between, Denoise, Guidance, Method, Step, data_gradient
+from invdiff.sampling.checks import nonnegative
 from invdiff.transitions import DDIM
 
 
@@ -37,10 +37,10 @@ class FlowChef(Guidance):
     eta: float = 500.0
 
     scale: ClassVar[tuple[str, ...]] = ("eta",)
+    posterior: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta < math.inf:
-            raise ValueError(f"eta must be a finite number, at least 0, got {self.eta}")
+        nonnegative(eta=self.eta)
 
     def __call__(
         self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement

@@ -21,7 +21,6 @@ divides them by the root of the loss, which is DPS with a blurred loss, not this
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -31,6 +30,7 @@ from torch import Tensor
 from invdiff.network import Prediction
 from invdiff.problem import Measurement
 from invdiff.sampling import Between, Denoise, Guidance, Setting, Step, gradient, traced
+from invdiff.sampling.checks import nonnegative
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class LGD(Guidance):
     def __post_init__(self) -> None:
         if self.n < 1:
             raise ValueError(f"n must be at least 1, got {self.n}")
-        if not 0 <= self.zeta < math.inf:
-            raise ValueError(f"zeta must be a finite number, at least 0, got {self.zeta}")
+        nonnegative(zeta=self.zeta)
 
     def bind(self, setting: Setting) -> LGD:
         bound = super().bind(setting)

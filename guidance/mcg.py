@@ -20,7 +20,6 @@ image. The measurement is taken as free of noise.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -31,6 +30,7 @@ from torch import Tensor
 from invdiff.network import Prediction
 from invdiff.problem import LinearOperator, Measurement, Operator
 from invdiff.sampling import Between, Denoise, Guidance, Method, Step, traced
+from invdiff.sampling.checks import nonnegative
 from invdiff.transitions import DDPM, Replace
 
 
@@ -48,8 +48,7 @@ class MCG(Guidance):
     scale: ClassVar[tuple[str, ...]] = ("alpha",)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha < math.inf:
-            raise ValueError(f"alpha must be a finite number, at least 0, got {self.alpha}")
+        nonnegative(alpha=self.alpha)
 
     def __call__(
         self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement

@@ -23,9 +23,8 @@ z is known yet to draw around.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +32,7 @@ from torch import Tensor
 from invdiff.network import Prediction
 from invdiff.problem import Measurement
 from invdiff.sampling import Between, Denoise, Method, StatefulGuidance, Step, data_gradient
+from invdiff.sampling.checks import nonnegative
 from invdiff.transitions import Renoise
 
 
@@ -44,10 +44,10 @@ class PnPFlow(StatefulGuidance[Tensor | None]):
     alpha: float = 0.5
     draws: int = 5
 
+    posterior: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
-        for name, value in (("lr", self.lr), ("alpha", self.alpha)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a finite number, at least 0, got {value}")
+        nonnegative(lr=self.lr, alpha=self.alpha)
         if self.draws < 1:
             raise ValueError(f"draws must be at least 1, got {self.draws}")
 

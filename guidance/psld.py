@@ -20,7 +20,6 @@ inpainting, and the network of FFHQ: omega 0.1.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Self
 
@@ -32,6 +31,7 @@ from invdiff.problem import LinearOperator, Measurement, Operator
 from invdiff.problem.operator import of_kind
 from invdiff.problem.wrapped import Decoded
 from invdiff.sampling import Between, Denoise, Guidance, Method, Setting, Step, gradient, traced
+from invdiff.sampling.checks import nonnegative
 from invdiff.transitions import DDIM
 
 
@@ -45,9 +45,7 @@ class PSLD(Guidance):
     scale: ClassVar[tuple[str, ...]] = ("omega", "gamma")
 
     def __post_init__(self) -> None:
-        for name, value in (("omega", self.omega), ("gamma", self.gamma)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a finite number, at least 0, got {value}")
+        nonnegative(omega=self.omega, gamma=self.gamma)
 
     def bind(self, setting: Setting) -> Self:
         bound = super().bind(setting)

@@ -27,9 +27,8 @@ was before the last update.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +36,7 @@ from torch import Tensor
 from invdiff.network import Prediction
 from invdiff.problem import LinearOperator, Measurement
 from invdiff.sampling import Between, Denoise, Method, StatefulGuidance, Step, data_gradient
+from invdiff.sampling.checks import nonnegative, positive
 from invdiff.transitions import Renoise
 
 
@@ -68,11 +68,11 @@ class REDDiff(StatefulGuidance[Adam | None]):
     lmbda: float = 0.25
     lr: float = 0.1
 
+    posterior: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
-        if not 0 <= self.lmbda < math.inf:
-            raise ValueError(f"lmbda must be a finite number, at least 0, got {self.lmbda}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be a finite positive number, got {self.lr}")
+        nonnegative(lmbda=self.lmbda)
+        positive(lr=self.lr)
 
     def init(self, x_T: Tensor, measurement: Measurement) -> Adam | None:
         """mu = A† y; under a nonlinear operator it is the network's first estimate."""

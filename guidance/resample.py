@@ -39,6 +39,7 @@ from invdiff.problem import Measurement, Operator
 from invdiff.problem.operator import of_kind
 from invdiff.problem.wrapped import Decoded
 from invdiff.sampling import Between, Denoise, Step, Transition, Wrapping
+from invdiff.sampling.checks import nonnegative, positive
 from invdiff.schedules import Level
 from invdiff.transitions import DDIM, posterior_variance
 
@@ -68,14 +69,11 @@ class ReSample(Wrapping):
     requires: ClassVar[type[Operator] | None] = Decoded
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "image_lr", "latent_lr"):
-            if not 0 < (value := getattr(self, name)) < math.inf:
-                raise ValueError(f"{name} must be a finite positive number, got {value}")
+        positive(gamma=self.gamma, image_lr=self.image_lr, latent_lr=self.latent_lr)
+        nonnegative(tau=self.tau)
         for name in ("every", "image_iterations", "latent_iterations"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 <= self.tau < math.inf:
-            raise ValueError(f"tau must be a finite number, at least 0, got {self.tau}")
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement) -> Tensor:
         seen = of_kind(measurement.operator, Decoded)

@@ -101,7 +101,9 @@ def write_pictures(
     if len(result.samples) > 1:
         files |= {f"sample_{i}.png": sample[0] for i, sample in enumerate(result.samples)}
         files |= {"mean.png": result.mean[0], "std.png": images.std_map(result.std[0].cpu())}
-        panels |= {"mean": result.mean[0], "std": images.std_map(result.std[0].cpu())}
+        # Methods that look for one image differ by their noise, not by what is uncertain.
+        spread = "std" if result.config["posterior"] else "std (no posterior)"
+        panels |= {"mean": result.mean[0], spread: images.std_map(result.std[0].cpu())}
     if truth is not None:
         files["truth.png"] = truth[0]
         panels = {

@@ -58,6 +58,7 @@ from invdiff.problem import Measurement, Operator
 from invdiff.sampling import Method, Progress
 from invdiff.solving import Restoration, solve
 from invdiff.solving.cascade import Upscaler
+from invdiff.solving.plan import complete
 from invdiff.solving.recommend import BUDGETS, recorded
 from invdiff.solving.solve import check_solve
 from invdiff.solving.windows import find_windows, solve_windows
@@ -140,6 +141,12 @@ class Session:
         if todo.job.degraded and self.config["sigma"] != "auto":
             known = isinstance(todo.measurement.sigma, float)
             self.say(f"sigma: {todo.measurement.sigma if known else 'per pixel'}")
+        plan = complete(self.method)
+        if self.config["num_samples"] > 1 and not plan.posterior:
+            self.say(
+                "the samples of this method are not meant as draws from the posterior: std.png "
+                "shows how they differ, not how uncertain the image is"
+            )
         operator = self.config["operator"]["name"]
         if weakness := self.denoiser.source.get("weak at", {}).get(operator):
             warnings.warn(f"{self.denoiser.name} and {operator}: {weakness}", stacklevel=2)

@@ -64,6 +64,8 @@ class Piece:
             other: they then share a batch.
         shipped: the registered name of a network of the kind that it needs, where not every network
             will do.
+        posterior: whether samples are meant as draws from the posterior, so that their spread says
+            how uncertain an image is; False of methods that look for one image.
     """
 
     requires: ClassVar[type[Operator] | None] = None
@@ -71,6 +73,7 @@ class Piece:
     per_image: ClassVar[tuple[str, ...]] = ()
     particles: ClassVar[bool] = False
     shipped: ClassVar[str | None] = None
+    posterior: ClassVar[bool] = True
 
     def bind(self, setting: Setting) -> Self:
         """This piece made ready for a run: its fields checked and on the run's device. Called once,

@@ -46,6 +46,11 @@ class Plan:
         """Whether the samples of an image are one particle system to any piece."""
         return any(piece.particles for piece in (*self.chain, self.transition))
 
+    @property
+    def posterior(self) -> bool:
+        """Whether the samples of an image are meant as draws from its posterior."""
+        return all(piece.posterior for piece in (*self.chain, self.transition))
+
     def bind(self, setting: Setting) -> Plan:
         """The plan made ready for a run.
 

@@ -167,7 +167,7 @@ class Run:
             nfe=evaluations.forward / len(chains),
             nbe=evaluations.backward / len(chains),
             seconds=seconds,
-            config=self._config() | {"num_samples": num_samples},
+            config=self._config() | {"num_samples": num_samples, "posterior": self.plan.posterior},
             trajectory=torch.cat(paths, dim=1)[:, order].unflatten(1, (num_samples, self.shape[0]))
             if paths
             else None,

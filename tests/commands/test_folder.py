@@ -246,3 +246,15 @@ def test_a_long_run_says_what_takes_less(
     assert main([*command, "--output", "long", "--batch-size", "1"]) == 0
     said = capsys.readouterr().err
     assert said.count(" s in all; --steps 2 takes a quarter") == 1, said
+
+
+def test_a_spread_that_is_no_posteriors_is_called_so(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["solve", "--input", "in/a.png", "--operator", "denoise", "--steps", "2"]
+    for method, meant in (("diffpir", False), ("ddrm", True)):
+        many = ["--method", method, "--num-samples", "2", "--output", method]
+        assert main([*command, *many]) == 0
+        assert ("not meant as draws" in capsys.readouterr().err) != meant
+        record = json.loads(Path(method, "result.json").read_text())
+        assert record["run"]["posterior"] == meant
