@@ -34,7 +34,7 @@ from invdiff.noise import generator_of
 
 if TYPE_CHECKING:
     from invdiff.problem.measurement import Measurement
-from invdiff.problem.solvers import conjugate_gradients
+from invdiff.problem.solvers import LIMIT, conjugate_gradients, rounds
 
 Shape = tuple[int, ...]
 
@@ -313,13 +313,36 @@ class LinearOperator(Operator):
 
     def _pinv(self, y: Tensor, ridge: Tensor | float) -> Tensor:
         return conjugate_gradients(
-            lambda x: self._adjoint(self._forward(x)) + ridge * x, self._adjoint(y)
+            lambda x: self._adjoint(self._forward(x)) + ridge * x,
+            self._adjoint(y),
+            rounds(self._memo.get("largest"), ridge),
         )
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor | float) -> Tensor:
+        largest = self._memo.get("largest")
+        known = largest is not None and not isinstance(gamma, Tensor) and gamma >= 0
         return conjugate_gradients(
-            lambda x: x + gamma * self._adjoint(self._forward(x)), z + gamma * self._adjoint(y)
+            lambda x: x + gamma * self._adjoint(self._forward(x)),
+            z + gamma * self._adjoint(y),
+            rounds(largest * gamma**0.5, 1.0) if known else LIMIT,
         )
+
+    def prepare(self) -> None:
+        """Estimates the largest singular value, from which follows how many iterations a solve
+        takes where the data is not looked at. The loop calls it before it starts; the estimate,
+        ten steps of the power method and a tenth on top, is read from the device once."""
+        device = next((v.device for v in self.state.values()), None)
+        if self.shape is None or device is None or device.type in ("cpu", "meta"):
+            return
+        if "largest" not in self._memo:
+            images = max([1, *(len(self.state[name]) for name in self.per_image)])
+            draw = torch.randn(images, *self.shape, generator=generator_of("largest"))
+            x, square = draw.to(device), torch.ones((), device=device)
+            for _ in range(10):
+                x = x / torch.linalg.vector_norm(x)
+                x = self._adjoint(self._forward(x))
+                square = torch.linalg.vector_norm(x)
+            self._memo["largest"] = 1.1 * float(square) ** 0.5
 
     @property
     def H(self) -> LinearOperator:

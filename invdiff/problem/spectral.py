@@ -20,6 +20,9 @@ class SpectralOperator(LinearOperator):
 
     rcond = 1e-5
 
+    def prepare(self) -> None:
+        """Nothing is solved iteratively here."""
+
     @abstractmethod
     def _singular_values(self) -> Tensor: ...
     @abstractmethod
