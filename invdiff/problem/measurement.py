@@ -236,11 +236,14 @@ class Measurement:
             raise ValueError(
                 "the likelihood of a measurement without noise is not finite; give it sigma > 0"
             )
-        std = torch.as_tensor(self.sigma, dtype=r.real.dtype, device=r.device)
+        # A number stays on the host: made a tensor on a GPU it would be waited for.
+        std = self.sigma if isinstance(self.sigma, float) else self.sigma.to(r.real.dtype)
+        volume = (1 if r.is_complex() else 2) * math.pi * std**2
+        log_volume = math.log(volume) if isinstance(volume, float) else volume.log()
         if r.is_complex():
-            log_density = -(r.abs() / std).square() - (math.pi * std**2).log()
+            log_density = -(r.abs() / std).square() - log_volume
         else:
-            log_density = -0.5 * (r / std).square() - 0.5 * (2 * math.pi * std**2).log()
+            log_density = -0.5 * (r / std).square() - 0.5 * log_volume
         return self.operator._like(r)._observed(log_density).flatten(1).sum(1)
 
     def to(
