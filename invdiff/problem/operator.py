@@ -328,21 +328,27 @@ class LinearOperator(Operator):
         )
 
     def prepare(self) -> None:
-        """Estimates the largest singular value, from which follows how many iterations a solve
-        takes where the data is not looked at. The loop calls it before it starts; the estimate,
-        ten steps of the power method and a tenth on top, is read from the device once."""
+        """Makes ready for solves on a device, whose data is not read: how many iterations they
+        take follows from the largest singular value. The loop calls it before it starts; the
+        estimate is read once."""
         device = next((v.device for v in self.state.values()), None)
         if self.shape is None or device is None or device.type in ("cpu", "meta"):
             return
         if "largest" not in self._memo:
-            images = max([1, *(len(self.state[name]) for name in self.per_image)])
-            draw = torch.randn(images, *self.shape, generator=generator_of("largest"))
-            x, square = draw.to(device), torch.ones((), device=device)
-            for _ in range(10):
-                x = x / torch.linalg.vector_norm(x)
-                x = self._adjoint(self._forward(x))
-                square = torch.linalg.vector_norm(x)
-            self._memo["largest"] = 1.1 * float(square) ** 0.5
+            self._memo["largest"] = self.largest()
+
+    def largest(self) -> float:
+        """The largest singular value, from above: ten steps of the power method on A* A and a tenth
+        on top. The operator must be bound."""
+        assert self.shape is not None
+        like = next((v for v in self.state.values() if not v.dtype.is_complex), torch.zeros(()))
+        dtype = like.dtype if like.is_floating_point() else torch.float32
+        images = max([1, *(len(self.state[name]) for name in self.per_image)])
+        draw = torch.randn(images, *self.shape, generator=generator_of("largest"), dtype=dtype)
+        x = draw.to(like.device)
+        for _ in range(10):
+            x = self._adjoint(self._forward(x / torch.linalg.vector_norm(x)))
+        return 1.1 * float(torch.linalg.vector_norm(x)) ** 0.5
 
     @property
     def H(self) -> LinearOperator:
