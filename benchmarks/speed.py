@@ -2,7 +2,7 @@
 this one run.
 
     python -m invdiff.benchmarks.speed [--output FOLDER] [--only overhead conditional free peers
-    operators tiled]
+    operators solvers tiled]
 
 overhead     DPS and DDIM loops beside the bare network evaluations they need (64x64, B = 8; and B =
              1 beside 8).
@@ -15,6 +15,7 @@ tiled      what a step on a large image in windows allocates, beside one on an i
 peers      whole DPS runs beside deepinv's and azula's, same network, steps, images and threads;
            time and peak memory.
 operators  pseudo-inverses of 4x3x256x256.
+solvers    conjugate gradients beside deepinv's on the same system; calls of A by DiffPIR on CT.
 
 Close other programs first: two busy cores make the ratios noisy. Medians over the rounds,
 contenders taking turns.
@@ -31,6 +32,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -50,6 +52,7 @@ from invdiff.noise import NoiseSource
 from invdiff.problem import LinearOperator, Measurement, make_operator
 from invdiff.sampling import Guidance, Setting, make_method, sample
 from invdiff.schedules import Level
+from invdiff.solving import solve as solve_
 from invdiff.solving.plan import complete
 from invdiff.transitions import DDIM, DDPM
 
@@ -387,6 +390,50 @@ def operators(rounds: int) -> dict[str, Any]:
     return found
 
 
+def solvers(rounds: int) -> dict[str, Any]:
+    """One system, A* A + ridge of a motion blur with a reflecting border (4x3x256x256), by ours and
+    by deepinv's conjugate gradients; and how often DiffPIR applies A of CT."""
+    import deepinv
+    from deepinv.optim.linear import conjugate_gradient as theirs
+
+    found: dict[str, Any] = {}
+    operator = make_operator("blur", kernel="motion", border="reflect").bind((3, 256, 256))
+    assert isinstance(operator, LinearOperator)
+    y = operator(state(4, 256).sigmoid())
+    b = operator.adjoint(y)
+    for ridge, goal in ((0.0, 0.4), (0.1, "")):
+
+        def normal(x: Tensor, ridge: float = ridge) -> Tensor:
+            return operator.adjoint(operator(x)) + ridge * x
+
+        contenders: dict[str, Callable[[], Tensor]] = {
+            "invdiff": partial(operator.pinv, y, ridge),
+            "deepinv 0.5": lambda normal=normal: theirs(normal, b, max_iter=100, tol=1e-6),
+        }
+        seconds = in_turn(contenders, rounds)
+        for name, solve in contenders.items():
+            left = (b - normal(solve())).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)
+            found[f"motion blur, ridge {ridge:g}, {name}"] = {
+                "seconds": round(seconds[name], 3),
+                "goal": goal if name == "invdiff" else "",
+                "relative residual": f"{float(left.max()):.1e}",
+            }
+    physics = deepinv.physics.Tomography(angles=30, img_width=64, circle=False)
+    measurement = make_operator(physics).measure(state(2).sigmoid(), sigma=0.05)
+    denoiser, calls = load_model("photo64", channels_last=True), 0
+    applied = type(measurement.operator)._forward
+
+    def counted(self: Any, x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return applied(self, x)
+
+    with mock.patch.object(type(measurement.operator), "_forward", counted):
+        solve_(measurement, denoiser, "diffpir", steps=8)
+    found["DiffPIR on CT, 8 steps"] = {"calls of A": calls, "goal": 150}
+    return found
+
+
 def tiled(rounds: int) -> dict[str, Any]:
     denoiser = load_model("photo64", channels_last=True, tile=512, tile_overlap=64)
     found: dict[str, Any] = {}
@@ -422,6 +469,7 @@ PARTS = {
     "free": free,
     "peers": peers,
     "operators": operators,
+    "solvers": solvers,
     "tiled": tiled,
 }
 

@@ -53,9 +53,9 @@ def conjugate_gradients(
             break
         q = normal(p)
         step = torch.where(active, rr / torch.where(active, dot(p, q), 1.0), 0.0)
-        x, r = x + step * p, r - step * q
+        x, r = torch.addcmul(x, step, p), torch.addcmul(r, step, q, value=-1)
         rr_new = torch.where(active, dot(r, r), rr)
-        p = r + torch.where(active, rr_new / torch.where(active, rr, 1.0), 0.0) * p
+        p = torch.addcmul(r, torch.where(active, rr_new / torch.where(active, rr, 1.0), 0.0), p)
         rr = rr_new
     if iterations > 0 and len(b) and not b.is_meta:
         _report((rr.detach() / torch.where(bb > 0, bb, 1.0).detach()).max())
