@@ -2,19 +2,20 @@
 this one run.
 
     python -m invdiff.benchmarks.speed [--output FOLDER] [--only overhead conditional free peers
-    operators tiled]
+    operators solvers tiled]
 
 overhead     DPS and DDIM loops beside the bare network evaluations they need (64x64, B = 8; and B =
              1 beside 8).
 conditional  likewise CFG, its branches in two calls or in one, and classifier guidance (digits,
 32x32, B = 16), and SR3 (64x64, B = 8).
-free       DPS and CFG steps with a network that costs nothing, beside the same updates written by
-           hand in a few lines of torch.
+free       steps of DDIM, DPS, DiffPIR, RED-diff, DDRM, DDNM and CFG with a network that costs
+           nothing, beside the same updates written by hand in a few lines of torch (B = 1 and 8).
 tiled      what a step on a large image in windows allocates, beside one on an image of a single
            window; windows against whole.
 peers      whole DPS runs beside deepinv's and azula's, same network, steps, images and threads;
            time and peak memory.
 operators  pseudo-inverses of 4x3x256x256.
+solvers    conjugate gradients beside deepinv's on the same system; calls of A by DiffPIR on CT.
 
 Close other programs first: two busy cores make the ratios noisy. Medians over the rounds,
 contenders taking turns.
@@ -31,11 +32,13 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from invdiff import schedules
+from invdiff.benchmarks import by_hand
 from invdiff.benchmarks.tables import markdown
 from invdiff.files import write_atomically
 from invdiff.guidance.cfg import CFG
@@ -47,7 +50,10 @@ from invdiff.loading.model import load_model
 from invdiff.network import Denoiser, NoisyClassifier
 from invdiff.noise import NoiseSource
 from invdiff.problem import LinearOperator, Measurement, make_operator
-from invdiff.sampling import Guidance, Setting, sample
+from invdiff.sampling import Guidance, Setting, make_method, sample
+from invdiff.schedules import Level
+from invdiff.solving import solve as solve_
+from invdiff.solving.plan import complete
 from invdiff.transitions import DDIM, DDPM
 
 ZETA, W = 1.0, 2.0
@@ -224,74 +230,84 @@ def conditional(rounds: int) -> dict[str, Any]:
     return found
 
 
+def whole(
+    method: Any, denoiser: Denoiser, x: Tensor, steps: int, measurement: Measurement | None = None
+) -> tuple[Callable[[], Tensor], list[Level]]:
+    """A method as ``solve`` runs it once everything is checked, from x; and the levels that it
+    visits."""
+    plan = complete(method)
+    levels = plan.itinerary(denoiser.schedule, steps)
+    setting = Setting(denoiser, tuple(x.shape), measurement, {}, x.device, x.dtype)
+    bound = plan.bind(setting)
+    return (
+        lambda: sample(
+            denoiser,
+            x,
+            levels,
+            schedule=denoiser.schedule,
+            noise=NoiseSource(range(len(x))),
+            transition=bound.transition,
+            guidance=bound.chain,
+            measurement=measurement,
+        ),
+        levels,
+    )
+
+
+GOALS = {"DPS": {1: 1.2, 8: 1.1}, "DDRM": {1: 2.0}, "DDNM": {1: 2.0}} | {
+    name: {1: 1.5} for name in ("DiffPIR", "RED-diff", "DDIM")
+}
+"""Most that a step may cost over the same update by hand, by the size of the batch."""
+
+
 def free(rounds: int) -> dict[str, Any]:
     """The network is one multiplication, so everything else is what is measured."""
-    steps, batch = 100, 8
-    denoiser = Denoiser(lambda x, t: 0.5 * x, predicts="eps", schedule=schedules.linear(1000))
+    steps, found = 100, {}
+
+    def net(x: Tensor) -> Tensor:
+        return 0.5 * x
+
+    denoiser = Denoiser(lambda x, t: net(x), predicts="eps", schedule=schedules.linear(1000))
     classes = Denoiser(
-        lambda x, t, label: 0.5 * x, predicts="eps", schedule=denoiser.schedule, num_classes=10
+        lambda x, t, label: net(x), predicts="eps", schedule=denoiser.schedule, num_classes=10
     )
-    measurement, x = measured("inpaint", batch), state(batch)
-    levels = Straight()(denoiser.schedule, steps)
-    y, mask = measurement.y, measurement.operator.state["mask"].float()
-    pairs = [
-        (float(t.alpha), float(t.sigma), float(s.alpha), float(s.sigma))
-        for t, s in zip(levels[:-1], levels[1:], strict=True)
-    ]
-
-    def by_hand(
-        predict: Callable[[Tensor, float, float], tuple[Tensor, Tensor, Tensor | float]],
-    ) -> Tensor:
-        x_t = x.clone()
-        for a_t, s_t, a_s, s_s in pairs:
-            x0, eps, shift = predict(x_t, a_t, s_t)
-            std = s_s / s_t * max(s_t**2 - (a_t / a_s * s_s) ** 2, 0) ** 0.5
-            x_t = (
-                a_s * x0
-                + max(s_s**2 - std**2, 0) ** 0.5 * eps
-                + std * torch.randn_like(x_t)
-                - shift
-            ).detach()
-        return x_t
-
-    def dps(x_t: Tensor, a_t: float, s_t: float) -> tuple[Tensor, Tensor, Tensor]:
-        x_t = x_t.requires_grad_()
-        eps = 0.5 * x_t
-        x0 = (x_t - s_t * eps) / a_t
-        return (
-            x0,
-            eps,
-            ZETA * torch.autograd.grad((y - mask * x0).flatten(1).norm(dim=1).sum(), x_t)[0],
-        )
-
-    def cfg(x_t: Tensor, a_t: float, s_t: float) -> tuple[Tensor, Tensor, float]:
-        cond, uncond = 0.5 * x_t, 0.5 * x_t
-        eps = uncond + W * (cond - uncond)
-        return (x_t - s_t * eps) / a_t, eps, 0.0
-
-    separate, batched = (ready(CFG(7, W, batched=b), classes, x) for b in (False, True))
-    seconds = in_turn(
-        {
-            "DPS": partial(ours, denoiser, x, steps, DPS(ZETA), measurement),
-            "DPS by hand": partial(by_hand, dps),
-            "CFG, two calls": partial(ours, classes, x, steps, separate),
-            "CFG, one call": partial(ours, classes, x, steps, batched),
-            "CFG by hand": partial(by_hand, cfg),
-        },
-        rounds,
-    )
-    return {
-        f"{name} / by hand": {
-            "ratio": round(seconds[name] / seconds[hand], 3),
-            "ms per step": round(1000 * seconds[name] / steps, 3),
-            "by hand, ms": round(1000 * seconds[hand] / steps, 3),
+    for batch in (1, 8):
+        measurement, x = measured("inpaint", batch), state(batch)
+        y, mask = measurement.y, measurement.operator.state["mask"].float()
+        sigma = measurement.image_sigma("")
+        methods: dict[str, tuple[Any, Callable[..., Tensor]]] = {
+            "DDIM": (DDIM(), by_hand.ddim),
+            "DPS": (DPS(ZETA), partial(by_hand.dps, y=y, mask=mask, zeta=ZETA)),
+            "DiffPIR": ("diffpir", partial(by_hand.diffpir, y=y, mask=mask, sigma=sigma)),
+            "RED-diff": ("reddiff", partial(by_hand.reddiff, y=y, mask=mask)),
+            "DDRM": ("ddrm", partial(by_hand.ddrm, y=y, mask=mask, sigma=sigma)),
+            "DDNM": ("ddnm", partial(by_hand.ddnm, y=y, mask=mask, sigma=sigma)),
         }
-        for name, hand in (
-            ("DPS", "DPS by hand"),
-            ("CFG, two calls", "CFG by hand"),
-            ("CFG, one call", "CFG by hand"),
-        )
-    }
+        methods |= {
+            f"CFG, {calls}": (CFG(7, W, batched=batched), partial(by_hand.cfg, w=W))
+            for calls, batched in (("two calls", False), ("one call", True))
+        }
+        contenders: dict[str, Callable[[], Any]] = {}
+        for name, (method, hand) in methods.items():
+            wrapped = classes if name.startswith("CFG") else denoiser
+            given = None if wrapped is classes or name == "DDIM" else measurement
+            contenders[name], levels = whole(make_method(method), wrapped, x, steps, given)
+            taken = by_hand.pairs(levels)
+            contenders[f"{name}, hand"] = partial(hand, net, torch.randn_like, x, taken)
+            contenders[f"{name}, same noise"] = lambda hand=hand, x=x, taken=taken: hand(
+                net, NoiseSource(range(len(x))).randn_like, x, taken
+            )
+        seconds = in_turn(contenders, rounds)
+        for name in methods:
+            found[f"{name}, B = {batch}"] = {
+                "over by hand": round(seconds[name] / seconds[f"{name}, hand"], 2),
+                "goal": GOALS.get(name, {}).get(batch, ""),
+                "over by hand with our noise": round(
+                    seconds[name] / seconds[f"{name}, same noise"], 2
+                ),
+                "ms per step": round(1000 * seconds[name] / steps, 3),
+            }
+    return found
 
 
 def peers(rounds: int) -> dict[str, Any]:
@@ -374,6 +390,50 @@ def operators(rounds: int) -> dict[str, Any]:
     return found
 
 
+def solvers(rounds: int) -> dict[str, Any]:
+    """One system, A* A + ridge of a motion blur with a reflecting border (4x3x256x256), by ours and
+    by deepinv's conjugate gradients; and how often DiffPIR applies A of CT."""
+    import deepinv
+    from deepinv.optim.linear import conjugate_gradient as theirs
+
+    found: dict[str, Any] = {}
+    operator = make_operator("blur", kernel="motion", border="reflect").bind((3, 256, 256))
+    assert isinstance(operator, LinearOperator)
+    y = operator(state(4, 256).sigmoid())
+    b = operator.adjoint(y)
+    for ridge, goal in ((0.0, 0.4), (0.1, "")):
+
+        def normal(x: Tensor, ridge: float = ridge) -> Tensor:
+            return operator.adjoint(operator(x)) + ridge * x
+
+        contenders: dict[str, Callable[[], Tensor]] = {
+            "invdiff": partial(operator.pinv, y, ridge),
+            "deepinv 0.5": lambda normal=normal: theirs(normal, b, max_iter=100, tol=1e-6),
+        }
+        seconds = in_turn(contenders, rounds)
+        for name, solve in contenders.items():
+            left = (b - normal(solve())).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)
+            found[f"motion blur, ridge {ridge:g}, {name}"] = {
+                "seconds": round(seconds[name], 3),
+                "goal": goal if name == "invdiff" else "",
+                "relative residual": f"{float(left.max()):.1e}",
+            }
+    physics = deepinv.physics.Tomography(angles=30, img_width=64, circle=False)
+    measurement = make_operator(physics).measure(state(2).sigmoid(), sigma=0.05)
+    denoiser, calls = load_model("photo64", channels_last=True), 0
+    applied = type(measurement.operator)._forward
+
+    def counted(self: Any, x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return applied(self, x)
+
+    with mock.patch.object(type(measurement.operator), "_forward", counted):
+        solve_(measurement, denoiser, "diffpir", steps=8)
+    found["DiffPIR on CT, 8 steps"] = {"calls of A": calls, "goal": 150}
+    return found
+
+
 def tiled(rounds: int) -> dict[str, Any]:
     denoiser = load_model("photo64", channels_last=True, tile=512, tile_overlap=64)
     found: dict[str, Any] = {}
@@ -409,6 +469,7 @@ PARTS = {
     "free": free,
     "peers": peers,
     "operators": operators,
+    "solvers": solvers,
     "tiled": tiled,
 }
 

@@ -46,6 +46,7 @@ from torch import Tensor
 from invdiff.itineraries import Jumps
 from invdiff.network import Prediction
 from invdiff.problem import LinearOperator, Measurement, Operator, SpectralOperator
+from invdiff.problem.spectral import compact
 from invdiff.sampling import Between, Denoise, Guidance, Method, Setting, Step, Transition
 
 
@@ -65,9 +66,15 @@ def _noisy(measurement: Measurement) -> bool:
 
 
 def _noise(measurement: Measurement, sigma_max: float) -> tuple[Tensor, Tensor]:
-    """sigma_y / s_i, zero where nothing is measured; and where it is too large to count."""
-    sigma = measurement.component_sigma("DDNM")
-    return torch.where(sigma > sigma_max, 0.0, sigma), sigma > sigma_max
+    """sigma_y / s_i, zero where nothing is measured; and where y tells something: it is measured,
+    and sigma_y / s_i is not too large to count. Both broadcast against V* x."""
+
+    def make(measurement: Measurement) -> tuple[Tensor, Tensor]:
+        sigma = measurement.component_sigma("DDNM")
+        counts = sigma <= sigma_max
+        return torch.where(counts, sigma, 0.0), counts & compact(measurement.spectral.measured)
+
+    return measurement.once(("ddnm", sigma_max), make)
 
 
 @dataclass(frozen=True)
@@ -104,15 +111,13 @@ class DDNM(Guidance):
         self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement
     ) -> Prediction:
         operator, p = measurement.linear, denoise(x_t, step.t)
-        dx = operator.pinv(measurement.residual(p.x0))
-        if isinstance(operator, SpectralOperator) and _noisy(measurement):
-            noise, cut = _noise(measurement, self.sigma_max)
-            n, sigma = step.s.alpha * noise, step.s.sigma
-            weight = torch.where(
-                n > sigma, math.sqrt(1 - self.eta**2) * sigma / torch.where(n > sigma, n, 1.0), 1.0
-            )
-            dx = operator.V(torch.where(cut, 0.0, weight) * operator.Vt(dx))
-        return p.move_x0(dx)
+        if not (isinstance(operator, SpectralOperator) and _noisy(measurement)):
+            return p.move_x0(operator.pinv(measurement.residual(p.x0)))
+        noise, told = _noise(measurement, self.sigma_max)
+        n, sigma = float(step.s.alpha) * noise, float(step.s.sigma)
+        kept = math.sqrt(1 - self.eta**2) * sigma
+        weight = torch.where(n > sigma, kept / torch.where(n > sigma, n, 1.0), told.to(n))
+        return p.move_x0(operator.V(weight * (measurement.components - operator.Vt(p.x0))))
 
 
 @dataclass(frozen=True)
@@ -133,16 +138,16 @@ class NullSpaceNoise(Transition):
         _check_sigma_max(self.sigma_max)
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement) -> Tensor:
-        operator, p, (_, alpha, sigma) = measurement.operator, predict(x_t, step.t), step.s
-        z = step.randn_like(x_t)
+        operator, p = measurement.operator, predict(x_t, step.t)
+        alpha, sigma, z = float(step.s.alpha), float(step.s.sigma), step.randn_like(x_t)
         fresh, kept = self.eta * sigma, math.sqrt(1 - self.eta**2) * sigma
         if not isinstance(operator, SpectralOperator) or not _noisy(measurement):
-            return alpha * p.x0 + fresh * z + kept * p.eps
+            return torch.add(alpha * p.x0 + fresh * z, p.eps, alpha=kept)
         n = alpha * _noise(measurement, self.sigma_max)[0]
         phi = torch.where((n > 0) & (n <= sigma), (sigma**2 - n**2).clamp(min=0).sqrt(), fresh)
-        return alpha * p.x0 + operator.V(
-            phi * operator.Vt(z) + torch.where(n > 0, 0.0, kept * operator.Vt(p.eps))
-        )
+        psi = torch.zeros_like(n).masked_fill(n == 0, kept)
+        noise = operator.V(torch.addcmul(phi * operator.Vt(z), psi, operator.Vt(p.eps)))
+        return torch.add(noise, p.x0, alpha=alpha)
 
     def up(self, x_t: Tensor, step: Step) -> Tensor:
         if step.last is None:

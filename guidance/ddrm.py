@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from invdiff.problem import Measurement, Operator, SpectralOperator
+from invdiff.problem.spectral import compact
 from invdiff.sampling import Between, Denoise, Step, Transition
 
 
@@ -66,24 +67,24 @@ class DDRM(Transition):
 
     def down(self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement) -> Tensor:
         operator = measurement.spectral
-        p, (_, alpha, sigma) = predict(x_t, step.t), step.s
+        p, alpha, sigma = predict(x_t, step.t), float(step.s.alpha), float(step.s.sigma)
+        measured, sigma_y = measurement.once(self, self.known)
         # All times alpha_s, the frame of x_s. The noise comes from a real image, so that the state
         # stays real where V is complex.
-        x0, eps, z = (
-            alpha * operator.Vt(p.x0),
-            operator.Vt(p.eps),
-            operator.Vt(step.randn_like(x_t)),
-        )
-        sigma_y = measurement.component_sigma("DDRM")
-        y, std_y = alpha * measurement.components, alpha * sigma_y
-        measured = operator.measured & (sigma_y <= self.sigma_max)
-
+        std_y, kept = alpha * sigma_y, math.sqrt(1 - self.eta**2) * sigma
         noisy = measured & (std_y > sigma)
-        towards = torch.where(noisy, (y - x0) / torch.where(noisy, std_y, 1.0), eps)
-        loose = x0 + sigma * (math.sqrt(1 - self.eta**2) * towards + self.eta * z)
-        held = (
-            (1 - self.eta_b) * x0
-            + self.eta_b * y
-            + (sigma**2 - (self.eta_b * std_y) ** 2).clamp(min=0).sqrt() * z
-        )
-        return operator.V(torch.where(measured & ~noisy, held, loose))
+        held = measured & ~noisy
+        towards = torch.where(noisy, kept / torch.where(noisy, std_y, 1.0), 0.0)
+        of_y = towards.masked_fill(held, self.eta_b)
+        of_eps = torch.zeros_like(std_y).masked_fill(~measured, kept)
+        left = (sigma**2 - (self.eta_b * std_y) ** 2).clamp(min=0).sqrt()
+        of_z = torch.where(held, left, self.eta * sigma)
+        x0, y = operator.Vt(p.x0), measurement.components
+        x = torch.addcmul(alpha * x0, alpha * of_y, y - x0)
+        x = torch.addcmul(x, of_eps, operator.Vt(p.eps))
+        return operator.V(torch.addcmul(x, of_z, operator.Vt(step.randn_like(x_t))))
+
+    def known(self, measurement: Measurement) -> tuple[Tensor, Tensor]:
+        """Which components count as measured, and sigma_y / s_i; both broadcast against V* x."""
+        sigma_y = measurement.component_sigma("DDRM")
+        return compact(measurement.spectral.measured) & (sigma_y <= self.sigma_max), sigma_y

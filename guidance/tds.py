@@ -133,7 +133,7 @@ def _isotropic(x_t: Tensor, p: Prediction, measurement: Measurement) -> tuple[Te
     −2 log p~ = ‖u‖²/r_t² + ‖r − A u‖²/sigma²,    grad log p~ = (dx0/dx_t)* u / r_t²
     """
     operator, t = measurement.linear, p.level
-    noise = torch.as_tensor(measurement.image_sigma("TDS"), dtype=x_t.dtype, device=x_t.device) ** 2
+    noise = _variance(measurement)
     spread = t.sigma**2 / (t.alpha**2 + t.sigma**2)
     residual = measurement.residual(p.x0.detach())
     u = operator.pinv(residual, noise / spread)
@@ -149,7 +149,7 @@ def _tweedie(x_t: Tensor, p: Prediction, measurement: Measurement) -> tuple[Tens
     C A* + sigma²)^-1 (y − A x0)."""
     operator, t, y = measurement.linear, p.level, measurement.y
     m = y[0].numel()
-    noise = torch.as_tensor(measurement.image_sigma("TDS"), dtype=x_t.dtype, device=x_t.device) ** 2
+    noise = _variance(measurement)
     units = (
         torch.eye(m, dtype=y.dtype, device=y.device).view(m, 1, *y.shape[1:]).expand(m, *y.shape)
     )
@@ -166,3 +166,13 @@ def _tweedie(x_t: Tensor, p: Prediction, measurement: Measurement) -> tuple[Tens
     return -0.5 * (along**2 / values + values.log()).sum(1), torch.einsum(
         "jb,jb...->b...", pull, torch.stack(rows)
     )
+
+
+def _variance(measurement: Measurement) -> Tensor:
+    """sigma² of every image as (B, 1, ...), or as (1, 1, ...) where it is a number: filled in on
+    the device, since a copy from the host would be waited for."""
+    sigma = measurement.image_sigma("TDS")
+    if isinstance(sigma, Tensor):
+        return sigma**2
+    real = measurement.y.real
+    return real.new_full((1,) * (1 + len(measurement.image_shape)), sigma) ** 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from invdiff.schedules import Level
@@ -34,13 +35,16 @@ class Prediction:
     def move_x0(self, dx: Tensor) -> Prediction:
         """x0 + dx with the same eps: the next state shifts by exactly alpha_s * dx (DPS, DDNM,
         PiGDM)."""
-        return replace(self, x0=self.x0 + dx)
+        return Prediction(
+            self.x_t, self.level, self.x0 + dx, self.eps, self.variance_fraction, self.clip_range
+        )
 
     def move(self, dx: Tensor) -> Prediction:
         """x0 + dx, with eps re-derived so that x_t stays alpha * x0 + sigma * eps (clipping,
         classifier guidance)."""
-        return replace(
-            self, x0=self.x0 + dx, eps=self.eps - dx * (self.level.alpha / self.level.sigma)
+        eps = torch.sub(self.eps, dx, alpha=float(self.level.alpha) / float(self.level.sigma))
+        return Prediction(
+            self.x_t, self.level, self.x0 + dx, eps, self.variance_fraction, self.clip_range
         )
 
     def clip(self) -> Prediction:
@@ -61,14 +65,13 @@ class Prediction:
         )
 
     def detach(self) -> Prediction:
-        """The same values without their autograd graph."""
-        f = self.variance_fraction
-        return replace(
-            self,
-            x_t=self.x_t.detach(),
-            x0=self.x0.detach(),
-            eps=self.eps.detach(),
-            variance_fraction=None if f is None else f.detach(),
+        """The same values without their autograd graph; itself where there is none."""
+        f, tensors = self.variance_fraction, (self.x_t, self.x0, self.eps)
+        if not any(v.requires_grad for v in (*tensors, *(() if f is None else (f,)))):
+            return self
+        x_t, x0, eps = (v.detach() for v in tensors)
+        return Prediction(
+            x_t, self.level, x0, eps, None if f is None else f.detach(), self.clip_range
         )
 
     @property

@@ -104,6 +104,9 @@ class Multiple(Composite):
 class LinearMultiple(Multiple, LinearOperator):
     """A multiple of a linear operator, with its pseudo-inverse and proximal map."""
 
+    def prepare(self) -> None:
+        of_kind(self.inner, LinearOperator).prepare()
+
     def _adjoint(self, y: Tensor) -> Tensor:
         return self.factor * of_kind(self.inner, LinearOperator).adjoint(y)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,11 +15,13 @@ from torch import Tensor
 from invdiff.problem import measurement_file
 from invdiff.problem.make import as_operator
 from invdiff.problem.operator import LinearOperator, Operator, check_tensor, of_kind
-from invdiff.problem.spectral import SpectralOperator, inverted
+from invdiff.problem.spectral import SpectralOperator, compact, inverted
 from invdiff.problem.wrapped import Rescaled
 
 LARGEST = 1e15
 """Of sigma: beyond it float32 cannot hold sigma²."""
+
+T = TypeVar("T")
 
 
 def per_image(sigma: float | Sequence[float] | Tensor, y: Tensor) -> Tensor | float:
@@ -166,18 +168,35 @@ class Measurement:
 
     def component_sigma(self, who: str) -> Tensor:
         """Standard deviation sigma / s_i of the noise on y's components (U* y)_i / s_i, of a
-        spectral operator; in the layout of V* x, zero where y has no component.
+        spectral operator; it broadcasts against V* x and is zero where y has no component.
 
         Raises:
             ValueError: as :meth:`image_sigma`.
         """
         operator = self.spectral
-        return self.image_sigma(who) * inverted(operator.singular_values, operator.measured, 0.0)
+        s, measured = compact(operator.singular_values), compact(operator.measured)
+        return self.image_sigma(who) * inverted(s, measured, 0.0)
 
     @cached_property
     def components(self) -> Tensor:
         """V* A† y of a spectral operator: what y says of each component of x; made once."""
         return self.spectral.Vt(self.spectral.pinv(self.y))
+
+    @cached_property
+    def _memo(self) -> dict[Hashable, Any]:
+        return {}
+
+    def once(self, piece: Hashable, make: Callable[[Measurement], T]) -> T:
+        """What a piece makes of this measurement and needs in every step, made at the first one.
+
+        Args:
+            piece: whose it is, with the parameters that it depends on: a frozen dataclass is its
+                own key.
+            make: makes it of this measurement.
+        """
+        if piece not in self._memo:
+            self._memo[piece] = make(self)
+        return self._memo[piece]
 
     def residual(self, x: Tensor) -> Tensor:
         """y − A(x)."""
@@ -217,11 +236,14 @@ class Measurement:
             raise ValueError(
                 "the likelihood of a measurement without noise is not finite; give it sigma > 0"
             )
-        std = torch.as_tensor(self.sigma, dtype=r.real.dtype, device=r.device)
+        # A number stays on the host: made a tensor on a GPU it would be waited for.
+        std = self.sigma if isinstance(self.sigma, float) else self.sigma.to(r.real.dtype)
+        volume = (1 if r.is_complex() else 2) * math.pi * std**2
+        log_volume = math.log(volume) if isinstance(volume, float) else volume.log()
         if r.is_complex():
-            log_density = -(r.abs() / std).square() - (math.pi * std**2).log()
+            log_density = -(r.abs() / std).square() - log_volume
         else:
-            log_density = -0.5 * (r / std).square() - 0.5 * (2 * math.pi * std**2).log()
+            log_density = -0.5 * (r / std).square() - 0.5 * log_volume
         return self.operator._like(r)._observed(log_density).flatten(1).sum(1)
 
     def to(

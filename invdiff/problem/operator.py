@@ -34,7 +34,7 @@ from invdiff.noise import generator_of
 
 if TYPE_CHECKING:
     from invdiff.problem.measurement import Measurement
-from invdiff.problem.solvers import conjugate_gradients
+from invdiff.problem.solvers import LIMIT, conjugate_gradients, rounds
 
 Shape = tuple[int, ...]
 GAINS = 1e-9, 1e9
@@ -325,13 +325,42 @@ class LinearOperator(Operator):
 
     def _pinv(self, y: Tensor, ridge: Tensor | float) -> Tensor:
         return conjugate_gradients(
-            lambda x: self._adjoint(self._forward(x)) + ridge * x, self._adjoint(y)
+            lambda x: self._adjoint(self._forward(x)) + ridge * x,
+            self._adjoint(y),
+            rounds(self._memo.get("largest"), ridge),
         )
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor | float) -> Tensor:
+        largest = self._memo.get("largest")
+        known = largest is not None and not isinstance(gamma, Tensor) and gamma >= 0
         return conjugate_gradients(
-            lambda x: x + gamma * self._adjoint(self._forward(x)), z + gamma * self._adjoint(y)
+            lambda x: x + gamma * self._adjoint(self._forward(x)),
+            z + gamma * self._adjoint(y),
+            rounds(largest * gamma**0.5, 1.0) if known else LIMIT,
         )
+
+    def prepare(self) -> None:
+        """Makes ready for solves on a device, whose data is not read: how many iterations they
+        take follows from the largest singular value. The loop calls it before it starts; the
+        estimate is read once."""
+        device = next((v.device for v in self.state.values()), None)
+        if self.shape is None or device is None or device.type in ("cpu", "meta"):
+            return
+        if "largest" not in self._memo:
+            self._memo["largest"] = self.largest()
+
+    def largest(self) -> float:
+        """The largest singular value, from above: ten steps of the power method on A* A and a tenth
+        on top. The operator must be bound."""
+        assert self.shape is not None
+        like = next((v for v in self.state.values() if not v.dtype.is_complex), torch.zeros(()))
+        dtype = like.dtype if like.is_floating_point() else torch.float32
+        images = max([1, *(len(self.state[name]) for name in self.per_image)])
+        draw = torch.randn(images, *self.shape, generator=generator_of("largest"), dtype=dtype)
+        x = draw.to(like.device)
+        for _ in range(10):
+            x = self._adjoint(self._forward(x / torch.linalg.vector_norm(x)))
+        return 1.1 * float(torch.linalg.vector_norm(x)) ** 0.5
 
     @property
     def H(self) -> LinearOperator:

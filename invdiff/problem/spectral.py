@@ -21,6 +21,9 @@ class SpectralOperator(LinearOperator):
 
     rcond = 1e-5
 
+    def prepare(self) -> None:
+        """Nothing is solved iteratively here."""
+
     @abstractmethod
     def _singular_values(self) -> Tensor: ...
     @abstractmethod
@@ -58,10 +61,18 @@ class SpectralOperator(LinearOperator):
     def measured(self) -> Tensor:
         """Which components y tells about: singular values above ``rcond`` times the largest, in
         their layout."""
-        s = self.singular_values
-        # The largest of every image: the images of a batch do not depend on each other.
-        largest = s.flatten(1).amax(1).view(-1, *(1,) * (s.ndim - 1)) if self.per_image else s.max()
-        return s > self.rcond * largest
+        memo = self._memo
+        if "measured" not in memo:
+            s = self.singular_values
+            small = compact(s)
+            # The largest of every image: the images of a batch do not depend on each other.
+            largest = (
+                small.flatten(1).amax(1).view(-1, *(1,) * (s.ndim - 1))
+                if self.per_image
+                else small.max()
+            )
+            memo["measured"] = (small > self.rcond * largest).expand(s.shape)
+        return memo["measured"]
 
     def Vt(self, x: Tensor) -> Tensor:
         """V* x: the image in the right singular basis."""
@@ -100,6 +111,12 @@ class DiagonalOperator(SpectralOperator):
 
     def _u(self, z: Tensor) -> Tensor:
         return z
+
+
+def compact(values: Tensor) -> Tensor:
+    """values with one entry along every dimension in which they were only expanded: they broadcast
+    as before, and what is computed of them is as small as they are."""
+    return values[tuple(slice(0, 1) if step == 0 else slice(None) for step in values.stride())]
 
 
 def inverted(s: Tensor, keep: Tensor, ridge: Tensor | float) -> Tensor:

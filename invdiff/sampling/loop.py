@@ -18,7 +18,8 @@ from torch import Tensor
 
 from invdiff.network import Denoiser, Prediction
 from invdiff.noise import NoiseSource
-from invdiff.problem import Measurement
+from invdiff.problem import LinearOperator, Measurement
+from invdiff.problem.solvers import collected, report
 from invdiff.sampling.pieces import (
     Guidance,
     StatefulGuidance,
@@ -106,8 +107,8 @@ class _Watch:
     """Collects on the device what tells whether each state was finite, and reads it every so often:
     a GPU is not made to wait."""
 
-    def __init__(self, count: int, every: int = 16) -> None:
-        self.count, self.every = count, every
+    def __init__(self, count: int, residuals: list[Tensor], every: int = 16) -> None:
+        self.count, self.residuals, self.every = count, residuals, every
         self.seen: list[
             tuple[int, Level, Level, Tensor]
         ] = []  # not the steps: their predictions would stay alive
@@ -120,6 +121,7 @@ class _Watch:
             self.read()
 
     def read(self) -> None:
+        report(self.residuals)
         if not self.seen:
             return
         finite = torch.stack([total for *_, total in self.seen]).isfinite().tolist()
@@ -159,13 +161,15 @@ def sample(
     """
     last: Prediction | None = None
     count = len(levels) - 1
-    watch = _Watch(count)
 
     def network(x_t: Tensor, level: Level, **more: Any) -> Prediction:
         return denoiser(x_t, level, **{**tiled_all(cond or {}, x_t), **more})
 
     measured = cast(Measurement, measurement)
-    with torch.no_grad():
+    if measurement is not None and isinstance(measurement.operator, LinearOperator):
+        measurement.operator.prepare()
+    with torch.no_grad(), collected() as residuals:
+        watch = _Watch(count, residuals)
         states = [
             g.init(x, measured) if isinstance(g, StatefulGuidance) else None for g in guidance
         ]

@@ -1,14 +1,19 @@
 """No GPU here: every operator, method and transition runs on the ``meta`` device, where a stray CPU
-tensor, a read of the data or a data-dependent branch fails."""
+tensor, a read of the data or a data-dependent branch fails. Inside the loop a copy between host and
+device fails, too, backward passes included: on a GPU it waits."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import invdiff
 from invdiff import itineraries, schedules
@@ -30,6 +35,68 @@ TRANSITIONS: dict[str, Callable[[], Transition]] = {
     "predictor_corrector_euler": lambda: PredictorCorrector(Euler(), steps=2),
     "replace_dpm_solver": lambda: Replace(DPMSolver()),
 }
+
+
+class Unhindered(TorchDispatchMode):
+    """Refuses what makes the host wait for a device: copies from one to the other, indices on the
+    host, and decompositions that read their own error code. Numbers (0-d host tensors in
+    arithmetic) travel with the kernel's arguments and are free."""
+
+    READS = ("aten::_linalg_eigh", "aten::_linalg_svd", "aten::_linalg_check_errors")
+    COPIES = ("aten::_to_copy", "aten::copy_", "aten::index", "aten::index_put", "aten::index_put_")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, func.name().split(".")[0]
+        result = func(*args, **kwargs)
+        given = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+        made = [v for v in tree_leaves(result) if isinstance(v, Tensor)]
+        devices = {v.device.type for v in (*given, *made)}
+        if len(devices) > 1 and name in self.COPIES and not kwargs.get("non_blocking"):
+            raise RuntimeError(f"{name} between {' and '.join(sorted(devices))} waits")
+        if name in self.READS and devices != {"cpu"}:
+            raise RuntimeError(f"{name} waits")
+        return result
+
+
+class Made(TorchFunctionMode):
+    """Refuses what copies numbers from the host to a device unseen by the dispatcher: tensors made
+    of them there, and lists of indices."""
+
+    MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        numbers = func in self.MAKERS and not isinstance(args[0], Tensor)
+        listed = func is Tensor.__getitem__ and any(
+            isinstance(index, list)
+            for index in (args[1] if isinstance(args[1], tuple) else (args[1],))
+        )
+        if (numbers or listed or func is Tensor.new_tensor) and result.device.type != "cpu":
+            raise RuntimeError(f"{func.__name__} on {result.device} waits")
+        return result
+
+
+@pytest.fixture(autouse=True)
+def unhindered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run's loop, once the run is bound."""
+
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        with Unhindered(), Made():
+            return sample(*args, **kwargs)
+
+    monkeypatch.setattr("invdiff.solving.run.sample", watched)
+
+
+class Backward(torch.autograd.Function):
+    """The identity, whose backward pass waits."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad * torch.ones(16).to(grad.device)
 
 
 class Net(torch.nn.Module):
@@ -125,11 +192,11 @@ def check(measurement: Measurement, method: Method) -> None:
 @pytest.fixture(scope="module")
 def measurements() -> dict[str, Measurement]:
     """One of every registered operator with its defaults; per-image sigma, so that this travels
-    too."""
+    too, and a number for every other."""
     x = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0))
     return {
-        name: make_operator(name).measure(x, sigma=[0.02, 0.05])
-        for name in invdiff.list_plugins("operators")
+        name: make_operator(name).measure(x, sigma=0.03 if k % 2 else [0.02, 0.05])
+        for k, name in enumerate(invdiff.list_plugins("operators"))
     }
 
 
@@ -229,17 +296,26 @@ def test_generation_and_half_precision() -> None:
         lambda x: x + torch.ones(16),
         lambda x: x * x.sum().item(),
         lambda x: x if bool(x.sum() > 0) else -x,
+        lambda x: x * torch.as_tensor(0.5, device=x.device),
+        lambda x: x * x.new_tensor([0.5]),
+        lambda x: x + torch.ones(16).to(x.device),
+        lambda x: x[[0]],
+        lambda x: x[torch.tensor([0])],
+        lambda x: x[x > 0].sum() + x,
+        lambda x: torch.linalg.eigh(x @ x.mT)[1] @ x,
+        Backward.apply,
     ],
 )
 def test_meta_does_catch_what_it_should(stray: Callable[[Tensor], Tensor]) -> None:
     denoiser = Denoiser(lambda x, t: stray(x), schedule=schedules.linear())
-    noise = NoiseSource([0], "meta")
-    with pytest.raises(RuntimeError):
-        sample(
-            denoiser,
-            torch.empty(1, 3, 16, 16, device="meta"),
-            itineraries.Straight()(denoiser.schedule, 2),
-            schedule=denoiser.schedule,
-            noise=noise,
-            transition=DDIM(),
-        )
+    x = torch.rand(1, 3, 16, 16)
+    measurement = make_operator("inpaint").measure(x, sigma=0.02).to("meta")
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        solve(measurement, denoiser, "dps", steps=2)
+
+
+def test_numbers_are_free(measurements: dict[str, Measurement]) -> None:
+    x = torch.empty(2, 3, device="meta")
+    with Unhindered(), Made():
+        x = x * torch.tensor(0.5, dtype=torch.float64) + torch.zeros_like(x)
+        assert torch.where(x > 0, x, 0.0).device.type == "meta"
