@@ -260,6 +260,11 @@ GOALS = {"DPS": {1: 1.2, 8: 1.1}, "DDRM": {1: 2.0}, "DDNM": {1: 2.0}} | {
 """Most that a step may cost over the same update by hand, by the size of the batch."""
 
 
+def _same_noise(hand: Callable[..., Tensor], net: Any, x: Tensor, taken: Any) -> Tensor:
+    """The update by hand with the noise of a run."""
+    return hand(net, NoiseSource(range(len(x))).randn_like, x, taken)
+
+
 def free(rounds: int) -> dict[str, Any]:
     """The network is one multiplication, so everything else is what is measured."""
     steps, found = 100, {}
@@ -275,6 +280,7 @@ def free(rounds: int) -> dict[str, Any]:
         measurement, x = measured("inpaint", batch), state(batch)
         y, mask = measurement.y, measurement.operator.state["mask"].float()
         sigma = measurement.image_sigma("")
+        assert isinstance(sigma, float)
         methods: dict[str, tuple[Any, Callable[..., Tensor]]] = {
             "DDIM": (DDIM(), by_hand.ddim),
             "DPS": (DPS(ZETA), partial(by_hand.dps, y=y, mask=mask, zeta=ZETA)),
@@ -294,9 +300,7 @@ def free(rounds: int) -> dict[str, Any]:
             contenders[name], levels = whole(make_method(method), wrapped, x, steps, given)
             taken = by_hand.pairs(levels)
             contenders[f"{name}, hand"] = partial(hand, net, torch.randn_like, x, taken)
-            contenders[f"{name}, same noise"] = lambda hand=hand, x=x, taken=taken: hand(
-                net, NoiseSource(range(len(x))).randn_like, x, taken
-            )
+            contenders[f"{name}, same noise"] = partial(_same_noise, hand, net, x, taken)
         seconds = in_turn(contenders, rounds)
         for name in methods:
             found[f"{name}, B = {batch}"] = {
@@ -408,7 +412,7 @@ def solvers(rounds: int) -> dict[str, Any]:
 
         contenders: dict[str, Callable[[], Tensor]] = {
             "invdiff": partial(operator.pinv, y, ridge),
-            "deepinv 0.5": lambda normal=normal: theirs(normal, b, max_iter=100, tol=1e-6),
+            "deepinv 0.5": partial(theirs, normal, b, max_iter=100, tol=1e-6),
         }
         seconds = in_turn(contenders, rounds)
         for name, solve in contenders.items():

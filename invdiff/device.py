@@ -1,4 +1,4 @@
-"""Devices: choosing one, its peak memory, and what running out of it looks like."""
+"""Devices: choosing one, its free and peak memory, and what running out of it looks like."""
 
 from __future__ import annotations
 
@@ -39,6 +39,33 @@ def reset_peak_memory(device: torch.device | None) -> bool:
     except OSError:
         return False
     return True
+
+
+def free_memory_mb(device: torch.device) -> float | None:
+    """What may still be allocated, in MiB: on the GPU what is free there or held for reuse, else
+    what the system can give, less where a container (control group) allows less; None where
+    neither tells."""
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + held) / 2**20
+    if device.type != "cpu":
+        return None
+    try:
+        system = _numbers(Path("/proc/meminfo"))["MemAvailable:"] / 2**10
+    except (OSError, KeyError):
+        return None
+    with contextlib.suppress(OSError, KeyError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())  # "max" where there is none
+        used = int((group / "memory.current").read_text())
+        files = _numbers(group / "memory.stat")["inactive_file"]  # given back when asked for
+        return min(system, (limit - used + files) / 2**20)
+    return system
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    rows = (line.split() for line in path.read_text().splitlines())
+    return {row[0]: int(row[1]) for row in rows}
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -64,7 +64,7 @@ def model(name: str, dtype: str, device: str, options: str, allow_pickle: bool) 
         name,
         allow_pickle=allow_pickle,
         dtype=getattr(torch, dtype),
-        **{"channels_last": True} | json.loads(options),
+        **json.loads(options),
     )
     return loaded.to(torch.device(device))
 

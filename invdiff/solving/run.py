@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invdiff.device import out_of_memory
+from invdiff.device import free_memory_mb, out_of_memory, peak_memory_mb, reset_peak_memory
 from invdiff.network import Denoiser, count_evaluations
 from invdiff.noise import NoiseSource, seed_of
 from invdiff.problem import Measurement
@@ -30,6 +32,18 @@ MOST = 1_000_000
 """Chains of one run."""
 Chain = tuple[int, int]
 """The sample and the image, by their positions."""
+
+
+SURE = 20_000
+"""Bytes for each byte of a state that surely suffice for a step of a chain: where as much is free,
+nothing is measured."""
+
+SHARE = 0.8
+"""Of the free memory, for the chains that run at once."""
+
+
+class _Measured(Exception):
+    """Ends a run whose memory is measured."""
 
 
 def noise_of(seed: int, chains: Sequence[Chain], device: torch.device) -> NoiseSource:
@@ -132,7 +146,8 @@ class Run:
         )
 
     def __call__(self, num_samples: int) -> Restoration:
-        """Samples all chains, ``batch_size`` at once, fewer where memory runs out."""
+        """Samples all chains, ``batch_size`` at once, by default as many as fit into memory; fewer
+        where it runs out all the same."""
         if not isinstance(num_samples, int) or num_samples < 1:
             raise ValueError(f"num_samples must be a whole number, at least 1, got {num_samples!r}")
         if num_samples * self.shape[0] > MOST:
@@ -152,12 +167,13 @@ class Run:
                 f"and share a batch: batch_size must be at least {num_samples}, got "
                 f"{options.batch_size}; or ask for fewer samples"
             )
+        size = options.batch_size or self._at_once(chains, together)
         begun = time.perf_counter()
         with (
             count_evaluations() as evaluations,
             ProgressBar(options.progress, len(self.levels) - 1, len(chains)) as bar,
         ):
-            kept = self._batches(chains, together, evaluations, bar)
+            kept = self._batches(chains, size, together, evaluations, bar)
         seconds = time.perf_counter() - begun
         paths = [path for _, path in kept if path is not None]
         # Sample by sample, as they are returned.
@@ -173,12 +189,36 @@ class Run:
             else None,
         )
 
+    def _at_once(self, chains: Sequence[Chain], together: int) -> int:
+        """How many chains surely fit into memory at once: all, unless two steps of one chain (or
+        of those that may not be parted) take more at their peak than their share of what is free.
+        A Linux process that asks for too much is killed before it could be told."""
+        free = free_memory_mb(self.device)
+        state = math.prod(self.denoiser.state_shape(self.shape)[1:])
+        sure = len(chains) * state * self.options.dtype.itemsize * SURE / 2**20
+        if free is None or len(chains) <= together or sure <= SHARE * free:
+            return len(chains)
+
+        def stop(progress: Progress) -> None:
+            if progress.index + 1 == min(2, progress.count):
+                raise _Measured
+
+        if not reset_peak_memory(self.device):
+            return len(chains)
+        before = peak_memory_mb(self.device)  # a peak that has just begun
+        with contextlib.suppress(_Measured):
+            self._sample(chains[:together], together, stop)
+        peak = peak_memory_mb(self.device)
+        if peak is None or before is None or peak <= before:
+            return len(chains)
+        return max(1, int(SHARE * free / (peak - before))) * together
+
     def _batches(
-        self, chains: Sequence[Chain], together: int, evaluations: Any, bar: ProgressBar
+        self, chains: Sequence[Chain], size: int, together: int, evaluations: Any, bar: ProgressBar
     ) -> list[tuple[Tensor, Tensor | None]]:
-        """The results of :meth:`_sample`, one batch after the other."""
+        """The results of :meth:`_sample`, one batch of ``size`` chains after the other."""
         asked, kept, done = self.options.batch_size, list[tuple[Tensor, Tensor | None]](), 0
-        size = min(asked or len(chains), len(chains)) // together * together
+        size = min(size, len(chains)) // together * together
         while done < len(chains):
             part, before = chains[done : done + size], replace(evaluations)
             try:
