@@ -27,8 +27,6 @@ GROUPS = {
     "suite": "suites",
 }
 """Kind -> entry-point group."""
-CONFIGURED = ("operator", "guidance")
-"""Kinds whose parameters have a YAML file."""
 FUNCTIONS = ("model", "metric", "launcher")
 """Kinds whose object is a function of the plug-in's name; a loader is the module, all others are
 classes."""
@@ -77,16 +75,12 @@ def write(name: str, kind: str, output: Path | None = None) -> Path:
     values["KIND"] = kind.upper()
     made = name if kind in FUNCTIONS else values["Class"]
     values["object"] = values["module"] + ("" if kind == "loader" else f":{made}")
-    values["configs"] = filled("configs.toml", values) if kind in CONFIGURED else ""
     contents = {
         "pyproject.toml": "pyproject.toml",
         "README.md": "README.md",
         f"{values['module']}/__init__.py": f"{kind}.py",
         f"tests/test_{name}.py": "test.py",
     }
-    if kind in CONFIGURED:
-        contents[f"{values['module']}/configs/{kind}/{name}.yaml"] = f"{kind}.yaml"
-        contents[f"{values['module']}/configs/__init__.py"] = "configs.py"
     for target, template in contents.items():
         path = folder / target
         path.parent.mkdir(parents=True, exist_ok=True)

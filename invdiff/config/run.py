@@ -22,6 +22,7 @@ FLAGS = {
     "guidance.label": "--label",
     "model.allow_pickle": "--allow-pickle",
 }
+PLAIN = (bool, int, float, str, tuple, list, type(None))
 OPEN_GROUPS = ("operator", "guidance", "model", "transition", "itinerary", "upscale")
 
 
@@ -131,7 +132,7 @@ def _registered(operator: str | None) -> str | None:
     from hydra import compose as hydra_compose
 
     with configs():
-        return hydra_compose("config", [f"operator={operator}"])["operator"]["name"]
+        return hydra_compose("config", [f"+operator={operator}"])["operator"]["name"]
 
 
 def _compose(
@@ -153,9 +154,9 @@ def _compose(
             if name is None:
                 continue
             if name in loader.get_group_options(group):
-                chosen.append(f"{group}={name}")
+                chosen.append(f"+{group}={name}")  # a plug-in's
             else:
-                chosen += [f"~{group}", f"++{group}.name={name}"]
+                chosen.append(f"++{group}.name={name}")
         general = list(chosen)
         found = find_preset(
             preset, operator, registered, method, model, loader.get_group_options("preset")
@@ -172,20 +173,32 @@ def _compose(
             )
         except (HydraException, OmegaConfBaseException) as error:
             raise cannot_apply([o.text for o in overrides], error) from error
-        plain = OmegaConf.to_container(config, resolve=True)
-        assert isinstance(plain, dict)
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        plain["guidance"] = _filled("guidance", plain["guidance"])
         if found is not None:
             stated = hydra_compose(f"preset/{found}").get("guidance") or {}
             if left := left_out(found, stated, plain["guidance"], overrides):
-                plain["guidance"] = dict(hydra_compose("config", general)["guidance"]) | {
-                    key: value for key, value in plain["guidance"].items() if key not in left
-                }
+                own = {k: v for k, v in plain["guidance"].items() if k not in left}
+                begun: Any = OmegaConf.to_container(hydra_compose("config", general)["guidance"])
+                plain["guidance"] = _filled("guidance", begun | own)
     refuse_targets(plain)
     plain["model"]["name"] = model
     plain["preset"] = preset if is_file(preset) else found
     if operator is not None:
+        plain["operator"] = _filled("operators", plain["operator"])
         plain["protocol"] = operator if registered != operator else None
-    return plain  # type: ignore[return-value]
+    return plain
+
+
+def _filled(kind: str, node: dict[str, Any]) -> dict[str, Any]:
+    """A node with the defaults of the parameters that it does not state, where they are plain
+    data."""
+    general = {"name": node["name"]}
+    for name, parameter in inspect.signature(load(kind, node["name"])).parameters.items():
+        default = parameter.default
+        if name not in ("shape", "state") and isinstance(default, PLAIN):
+            general[name] = list(default) if isinstance(default, tuple) else default
+    return general | node
 
 
 def _open(override: Override) -> str:

@@ -3,6 +3,7 @@ config composes."""
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -218,11 +219,11 @@ def test_every_registered_plugin_loads_and_is_what_its_group_says(kind: str, nam
 @pytest.mark.parametrize(
     ("operator", "method"),
     [
-        *((name, "dps") for name in group("operator")),
-        *(("inpaint", name) for name in group("guidance")),
+        *((name, "dps") for name in [*invdiff.list_plugins("operators"), *protocols()]),
+        *(("inpaint", name) for name in invdiff.list_plugins("guidance")),
     ],
 )
-def test_every_config_composes_to_something_its_factory_takes(operator: str, method: str) -> None:
+def test_every_name_composes_to_something_its_factory_takes(operator: str, method: str) -> None:
     config = compose(operator, [method], "photo64")
     name = config["operator"]["name"]
     assert config["protocol"] == (None if name == operator else operator) and [
@@ -241,9 +242,18 @@ def test_every_preset_composes_and_belongs_to_a_method_and_an_operator(preset: s
     build_method(config)
 
 
-def test_config_groups_name_registered_plugins_only() -> None:
-    assert set(group("operator")) <= {*invdiff.list_plugins("operators"), *protocols()}
-    assert set(group("guidance")) <= set(invdiff.list_plugins("guidance"))
+def test_defaults_stand_in_the_code_alone() -> None:
+    assert set(group("operator")) == set(protocols())
+    assert not (CONFIGS / "guidance").is_dir()
+    for kind, key in (("operators", "operator"), ("guidance", "guidance")):
+        for name in invdiff.list_plugins(kind):
+            chosen = (name, ["none"]) if kind == "operators" else ("inpaint", [name])
+            composed = compose(*chosen, "photo64", "none")[key]
+            node = composed if kind == "operators" else composed[0]
+            for parameter, value in inspect.signature(load(kind, name)).parameters.items():
+                plain = isinstance(value.default, bool | int | float | str | None)
+                if plain and parameter not in ("shape", "state"):
+                    assert node[parameter] == value.default
 
 
 def test_code_in_a_configuration_is_refused() -> None:
