@@ -155,6 +155,7 @@ def ddnm(
     travel_length: int = 1,
     travel_repeat: int = 1,
     sigma_max: float = DDNM.sigma_max,
+    spacing: str | None = None,
 ) -> Method:
     """DDNM, which is DDNM+ where the measurement has noise.
 
@@ -164,7 +165,9 @@ def ddnm(
         travel_repeat: r, how often each stretch is walked; 1 is no time travel.
         sigma_max: the largest sigma_y / s_i, in the network's range, of a component that counts as
             measured.
+        spacing: of the levels, see :meth:`invdiff.schedules.Schedule.times`; by default the
+            schedule's own.
     """
-    travel = Jumps(travel_length, travel_repeat)
+    travel = Jumps(travel_length, travel_repeat, spacing)
     pieces = DDNM(eta, sigma_max), NullSpaceNoise(eta, sigma_max)
-    return Method(*pieces, travel if travel_repeat > 1 else None)
+    return Method(*pieces, travel if travel_repeat > 1 or spacing else None)
