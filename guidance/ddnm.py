@@ -25,8 +25,8 @@ noise gives a higher PSNR, less of it a better LPIPS.
 A component with s_i > 0 may carry nothing but noise. Where the measurement has noise, those whose
 sigma_y / s_i exceeds ``sigma_max`` count as unmeasured; the authors' code cuts by the singular
 value instead, below 3e-2 for deblurring. Nor does it clip x0, as ``clip`` of the network does here
-where images have a range. Its Lambda_noise for super-resolution multiplies by V without V*, which
-mixes the components; the formulas above do not.
+where images have a range. Its Lambda_noise for super-resolution by means multiplies eps by V
+without V*, which mixes the components; the formulas above do not.
 
 This is the authors' SVD code, which has DDIM where the paper has DDPM; with noise in every
 component it is DDRM with eta_b = 1. Their code travels back from the network's x0, here it is the

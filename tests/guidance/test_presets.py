@@ -53,7 +53,7 @@ def parts(preset: str) -> tuple[str, str, str]:
     return found
 
 
-def network(method: str, seen: list[int], **options: Any) -> Denoiser:
+def network(method: str, seen: list[int], latent: bool, **options: Any) -> Denoiser:
     """The exact denoiser of smooth 16x16 images, of latents or of a flow where the method needs
     it, which notes the times that it sees."""
     schedule = schedules.flow() if method in FLOW else schedules.linear(1000)
@@ -65,7 +65,7 @@ def network(method: str, seen: list[int], **options: Any) -> Denoiser:
         eps = (x - alpha * x0) / sigma
         return eps - x0 if method in FLOW else eps
 
-    if method in LATENT:
+    if latent:
         options["autoencoder"] = Autoencoder(
             encode=lambda x: torch.nn.functional.avg_pool2d(x, 2),
             decode=lambda z: torch.nn.functional.interpolate(z, scale_factor=2),
@@ -105,13 +105,22 @@ def test_a_published_preset_runs_and_says_its_source(preset: str) -> None:
     options = {key: value for key, value in config["model"].items() if key != "name"}
     result = invdiff.solve(
         measurement,
-        network(method, seen, **options),
+        network(method, seen, latent=method in LATENT or "latent" in source, **options),
         method=build_method(config),
         steps=steps,
         seed=0,
         num_samples=min(2, config["num_samples"]),
     )
-    assert options == ({"clip": False} if method in UNCLIPPED else {})
+    assert options == ({"clip": False} if method in UNCLIPPED and source != "paper_latent" else {})
     if method in LEADING:
         assert seen == list(range(0, 1000, 1000 // steps))[::-1]
     assert result.x.shape == size and bool(result.samples.isfinite().all())
+
+
+@pytest.mark.parametrize("preset", [p for p in published() if p.startswith("paper_latent_daps")])
+def test_latent_daps_visits_the_first_of_the_published_levels(preset: str) -> None:
+    """50 of the 51 points of Karras' grid from 10 to 0.1."""
+    stated = preset_values(preset)
+    low, high = 0.1 ** (1 / 7), 10 ** (1 / 7)
+    assert stated["guidance"]["sigma_max"] == 10 and stated["steps"] == 50
+    assert stated["guidance"]["sigma_min"] == pytest.approx((high + 49 / 50 * (low - high)) ** 7)
