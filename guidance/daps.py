@@ -32,10 +32,10 @@ What differs from the official code: its ODE stops at sigma 0.01 (in its first v
 evaluation makes a step of length zero); here the last evaluation, at 0.01, gives x0^. It does not
 clip x0, as ``clip`` of the network does here where images have a range, and it turns a whole batch
 to zeros when one value is not a number. Levels, step sizes and tau are those of the paper and of
-the code's first version. Its present version visits the first N of N + 1 points of Karras' grid,
-divides i by N + 1 in eta_t, and has ‖y − A(x)‖² / tau² in the exponent, twice the paper's: here
-that is ``sigma_min`` of the last point visited, 1 − (1 − lr_min_ratio) N / (N + 1) for
-``lr_min_ratio``, and tau / sqrt(2).
+the code from July 2024 until it was rewritten in March 2025. Since then it visits the first N of N
++ 1 points of Karras' grid, divides i by N + 1 in eta_t, and has ‖y − A(x)‖² / tau² in the exponent,
+twice the paper's: here that is ``sigma_min`` of the last point visited, 1 − (1 − lr_min_ratio) N /
+(N + 1) for ``lr_min_ratio``, and tau / sqrt(2).
 """
 
 from __future__ import annotations
