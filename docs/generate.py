@@ -294,10 +294,11 @@ def _presets(method: str) -> str:
             f'??? note "{operator}"\n\n'
             + _indented(f"{markdown(comment)}\n\n```yaml\n{values}\n```\n")
         )
-    titles = {"paper": "## As published\n\n`--preset paper` takes these.\n\n"}
     return "".join(
-        f"\n{titles.get(source, f'## Tuned for [{source}](../models/{source}.md)')}\n\n"
-        + "\n".join(blocks)
+        f"\n## As published{source.removeprefix('paper').replace('_', ': ', 1)}\n\n"
+        f"`--preset {source}` takes these.\n\n" + "\n".join(blocks)
+        if source.startswith("paper")
+        else f"\n## Tuned for [{source}](../models/{source}.md)\n\n" + "\n".join(blocks)
         for source, blocks in found.items()
     )
 

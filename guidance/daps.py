@@ -20,10 +20,22 @@ on Karras' grid, 5 evaluations in each; 100 Langevin steps with lr 1e-4 (super-r
 blur, random inpainting), 5e-5 (box inpainting, motion blur, phase retrieval), 2e-5 (HDR), or 200
 with 1e-5 (nonlinear blur).
 
+With ``momentum`` m > 0 the steps are those of damped Hamiltonian Monte Carlo, which the official
+code has for latent networks (LatentDAPS); m = 0 is Langevin's step:
+
+    v <- m v + sqrt(eta_t) grad log + sqrt(2 (1 − m)) z,    v ~ N(0, I) at first
+    x <- x + sqrt(eta_t) v
+
+There the gradient of ‖y − A(D(z))‖² is clipped to [−1, 1] in every entry: ``limit`` 1.
+
 What differs from the official code: its ODE stops at sigma 0.01 (in its first version the last
-evaluation makes a step of length zero); here the last evaluation, at 0.01, gives x0^. Its present
-version has ‖y − A(x)‖² / tau² in the exponent, twice the paper's, and turns a whole batch to zeros
-when one value is not a number. Hamiltonian Monte Carlo, for its latent networks, is left out.
+evaluation makes a step of length zero); here the last evaluation, at 0.01, gives x0^. It does not
+clip x0, as ``clip`` of the network does here where images have a range, and it turns a whole batch
+to zeros when one value is not a number. Levels, step sizes and tau are those of the paper and of
+the code from July 2024 until it was rewritten in March 2025. Since then it visits the first N of N
++ 1 points of Karras' grid, divides i by N + 1 in eta_t, and has ‖y − A(x)‖² / tau² in the exponent,
+twice the paper's: here that is ``sigma_min`` of the last point visited, 1 − (1 − lr_min_ratio) N /
+(N + 1) for ``lr_min_ratio``, and tau / sqrt(2).
 """
 
 from __future__ import annotations
@@ -56,6 +68,8 @@ class DAPS(Guidance):
         lr, lr_min_ratio: step size of the first level, and its share at the last.
         tau: standard deviation of the data term; 0 takes the measurement's sigma.
         exact: draw x0 from its Gaussian itself; needs a linear operator.
+        momentum: share of the velocity that each step keeps, in [0, 1); 0 is Langevin's step.
+        limit: largest magnitude of an entry of the gradient of ‖y − A(x)‖²; None is no limit.
     """
 
     ode_steps: int = 5
@@ -64,6 +78,8 @@ class DAPS(Guidance):
     lr_min_ratio: float = 0.01
     tau: float = 0.01
     exact: bool = False
+    momentum: float = 0.0
+    limit: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("ode_steps", "langevin_steps"):
@@ -73,6 +89,15 @@ class DAPS(Guidance):
         nonnegative(tau=self.tau)
         if not 0 < self.lr_min_ratio <= 1:
             raise ValueError(f"lr_min_ratio must be in (0, 1], got {self.lr_min_ratio}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
+        if self.limit is not None and not (self.limit > 0 and self.tau > 0):
+            raise ValueError(
+                "limit must be positive, and needs a tau above 0, got "
+                f"limit {self.limit} and tau {self.tau}"
+            )
+        if self.exact and (self.momentum or self.limit is not None):
+            raise ValueError("exact=True takes no steps that momentum or limit could change")
 
     def bind(self, setting: Setting) -> Self:
         bound = super().bind(setting)
@@ -113,15 +138,20 @@ class DAPS(Guidance):
         return first, p.x0
 
     def langevin(self, x0: Tensor, step: Step, measurement: Measurement) -> Tensor:
-        """x0 after the Langevin steps of this level."""
+        """x0 after the Langevin or Hamiltonian steps of this level."""
         eta = self.lr * (1 + step.index / step.count * (self.lr_min_ratio - 1))
-        x = x0
+        m = self.momentum
+        x, v = x0, step.randn_like(x0) if m else torch.zeros_like(x0)
         for _ in range(self.langevin_steps):
             with torch.enable_grad():
                 x = x.detach().requires_grad_()
                 score = gradient(measurement.log_likelihood(x), x)
+            if self.limit is not None:
+                most = self.limit / (2 * self.tau**2)
+                score = score.clamp(-most, most)
             drift = score + (x0 - x.detach()) / float(step.t.ratio) ** 2
-            x = x.detach() + eta * drift + math.sqrt(2 * eta) * step.randn_like(x)
+            v = m * v + math.sqrt(eta) * drift + math.sqrt(2 * (1 - m)) * step.randn_like(x)
+            x = x.detach() + math.sqrt(eta) * v
         return x
 
     def solved(self, x0: Tensor, step: Step, measurement: Measurement) -> Tensor:
@@ -167,6 +197,8 @@ def daps(
     exact: bool = DAPS.exact,
     sigma_max: Annotated[float, Between(3, 100, log=True)] = Annealing.sigma_max,
     sigma_min: float = Annealing.sigma_min,
+    momentum: float = DAPS.momentum,
+    limit: float | None = DAPS.limit,
 ) -> Method:
     """DAPS by name.
 
@@ -180,9 +212,12 @@ def daps(
             is nonlinear); 0 takes the measurement's sigma.
         exact: draw x0 from its Gaussian itself; needs a linear operator.
         sigma_max, sigma_min: first and last noise level, sigma/alpha.
+        momentum: share of the velocity that each step keeps, in [0, 1); 0 is Langevin's step, above
+            it is damped Hamiltonian Monte Carlo.
+        limit: largest magnitude of an entry of the gradient of ‖y − A(x)‖²; None is no limit.
     """
     return Method(
-        DAPS(ode_steps, langevin_steps, lr, lr_min_ratio, tau, exact),
+        DAPS(ode_steps, langevin_steps, lr, lr_min_ratio, tau, exact, momentum, limit),
         Renoise(),
         Annealing(sigma_max, sigma_min),
     )

@@ -25,8 +25,8 @@ noise gives a higher PSNR, less of it a better LPIPS.
 A component with s_i > 0 may carry nothing but noise. Where the measurement has noise, those whose
 sigma_y / s_i exceeds ``sigma_max`` count as unmeasured; the authors' code cuts by the singular
 value instead, below 3e-2 for deblurring. Nor does it clip x0, as ``clip`` of the network does here
-where images have a range. Its Lambda_noise for super-resolution multiplies by V without V*, which
-mixes the components; the formulas above do not.
+where images have a range. Its Lambda_noise for super-resolution by means multiplies eps by V
+without V*, which mixes the components; the formulas above do not.
 
 This is the authors' SVD code, which has DDIM where the paper has DDPM; with noise in every
 component it is DDRM with eta_b = 1. Their code travels back from the network's x0, here it is the
@@ -160,6 +160,7 @@ def ddnm(
     travel_length: int = 1,
     travel_repeat: int = 1,
     sigma_max: float = DDNM.sigma_max,
+    spacing: str | None = None,
 ) -> Method:
     """DDNM, which is DDNM+ where the measurement has noise.
 
@@ -169,7 +170,9 @@ def ddnm(
         travel_repeat: r, how often each stretch is walked; 1 is no time travel.
         sigma_max: the largest sigma_y / s_i, in the network's range, of a component that counts as
             measured.
+        spacing: of the levels, see :meth:`invdiff.schedules.Schedule.times`; by default the
+            schedule's own.
     """
-    travel = Jumps(travel_length, travel_repeat)
+    travel = Jumps(travel_length, travel_repeat, spacing)
     pieces = DDNM(eta, sigma_max), NullSpaceNoise(eta, sigma_max)
-    return Method(*pieces, travel if travel_repeat > 1 else None)
+    return Method(*pieces, travel if travel_repeat > 1 or spacing else None)

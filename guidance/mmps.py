@@ -17,7 +17,7 @@ A C A^T v = y − A x0, which is consistent and solved as it is.
 
 The paper's conjugate gradients presume that J is symmetric and positive. A network's is not quite,
 and from the second iteration on they diverge; GMRES cannot, and is the same from the same subspace
-where J is what it should be.
+where J is what it should be. The authors' later code for images has GMRES too.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ weights are what the authors use; in the frame of x0 + sigma eps they add r_t² 
 score samples the exact posterior of N(0, I) data as steps grow.
 
 Symbols: eta, the noise of DDIM. Published: eta 1, 100 steps. The authors' code (NVlabs/RED-diff) is
-for measurements without noise, and starts from a noised A† y; here the start is pure noise.
+for measurements without noise, and starts from a noised A† y; here the start is pure noise. It does
+not clip x0, as ``clip`` of the network does here where images have a range.
 """
 
 from __future__ import annotations

@@ -13,9 +13,14 @@ network, decoder and encoder.
 
 Symbols: omega and gamma weigh measurement and gluing. A* A is the projection of the paper where A
 A* = I, such as a mask; elsewhere the glued image has made a gradient step towards the measurement
-instead. (The official code upsamples in the place of A* for super-resolution, and takes A* = I for
-blur.) Published, with 1000 DDIM steps (eta = 0) of Stable Diffusion 1.5: omega 1, gamma 0.1; box
-inpainting, and the network of FFHQ: omega 0.1.
+instead. Published, with 1000 DDIM steps (eta = 0): omega 1 and gamma 0.1 for Stable Diffusion 1.5,
+0.1 and 0.01 for its box inpainting; gamma 0.1 for the network of FFHQ, with omega 0.9 for
+super-resolution and 0.1 elsewhere.
+
+The official code upsamples in the place of A* for super-resolution, and takes A* = I for blur. It
+adds noise of the measurement's standard deviation to A D(z0) in every step, so that its residual is
+never smaller than noise; the paper does not, nor is it done here. Neither clips z0: latents have no
+range.
 """
 
 from __future__ import annotations

@@ -21,9 +21,11 @@ respaced steps.
 The paper's own twist has C_t = 0 and its code adds the variances of reconstruction guidance to the
 noise; here C_t stays inside A C A*, as in PiGDM, so that every linear operator and zero noise work.
 The code weighs the particles once more at the clean level by p(y | x0), which leaves one of them
-where the noise is small. Resampling is systematic and the guided x0 clipped where the network
-clips, as there. With thousands of measurements all particles soon descend from one: they then
-choose among paths, and say little about the posterior.
+where the noise is small, and its last step is the unguided mean with y put in the place of what was
+measured; up to there the states are the same. Resampling is systematic, as there; the guided x0 is
+clipped where the network clips, and so is the plain one, which the code leaves as it is. With
+thousands of measurements all particles soon descend from one: they then choose among paths, and say
+little about the posterior.
 """
 
 from __future__ import annotations

@@ -357,7 +357,7 @@ def test_mask_keep_black(photo: Path, tmp_path: Path) -> None:
         (["--device", "cuda:99"], "--device cpu"),
         (
             ["--preset", "paper", "--method", "none"],
-            "The presets of operator 'inpaint': paper_daps_inpaint,",
+            "The presets of operator 'inpaint': paper_afhq_pnpflow_inpaint,",
         ),
         (["transition.name=ddmp"], "unknown transition"),
         (["--input", "missing.png"], "missing.png"),

@@ -268,12 +268,59 @@ def test_daps_is_algorithm_1(kind: str) -> None:
     torch.testing.assert_close(out, x, atol=1e-8, rtol=1e-8)
 
 
-@pytest.mark.parametrize("exact", [False, True])
-def test_daps_draws_from_its_gaussian(exact: bool) -> None:
+def test_daps_with_momentum_is_latent_daps_of_the_present_repository() -> None:
+    """The repository's levels, step sizes and clipped gradient; the variance-exploding frame as
+    above, and the paper's end of the ODE."""
+    lr, least, tau, m, ode, count, steps = 1e-3, 0.1, 0.4, 0.6, 2, 4, 3
+    measurement = Matrix(A).bind((5,)).measure(PRIOR.draw(B, seed=3), sigma=0.2)
+    y, seeds, draws = measurement.y, iter(range(10, 100)), list[Tensor]()
+
+    def drawn() -> Tensor:
+        draws.append(rand(B, 5, seed=next(seeds)))
+        return draws[-1]
+
+    sigmas = [*karras(20.0, 0.1, steps + 1)[:-1], 0.0]  # N of N + 1 points, then clean
+    x_T, clipped = rand(B, 5), 0
+    x = x_T * (1 + sigmas[0] ** 2) ** 0.5
+    for i in range(steps):
+        sigma, h = sigmas[i], (lr * (1 + i / (steps + 1) * (least - 1))) ** 0.5
+        ladder = [*karras(sigma, 0.01, ode), 0.0]
+        for here, there in zip(ladder, ladder[1:], strict=False):
+            x = x + (there - here) * (x - posterior_mean(x, 1.0, here)) / here
+        x0_hat, v = x, drawn()
+        for _ in range(count):
+            slope = 2 * (x @ A.T - y) @ A  # of ‖y − A x‖²
+            clipped += int((slope.abs() > 1).sum())
+            score = -slope.clamp(-1, 1) / tau**2 - (x - x0_hat) / sigma**2
+            v = m * v + h * score + (2 * (1 - m)) ** 0.5 * drawn()
+            x = x + h * v
+        if i + 1 < steps:
+            x = x + sigmas[i + 1] * drawn()
+    assert clipped > 0
+    method = daps(
+        ode,
+        count,
+        lr,
+        1 - (1 - least) * steps / (steps + 1),
+        tau / 2**0.5,
+        sigma_max=20.0,
+        sigma_min=sigmas[-2],
+        momentum=m,
+        limit=1.0,
+    )
+    assert method.itinerary is not None
+    out = run(method, x_T, measurement, draws, method.itinerary(SCHEDULE, steps))
+    torch.testing.assert_close(out, x, atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("exact", "momentum"), [(False, 0.0), (False, 0.5), (True, 0.0)], ids=["lmc", "hmc", "exact"]
+)
+def test_daps_draws_from_its_gaussian(exact: bool, momentum: float) -> None:
     tau, chains = 0.5, 4000
     x0_hat, y, level = rand(5), rand(3, seed=1), SCHEDULE.at(0.8)
     measurement = Measurement(y.expand(chains, 3), Matrix(A).bind((5,)), tau)
-    guidance = DAPS(lr=0.01, lr_min_ratio=1.0, langevin_steps=400, tau=0)
+    guidance = DAPS(lr=0.01, lr_min_ratio=1.0, langevin_steps=400, tau=0, momentum=momentum)
     draw = guidance.solved if exact else guidance.langevin
     x = draw(x0_hat.expand(chains, 5), step_of(SCHEDULE, level, level, OneStream()), measurement)
     covariance = torch.linalg.inv(torch.eye(5, dtype=D) / 0.8**2 + A.T @ A / tau**2)
@@ -379,6 +426,10 @@ def test_diffpir_refuses_a_nonlinear_operator() -> None:
         (lambda: daps(ode_steps=0), "ode_steps must be at least 1, got 0"),
         (lambda: daps(langevin_steps=0), "langevin_steps must be at least 1"),
         (lambda: daps(lr=-1e-4), "lr must be a finite positive number"),
+        (lambda: daps(momentum=1.0), r"momentum must be in \[0, 1\), got 1"),
+        (lambda: daps(limit=0.0), "limit must be positive"),
+        (lambda: daps(limit=1.0, tau=0), "needs a tau above 0"),
+        (lambda: daps(exact=True, momentum=0.5), "takes no steps"),
         (lambda: daps(tau=-0.1), "tau must be a finite number, at least 0, got -0.1"),
         (lambda: daps(lr_min_ratio=0), r"lr_min_ratio must be in \(0, 1\], got 0"),
         (lambda: daps(sigma_min=200.0), "sigma_max must exceed sigma_min"),

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import D, Gaussian, Mixture, OneStream, correlated, rand, step_of
+import torch.nn.functional as F
+from oracles import D, Gaussian, Given, Mixture, OneStream, correlated, rand, step_of
 from torch import Tensor
 
 from invdiff import schedules
@@ -26,7 +27,7 @@ from invdiff.network import Denoiser, Prediction
 from invdiff.operators.blur import blur
 from invdiff.operators.inpaint import Inpaint
 from invdiff.operators.matrix import Matrix
-from invdiff.problem import Measurement, Operator
+from invdiff.problem import Measurement, Operator, make_operator
 from invdiff.sampling import Method, Step, sample
 from invdiff.schedules import Level
 from invdiff.solving import solve
@@ -204,6 +205,43 @@ def test_ddnm_is_the_authors_with_its_time_travel(sigma: float, length: int, rep
         atol=1e-9,
         rtol=0,
     )
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.5], ids=["less noise than x_s", "more"])
+def test_ddnm_keeps_noise_on_means_in_the_basis_of_the_operator(sigma: float) -> None:
+    """Means of 2x2 pixels, for which the authors' Lambda_noise multiplies eps by V without V*. By
+    the paper, with P the projection onto what a mean tells (s = 1/2): the noise in P is that which
+    y lacks, the rest is DDIM's."""
+    operator = make_operator("sr", factor=2, kernel="box").bind((1, 4, 4))
+    x_t, z = rand(2, 1, 4, 4, seed=1), rand(2, 1, 4, 4, seed=2)
+    y = operator(rand(2, 1, 4, 4, seed=3))
+    t, s = SCHEDULE(torch.tensor(12)), SCHEDULE(torch.tensor(8))
+
+    def P(x: Tensor) -> Tensor:
+        return F.interpolate(F.avg_pool2d(x, 2), scale_factor=2)
+
+    def net(x: Tensor, _: Tensor, **cond: Any) -> Tensor:
+        return torch.tanh(x + 0.3 * x.flip(-1))
+
+    eta, e = 0.6, net(x_t, t.t)
+    x0 = (x_t - t.sigma * e) / t.alpha
+    n = s.alpha * sigma / 0.5
+    kept = (1 - eta**2) ** 0.5 * s.sigma
+    x0 = x0 + (1.0 if n < s.sigma else kept / n) * (F.interpolate(y, scale_factor=2) - P(x0))
+    phi = (s.sigma**2 - n**2).sqrt() if n < s.sigma else eta * s.sigma
+    expected = s.alpha * x0 + phi * P(z) + eta * s.sigma * (z - P(z)) + kept * (e - P(e))
+
+    out = sample(
+        Denoiser(net, schedule=SCHEDULE, dtype=D),
+        x_t,
+        [t, s],
+        schedule=SCHEDULE,
+        noise=Given([z]),
+        transition=NullSpaceNoise(eta, math.inf),
+        guidance=(DDNM(eta, math.inf),),
+        measurement=Measurement(y, operator, sigma),
+    )
+    torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
 
 
 def pigdm_plain(x: Tensor, y: Tensor, sigma_y: float, eta: float, adaptive: bool) -> Tensor:

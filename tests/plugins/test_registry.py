@@ -235,7 +235,12 @@ def test_every_name_composes_to_something_its_factory_takes(operator: str, metho
 
 @pytest.mark.parametrize("preset", group("preset"))
 def test_every_preset_composes_and_belongs_to_a_method_and_an_operator(preset: str) -> None:
-    source, method, operator = preset.rsplit("_", 2)
+    source, method, operator = max(
+        (preset.removesuffix(f"_{method}_{operator}"), method, operator)
+        for method in invdiff.list_plugins("guidance")
+        for operator in invdiff.list_plugins("operators")
+        if preset.endswith(f"_{method}_{operator}")
+    )
     config = compose(operator, [method], "photo64", source)
     assert config["preset"] == preset
     build_operator(config)
