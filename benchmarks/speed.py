@@ -2,7 +2,7 @@
 this one run.
 
     python -m invdiff.benchmarks.speed [--output FOLDER] [--only overhead conditional free peers
-    operators solvers tiled]
+    operators solvers tiled windows]
 
 overhead     DPS and DDIM loops beside the bare network evaluations they need (64x64, B = 8; and B =
              1 beside 8).
@@ -12,6 +12,7 @@ free       steps of DDIM, DPS, DiffPIR, RED-diff, DDRM, DDNM and CFG with a netw
            nothing, beside the same updates written by hand in a few lines of torch (B = 1 and 8).
 tiled      what a step on a large image in windows allocates, beside one on an image of a single
            window; windows against whole.
+windows    the time of 256x256 in tiles of 128 over that of the whole.
 peers      whole DPS runs beside deepinv's and azula's, same network, steps, images and threads;
            time and peak memory.
 operators  pseudo-inverses of 4x3x256x256.
@@ -463,6 +464,24 @@ def tiled(rounds: int) -> dict[str, Any]:
     return found
 
 
+def windows(rounds: int) -> dict[str, Any]:
+    """256x256 in tiles of 128 beside the whole."""
+    x, measurement = state(1, 256), measured("inpaint", 1, 256)
+    contenders: dict[str, Callable[[], Any]] = {}
+    for name, options in (("whole", {}), ("tiles", {"tile": 128})):
+        denoiser = load_model("photo64", **options)
+        contenders[f"DDIM, {name}"] = partial(ours, denoiser, x, 1)
+        contenders[f"DPS, {name}"] = partial(ours, denoiser, x, 1, DPS(ZETA), measurement)
+    seconds = in_turn(contenders, rounds)
+    return {
+        f"256x256 in tiles of 128, {name}": {
+            "time over the whole": round(seconds[f"{name}, tiles"] / seconds[f"{name}, whole"], 2),
+            "goal": goal,
+        }
+        for name, goal in (("DDIM", 1.5), ("DPS", 1.8))
+    }
+
+
 PARTS = {
     "overhead": overhead,
     "conditional": conditional,
@@ -471,6 +490,7 @@ PARTS = {
     "operators": operators,
     "solvers": solvers,
     "tiled": tiled,
+    "windows": windows,
 }
 
 
