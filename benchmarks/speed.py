@@ -255,6 +255,13 @@ def whole(
     )
 
 
+def with_noise(
+    hand: Callable[..., Tensor], net: by_hand.Net, x: Tensor, steps: Sequence[by_hand.Pair]
+) -> Tensor:
+    """An update by hand with the framework's noise."""
+    return hand(net, NoiseSource(range(len(x))).randn_like, x, steps)
+
+
 GOALS = {"DPS": {1: 1.2, 8: 1.1}, "DDRM": {1: 2.0}, "DDNM": {1: 2.0}} | {
     name: {1: 1.5} for name in ("DiffPIR", "RED-diff", "DDIM")
 }
@@ -275,7 +282,8 @@ def free(rounds: int) -> dict[str, Any]:
     for batch in (1, 8):
         measurement, x = measured("inpaint", batch), state(batch)
         y, mask = measurement.y, measurement.operator.state["mask"].float()
-        sigma = measurement.image_sigma("")
+        sigma = measurement.sigma
+        assert isinstance(sigma, float)
         methods: dict[str, tuple[Any, Callable[..., Tensor]]] = {
             "DDIM": (DDIM(), by_hand.ddim),
             "DPS": (DPS(ZETA), partial(by_hand.dps, y=y, mask=mask, zeta=ZETA)),
@@ -295,9 +303,7 @@ def free(rounds: int) -> dict[str, Any]:
             contenders[name], levels = whole(make_method(method), wrapped, x, steps, given)
             taken = by_hand.pairs(levels)
             contenders[f"{name}, hand"] = partial(hand, net, torch.randn_like, x, taken)
-            contenders[f"{name}, same noise"] = lambda hand=hand, x=x, taken=taken: hand(
-                net, NoiseSource(range(len(x))).randn_like, x, taken
-            )
+            contenders[f"{name}, same noise"] = partial(with_noise, hand, net, x, taken)
         seconds = in_turn(contenders, rounds)
         for name in methods:
             found[f"{name}, B = {batch}"] = {
@@ -409,7 +415,7 @@ def solvers(rounds: int) -> dict[str, Any]:
 
         contenders: dict[str, Callable[[], Tensor]] = {
             "invdiff": partial(operator.pinv, y, ridge),
-            "deepinv 0.5": lambda normal=normal: theirs(normal, b, max_iter=100, tol=1e-6),
+            "deepinv 0.5": partial(theirs, normal, b, max_iter=100, tol=1e-6),
         }
         seconds = in_turn(contenders, rounds)
         for name, solve in contenders.items():
@@ -468,8 +474,8 @@ def windows(rounds: int) -> dict[str, Any]:
     """256x256 in tiles of 128 beside the whole."""
     x, measurement = state(1, 256), measured("inpaint", 1, 256)
     contenders: dict[str, Callable[[], Any]] = {}
-    for name, options in (("whole", {}), ("tiles", {"tile": 128})):
-        denoiser = load_model("photo64", **options)
+    for name, tile in (("whole", None), ("tiles", 128)):
+        denoiser = load_model("photo64", tile=tile)
         contenders[f"DDIM, {name}"] = partial(ours, denoiser, x, 1)
         contenders[f"DPS, {name}"] = partial(ours, denoiser, x, 1, DPS(ZETA), measurement)
     seconds = in_turn(contenders, rounds)

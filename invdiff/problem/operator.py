@@ -34,7 +34,7 @@ from invdiff.noise import generator_of
 
 if TYPE_CHECKING:
     from invdiff.problem.measurement import Measurement
-from invdiff.problem.solvers import LIMIT, conjugate_gradients, rounds
+from invdiff.problem.solvers import conjugate_gradients, rounds
 
 Shape = tuple[int, ...]
 
@@ -319,12 +319,11 @@ class LinearOperator(Operator):
         )
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor | float) -> Tensor:
-        largest = self._memo.get("largest")
-        known = largest is not None and not isinstance(gamma, Tensor) and gamma >= 0
+        scale = gamma if isinstance(gamma, Tensor) or gamma > 0 else 1.0
         return conjugate_gradients(
             lambda x: x + gamma * self._adjoint(self._forward(x)),
             z + gamma * self._adjoint(y),
-            rounds(largest * gamma**0.5, 1.0) if known else LIMIT,
+            rounds(self._memo.get("largest"), 1 / scale),  # as of A*A + 1 / gamma
         )
 
     def prepare(self) -> None:

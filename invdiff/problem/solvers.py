@@ -85,7 +85,8 @@ def rounds(largest: float | None, ridge: Tensor | float, tolerance: float = TOLE
 def collected() -> Iterator[list[Tensor]]:
     """Within it, the squared relative residuals of solves on devices are collected and not read,
     so that nothing waits; hand them to :func:`report` later."""
-    token = _missed.set(found := [])
+    found: list[Tensor] = []
+    token = _missed.set(found)
     try:
         yield found
     finally:
