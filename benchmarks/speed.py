@@ -2,7 +2,7 @@
 this one run.
 
     python -m invdiff.benchmarks.speed [--output FOLDER] [--only overhead conditional free peers
-    operators solvers tiled]
+    operators solvers tiled windows]
 
 overhead     DPS and DDIM loops beside the bare network evaluations they need (64x64, B = 8; and B =
              1 beside 8).
@@ -12,6 +12,7 @@ free       steps of DDIM, DPS, DiffPIR, RED-diff, DDRM, DDNM and CFG with a netw
            nothing, beside the same updates written by hand in a few lines of torch (B = 1 and 8).
 tiled      what a step on a large image in windows allocates, beside one on an image of a single
            window; windows against whole.
+windows    the time of 256x256 in tiles of 128 over that of the whole.
 peers      whole DPS runs beside deepinv's and azula's, same network, steps, images and threads;
            time and peak memory.
 operators  pseudo-inverses of 4x3x256x256.
@@ -254,20 +255,43 @@ def whole(
     )
 
 
-GOALS = {"DPS": {1: 1.2, 8: 1.1}, "DDRM": {1: 2.0}, "DDNM": {1: 2.0}} | {
-    name: {1: 1.5} for name in ("DiffPIR", "RED-diff", "DDIM")
-}
+def with_noise(
+    hand: Callable[..., Tensor], net: by_hand.Net, x: Tensor, steps: Sequence[by_hand.Pair]
+) -> Tensor:
+    """An update by hand with the framework's noise."""
+    return hand(net, NoiseSource(range(len(x))).randn_like, x, steps)
+
+
+GOALS: dict[str, dict[int, float]] = {
+    "DPS": {1: 1.2, 8: 1.1},
+    "DDRM": {1: 2.0},
+    "DDNM": {1: 2.0},
+} | {name: {1: 1.5} for name in ("DiffPIR", "RED-diff", "DDIM")}
 """Most that a step may cost over the same update by hand, by the size of the batch."""
 
 
-def _same_noise(hand: Callable[..., Tensor], net: Any, x: Tensor, taken: Any) -> Tensor:
-    """The update by hand with the noise of a run."""
-    return hand(net, NoiseSource(range(len(x))).randn_like, x, taken)
+def deepinvs_ddrm(
+    denoiser: Denoiser, y: Tensor, mask: Tensor, sigma: float, steps: int
+) -> Callable[[], Tensor]:
+    """deepinv's DDRM under the network of :func:`free`, over the same levels."""
+    import deepinv
+
+    ratios = [float(level.ratio) for level in Straight()(denoiser.schedule, steps)[:-1]]
+
+    class Free(deepinv.models.Denoiser):
+        def forward(self, x: Tensor, sigma: Any, *args: Any, **kwargs: Any) -> Tensor:
+            return x - sigma * (0.5 * x)
+
+    noise = deepinv.physics.GaussianNoise(sigma=sigma)
+    shape = tuple(y.shape[1:])
+    physics = deepinv.physics.Inpainting(shape, mask=mask.expand(shape), noise_model=noise)
+    model = deepinv.sampling.DDRM(Free(), sigmas=ratios)
+    return lambda: model(y, physics)
 
 
 def free(rounds: int) -> dict[str, Any]:
     """The network is one multiplication, so everything else is what is measured."""
-    steps, found = 100, {}
+    steps, found = 100, dict[str, Any]()
 
     def net(x: Tensor) -> Tensor:
         return 0.5 * x
@@ -279,7 +303,7 @@ def free(rounds: int) -> dict[str, Any]:
     for batch in (1, 8):
         measurement, x = measured("inpaint", batch), state(batch)
         y, mask = measurement.y, measurement.operator.state["mask"].float()
-        sigma = measurement.image_sigma("")
+        sigma = measurement.sigma
         assert isinstance(sigma, float)
         methods: dict[str, tuple[Any, Callable[..., Tensor]]] = {
             "DDIM": (DDIM(), by_hand.ddim),
@@ -300,12 +324,17 @@ def free(rounds: int) -> dict[str, Any]:
             contenders[name], levels = whole(make_method(method), wrapped, x, steps, given)
             taken = by_hand.pairs(levels)
             contenders[f"{name}, hand"] = partial(hand, net, torch.randn_like, x, taken)
-            contenders[f"{name}, same noise"] = partial(_same_noise, hand, net, x, taken)
+            contenders[f"{name}, same noise"] = partial(with_noise, hand, net, x, taken)
+        contenders["deepinv's DDRM"] = deepinvs_ddrm(denoiser, y, mask, sigma, steps)
         seconds = in_turn(contenders, rounds)
+        found[f"DDRM over deepinv 0.5's, B = {batch}"] = {
+            "over it": round(seconds["DDRM"] / seconds["deepinv's DDRM"], 2),
+            "goal": 0.8,
+        }
         for name in methods:
             found[f"{name}, B = {batch}"] = {
                 "over by hand": round(seconds[name] / seconds[f"{name}, hand"], 2),
-                "goal": GOALS.get(name, {}).get(batch, ""),
+                "goal": GOALS[name].get(batch, "") if name in GOALS else "",
                 "over by hand with our noise": round(
                     seconds[name] / seconds[f"{name}, same noise"], 2
                 ),
@@ -467,6 +496,24 @@ def tiled(rounds: int) -> dict[str, Any]:
     return found
 
 
+def windows(rounds: int) -> dict[str, Any]:
+    """256x256 in tiles of 128 beside the whole."""
+    x, measurement = state(1, 256), measured("inpaint", 1, 256)
+    contenders: dict[str, Callable[[], Any]] = {}
+    for name, tile in (("whole", None), ("tiles", 128)):
+        denoiser = load_model("photo64", tile=tile)
+        contenders[f"DDIM, {name}"] = partial(ours, denoiser, x, 1)
+        contenders[f"DPS, {name}"] = partial(ours, denoiser, x, 1, DPS(ZETA), measurement)
+    seconds = in_turn(contenders, rounds)
+    return {
+        f"256x256 in tiles of 128, {name}": {
+            "time over the whole": round(seconds[f"{name}, tiles"] / seconds[f"{name}, whole"], 2),
+            "goal": goal,
+        }
+        for name, goal in (("DDIM", 1.5), ("DPS", 1.8))
+    }
+
+
 PARTS = {
     "overhead": overhead,
     "conditional": conditional,
@@ -475,6 +522,7 @@ PARTS = {
     "operators": operators,
     "solvers": solvers,
     "tiled": tiled,
+    "windows": windows,
 }
 
 

@@ -16,7 +16,10 @@ h = FFT(w) for circular. :class:`Blur` returns the class that fits kernel and bo
                    diagonalises mirrored symmetric kernels too, but its basis is not orthogonal, so
                    it gives no pseudo-inverse)
     Blur           other kernels with another border: exact adjoint, pseudo-inverse and prox by
-                   conjugate gradients (relative tolerance 1e-6, at most 100 iterations)
+                   conjugate gradients (relative tolerance 1e-6, at most 100 iterations, which are
+                   too few without a ridge: their stop regularises, and is reported). Circulant and
+                   mirrored preconditioners saved at most a third of the iterations with a ridge
+                   of 0.01, and took a pseudo-inverse without one further from the image.
 """
 
 from __future__ import annotations

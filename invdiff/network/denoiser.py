@@ -82,8 +82,9 @@ class Denoiser:
         text: ``text(prompts) -> conditions`` of a list of B prompts, tensors with B entries by the
             names under which the network takes them; see :meth:`conditions_of`.
         tile: side of the windows in which larger images are denoised, in pixels of the images also
-            where states are latents, see :class:`~invdiff.network.tiling.Tiled`; None: images are
-            not cut. The autoencoder is not affected.
+            where states are latents, see :class:`~invdiff.network.tiling.Tiled`; up to a quarter
+            more where fewer windows then do. None: images are not cut. The autoencoder is not
+            affected.
         tile_overlap: what neighbouring windows share, in pixels, by default a quarter of ``tile``;
             tile_batch: windows at once.
         channels, image_size: what the network was trained on, for messages and defaults.
@@ -155,6 +156,7 @@ class Denoiser:
             multiple=multiple,
             factor=1 if autoencoder is None else autoencoder.factor,
             larger=self.facts.image_conditions,
+            fixed=self.facts.fixed_size is not None,
         )
 
     def read_as(self, **options: Any) -> Denoiser:

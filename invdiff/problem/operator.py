@@ -34,7 +34,7 @@ from invdiff.noise import generator_of
 
 if TYPE_CHECKING:
     from invdiff.problem.measurement import Measurement
-from invdiff.problem.solvers import LIMIT, conjugate_gradients, rounds
+from invdiff.problem.solvers import conjugate_gradients, rounds
 
 Shape = tuple[int, ...]
 GAINS = 1e-9, 1e9
@@ -331,15 +331,11 @@ class LinearOperator(Operator):
         )
 
     def _prox(self, z: Tensor, y: Tensor, gamma: Tensor | float) -> Tensor:
-        largest = self._memo.get("largest")
-        if largest is None or isinstance(gamma, Tensor) or gamma < 0:
-            limit = LIMIT
-        else:
-            limit = rounds(largest * gamma**0.5, 1.0)
+        scale = gamma if isinstance(gamma, Tensor) or gamma > 0 else 1.0
         return conjugate_gradients(
             lambda x: x + gamma * self._adjoint(self._forward(x)),
             z + gamma * self._adjoint(y),
-            limit,
+            rounds(self._memo.get("largest"), 1 / scale),  # as of A*A + 1 / gamma
         )
 
     def prepare(self) -> None:

@@ -162,8 +162,10 @@ def sample(
     last: Prediction | None = None
     count = len(levels) - 1
 
-    def network(x_t: Tensor, level: Level, **more: Any) -> Prediction:
+    def conditioned(x_t: Tensor, level: Level, **more: Any) -> Prediction:
         return denoiser(x_t, level, **{**tiled_all(cond or {}, x_t), **more})
+
+    network = conditioned if cond else denoiser
 
     measured = cast(Measurement, measurement)
     if measurement is not None and isinstance(measurement.operator, LinearOperator):

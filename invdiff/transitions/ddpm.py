@@ -40,7 +40,10 @@ class DDPM(Ancestral):
         self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
     ) -> Tensor:
         x_s, std = self.kernel(predict(x_t, step.t), step.t, step.s)
-        return x_s if step.s.sigma == 0 else x_s + std * step.randn_like(x_t)
+        if float(step.s.sigma) == 0:
+            return x_s
+        noise = step.randn_like(x_t)
+        return x_s + std * noise if isinstance(std, Tensor) else torch.add(x_s, noise, alpha=std)
 
     def kernel(self, p: Prediction, t: Level, s: Level) -> tuple[Tensor, Tensor | float]:
         """Mean and standard deviation of p(x_s | x_t); at the clean level no noise of it is

@@ -29,7 +29,7 @@ def mean(p: Prediction, s: Level, variance: float) -> Tensor:
     """alpha_s x0 + sqrt(sigma_s² − variance) eps: the next state less the noise of that
     variance."""
     return torch.add(
-        s.alpha * p.x0, p.eps, alpha=math.sqrt(max(float(s.sigma) ** 2 - variance, 0.0))
+        float(s.alpha) * p.x0, p.eps, alpha=math.sqrt(max(float(s.sigma) ** 2 - variance, 0.0))
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from invdiff.problem import Measurement
@@ -18,5 +19,5 @@ class Renoise(Transition):
     def down(
         self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
     ) -> Tensor:
-        x_s = step.s.alpha * predict(x_t, step.t).x0
-        return x_s + step.s.sigma * step.randn_like(x_t) if step.s.sigma > 0 else x_s
+        x_s, sigma = float(step.s.alpha) * predict(x_t, step.t).x0, float(step.s.sigma)
+        return torch.add(x_s, step.randn_like(x_t), alpha=sigma) if sigma > 0 else x_s

@@ -28,7 +28,7 @@ from invdiff.operators.blur import blur
 from invdiff.operators.inpaint import Inpaint
 from invdiff.operators.matrix import Matrix
 from invdiff.problem import Measurement, Operator, make_operator
-from invdiff.sampling import Method, Step, sample
+from invdiff.sampling import Method, Step, make_method, sample
 from invdiff.schedules import Level
 from invdiff.solving import solve
 from invdiff.solving.plan import complete
@@ -665,3 +665,33 @@ def test_a_method_that_is_a_transition_is_not_replaced_silently() -> None:
         with pytest.raises(ValueError, match="DDRM is itself"):
             build_method(config | {"transition": {"name": "ddim"}})
     assert complete("ddnm", DDIM()).transition == DDIM()  # its guidance knows the measurement
+
+
+@pytest.mark.parametrize("method", ["ddrm", "ddnm"])
+def test_what_the_measurement_alone_decides_is_made_once(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    real = Measurement.component_sigma
+
+    def counted(self: Measurement, who: str) -> Tensor:
+        made.append(who)
+        return real(self, who)
+
+    monkeypatch.setattr(Measurement, "component_sigma", counted)
+    m = measured(0.1)
+    for eta in (0.85, 0.5):  # one measurement, two methods
+        solve(m, Denoiser(NET, schedule=SCHEDULE), make_method(method, eta=eta), steps=8, dtype=D)
+    assert len(made) == 2
+
+
+def test_the_noise_of_components_is_no_larger_than_it_must_be() -> None:
+    x = torch.rand(2, 3, 8, 10, generator=torch.Generator().manual_seed(0))
+    for operator, shape in ((Inpaint("box"), (1, 8, 10)), (blur(sigma=1.0), (1, 8, 10))):
+        m = operator.measure(x, sigma=0.1)
+        s, sigma = m.spectral.singular_values, m.component_sigma("a test")
+        assert sigma.shape == shape
+        expected = torch.where(m.spectral.measured, 0.1 / s, 0.0)
+        torch.testing.assert_close(sigma.expand(s.shape).double(), expected.double())
+    each = Inpaint("box").measure(x, sigma=[0.1, 0.2])
+    assert each.component_sigma("a test").shape == (2, 1, 8, 10)

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -42,14 +43,63 @@ def convolution(x: Tensor, t: Tensor) -> Tensor:
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("size", [(40, 40), (23, 57), (9, 64), (16, 17)])
 @pytest.mark.parametrize("overlap", [0, 3, 15])
+@pytest.mark.parametrize("most, unit", [(0, 1), (20, 4), (19, 1)])
 def test_a_network_that_looks_at_one_pixel_is_not_changed(
-    size: tuple[int, int], overlap: int, batch: int
+    size: tuple[int, int], overlap: int, batch: int, most: int, unit: int
 ) -> None:
     x, control = noise(2, 3, *size), noise(2, 3, *size, seed=1)
     t, label = noise(2), noise(2, seed=2)
-    tiled = Tiled(pixelwise, 16, overlap, batch)
+    tiled = Tiled(pixelwise, 16, overlap, batch, most=most, unit=unit)
     whole, cut = (net(x, t, control=control, label=label) for net in (pixelwise, tiled))
     torch.testing.assert_close(cut, whole)
+
+
+@pytest.mark.parametrize("batch, calls", [(1, 4 + 3), (2, 2 + 1), (4, 1)])
+def test_the_last_windows_are_evaluated_once(batch: int, calls: int) -> None:
+    """A gradient, and a second one through the same windows, of which nothing was kept."""
+    made = 0
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal made
+        made += 1
+        return convolution(x, t)
+
+    x = noise(1, 3, 24, 24).requires_grad_()
+    out = Tiled(net, 16, 8, batch)(x, noise(1))
+    first, again = (
+        torch.autograd.grad(out.square().sum(), x, retain_graph=True)[0] for _ in range(2)
+    )
+    torch.testing.assert_close(first, again)
+    assert made == calls + 4 // batch
+    with torch.no_grad():
+        made = 0
+        Tiled(net, 16, 8, batch)(x, noise(1))
+        assert made == 4 // batch
+
+
+@pytest.mark.parametrize(
+    "side, count, grown",
+    [(256, 2, 144), (512, 4, 152), (128, 1, 128), (160, 1, 160), (168, 2, 128)],
+)
+def test_windows_grow_by_a_quarter_where_fewer_then_do(side: int, count: int, grown: int) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(tuple(x.shape[-2:]))
+        return x.tanh()
+
+    denoiser = Denoiser(net, schedule=schedules.linear(), tile=128, multiple=8)
+    denoiser(noise(1, 1, side, side), schedules.linear()(300))
+    assert seen == [(grown, grown)] * count**2
+
+
+@pytest.mark.parametrize("n", range(16, 200, 7))
+def test_grown_windows_share_what_is_asked_for(n: int) -> None:
+    tiled = Tiled(convolution, 16, 4, most=20, unit=2)
+    spans = [span for span, _ in tiled._spans(noise(1, 1, n), -1)]
+    assert spans[0].start == 0 and spans[-1].stop == n
+    assert {s.stop - s.start for s in spans} <= {n, 16, 18, 20}
+    assert all(a.stop - b.start >= 3 for a, b in pairwise(spans))  # to rounding
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -257,7 +307,7 @@ def test_the_tile_of_a_latent_network_is_one_of_its_images() -> None:
         for tile in ({}, {"tile": 32})
     )
     torch.testing.assert_close(cut, whole)
-    assert set(seen) == {(1, 3, 16, 24), (1, 3, 8, 8)}
+    assert set(seen) == {(1, 3, 16, 24), (1, 3, 10, 10)}  # of 32 pixels and a quarter
     with pytest.raises(ValueError, match="multiple of 8"):
         Denoiser(net, **options, tile=36)
 
