@@ -18,7 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from invdiff.benchmarks.environment import code, environment
-from invdiff.benchmarks.schema import FORMAT, Cell, Record, Result, Task, digest, key, published
+from invdiff.benchmarks.schema import (
+    FORMAT,
+    Cell,
+    Record,
+    Result,
+    Task,
+    alone,
+    digest,
+    key,
+    published,
+)
 from invdiff.benchmarks.suite import Suite
 from invdiff.files import write_atomically
 
@@ -147,7 +157,8 @@ def check(records: Sequence[Record], folder: Path) -> None:
 
 
 def read(folder: Path, cell: Cell) -> Record | None:
-    """The finished record of a cell, if the folder holds one; failures are not finished."""
+    """The finished record of a cell, if the folder holds one, perhaps of a run with fewer images or
+    seeds; failures are not finished."""
     file = folder / f"{key(cell)}.json"
     try:
         record = json.loads(file.read_bytes())
@@ -156,12 +167,13 @@ def read(folder: Path, cell: Cell) -> Record | None:
     except (OSError, ValueError, RecursionError) as error:  # of text that is no UTF-8 as well
         _warn_of_damage(file, f"{type(error).__name__}: {error}")
         return None
-    if not (isinstance(record, dict) and record.get("cell") == cell):
+    known = record.get("cell") if isinstance(record, dict) else None
+    if not (isinstance(known, dict) and alone(known) == alone(cell)):
         _warn_of_damage(file, "it is no record of the cell that its name stands for")
         return None
     if "failure" in record or "result" not in record:
         return None
-    return record  # type: ignore[return-value]
+    return {**record, "cell": cell}  # type: ignore[typeddict-item]
 
 
 def _warn_of_damage(file: Path, why: str) -> None:

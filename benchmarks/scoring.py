@@ -47,6 +47,8 @@ def identity(name: str) -> schema.Metric:
         "crop": getattr(metric, "crop", 0),
         "better": getattr(metric, "better", None),
     }
+    if (title := getattr(metric, "title", None)) is not None:
+        found["title"] = title
     if (backend := getattr(metric, "backend", None)) is not None:
         found["backend"] = f"{backend} {importlib.metadata.version(backend)}"
     if (network := getattr(metric, "network", None)) is not None:

@@ -58,7 +58,8 @@ def problem(**changes: Any) -> dict[str, Any]:
         "metrics": {
             name: metric | {"implementation": f"module:{name}", "better": direction}
             for name, direction in better.items()
-        },
+        }
+        | {"psnr": metric | {"implementation": "module:psnr", "better": "higher", "title": "PSNR"}},
     } | changes
 
 

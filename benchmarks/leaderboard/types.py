@@ -68,9 +68,11 @@ class NamedBenchmark(Benchmark):
 
 
 class RankedMetric(TypedDict):
-    """A metric of a table; better is None where it is not ranked, as consistency."""
+    """A metric of a table, with the name that people write; better is None where it is not ranked,
+    as consistency."""
 
     name: str
+    title: str
     better: Better
 
 

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from invdiff.benchmarks import harness
 from invdiff.benchmarks.launchers import make_launcher
+from invdiff.benchmarks.launchers.base import pinned
 from invdiff.benchmarks.records import finished_files, flaws
 from invdiff.benchmarks.schema import Record
 from invdiff.benchmarks.suite import make_suite
@@ -203,7 +204,8 @@ def reproduce(file: Path, args: argparse.Namespace) -> None:
             f"--reproduce is of one network, got --model {' --model '.join(args.model)}"
         )
     network, task = args.model[0] if args.model else None, harness.task_of(cell)
-    with tempfile.TemporaryDirectory() as folder:
+    threads = old.get("environment", {}).get("threads", 1)
+    with tempfile.TemporaryDirectory() as folder, pinned(threads):
         found = harness.evaluate(
             suite,
             task,

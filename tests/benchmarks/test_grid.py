@@ -415,6 +415,21 @@ def test_a_killed_run_goes_on_and_is_equal_to_the_bit(
         assert untimed(a) == untimed(b)
 
 
+def test_more_images_and_seeds_do_not_run_the_old_ones_again(photos: Path, tmp_path: Path) -> None:
+    small = configured(photos, "images.names=[a,b]", "batch_size=2")
+    large = configured(photos, "images.names=[a,b,c]", "batch_size=2", seeds=[0, 1])
+    run(small, tmp_path)
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.json")}
+    found = run(large, tmp_path)
+    assert len(stamps) == 4 and all(p.stat().st_mtime_ns == t for p, t in stamps.items())
+    assert len(found) == len(list(tmp_path.glob("*.json"))) == 12
+    (table,) = tables(records.read_records([tmp_path]))
+    assert [(row["complete"], row["of"]) for row in table["rows"]] == [(True, 3)] * 2
+    again = run(small, tmp_path)  # whose table is of its own images
+    assert [row["of"] for row in tables(again)[0]["rows"]] == [2, 2]
+    assert records.problems([tmp_path])[0] == []
+
+
 # The command --------------------------------------------------------------------------------------
 
 
@@ -493,7 +508,7 @@ def test_scores_of_sets_are_added_to_complete_rows(
         )
         assert row["scores"]["fid"]["mean"] == pytest.approx(frechet, rel=1e-3, abs=1e-6)
     assert sorted(row["scores"]["fid"]["rank"] for row in table["rows"]) == [1, 2]
-    assert table["metrics"][-1] == {"name": "fid", "better": "lower"}
+    assert table["metrics"][-1] == {"name": "fid", "title": "FID", "better": "lower"}
 
 
 def test_a_record_names_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
