@@ -262,10 +262,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 """Characters that steer a terminal or the direction of text, or that no file can hold."""
 
 
-_SUSPICIOUS = re.compile(
-    r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]|\\[ubfr]|(?<![\w\".])\d{19}"
-)
-"""What JSON has where there may be control characters or whole numbers that are too large."""
+_MANY_DIGITS = re.compile(r"\d{19}")
 
 
 def _suspicious(value: Any) -> bool:
@@ -277,7 +274,9 @@ def _suspicious(value: Any) -> bool:
         return True
     return (
         len(text) > 2 * MOST_VALUES
-        or _SUSPICIOUS.search(text) is not None
+        or any(escape in text for escape in ("\\u", "\\b", "\\f", "\\r", "\x7f"))
+        or not (text.isascii() or _CONTROL.search(text) is None)
+        or _MANY_DIGITS.search(text) is not None
         or _deeper(value, DEEPEST - 1)
     )
 
@@ -287,9 +286,7 @@ def _deeper(value: Any, levels: int) -> bool:
     inner = value.values() if isinstance(value, dict) else value
     if not isinstance(value, dict | list):
         return False
-    return levels < 0 or any(
-        _deeper(v, levels - 1) for v in inner if isinstance(v, dict | list)
-    )
+    return levels < 0 or any(_deeper(v, levels - 1) for v in inner if isinstance(v, dict | list))
 
 
 def _excess(value: Any) -> str | None:

@@ -79,8 +79,8 @@ def _legend(table: Table) -> str:
         return legend
     return (
         f"{legend} Δ: difference to {_escaped(table['baseline'])} on the same images and noise; "
-        "better or worse where its interval excludes 0; the intervals of all rows hold at once with "
-        "95 % (Bonferroni)."
+        "better or worse where its interval excludes 0; the intervals of all rows hold at once "
+        "with 95 % (Bonferroni)."
     )
 
 

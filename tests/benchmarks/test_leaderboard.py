@@ -185,7 +185,11 @@ def test_nothing_is_best_where_intervals_overlap_or_images_are_few() -> None:
 
     assert ranks(a=[30.0, 30.1, 30.2], b=[29.0, 29.1, 29.2], c=[25.0, 25.1, 25.2]) == [1, 2, None]
     assert ranks(a=[30.0, 30.1, 30.2], b=[29.8, 29.9, 30.0], c=[25.0, 25.1, 25.2]) == [None] * 3
-    assert ranks(a=[30.0, 30.1, 30.2], b=[26.0, 27.0, 28.0], c=[25.0, 26.1, 27.2]) == [1, None, None]
+    assert ranks(a=[30.0, 30.1, 30.2], b=[26.0, 27.0, 28.0], c=[25.0, 26.1, 27.2]) == [
+        1,
+        None,
+        None,
+    ]
     assert ranks(a=[30.0, 30.0], b=[20.0, 20.0]) == [None, None]
 
 
