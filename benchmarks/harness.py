@@ -173,7 +173,7 @@ def read(folder: Path, cell: Cell) -> Record | None:
         return None
     if "failure" in record or "result" not in record:
         return None
-    return {**record, "cell": cell}  # type: ignore[typeddict-item]
+    return {**record, "cell": cell}  # type: ignore[return-value]
 
 
 def _warn_of_damage(file: Path, why: str) -> None:

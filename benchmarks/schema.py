@@ -161,6 +161,7 @@ class Measured(Scores, Cost):
     files: dict[str, str]
     hashes: dict[str, str]
     values: NotRequired[Values]
+    warnings: NotRequired[list[str]]
 
 
 class Failure(TypedDict):

@@ -15,6 +15,8 @@ ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 CALIBRATED = "_calibrated"
 """Ends the name of a figure that says what the figure without it is for exact samples."""
 FORMATS = {"nfe": "g", "nbe": "g", "seconds": ".3g", "peak_memory_mb": ".0f"}
+MARK = "†"
+"""Behind the label of a row that was warned of."""
 Line = dict[str, str]
 """A line of the Markdown table, by column."""
 
@@ -44,6 +46,7 @@ def cautions(table: Table) -> list[str]:
 
 def _markdown(table: Table) -> str:
     notes = [f"{row['label']}: {problem}" for row in table["rows"] for problem in row["problems"]]
+    notes += [f"{row['label']}{MARK}: {said}" for row in table["rows"] for said in row["warnings"]]
     notes += cautions(table)
     lines = [{_escaped(k): v for k, v in line.items()} for line in _lines(table)]
     parts = [_heading(table), table_of(lines), _legend(table)]
@@ -88,7 +91,9 @@ def _lines(table: Table) -> list[Line]:
     """The cells of the Markdown table; columns that no row has something in are left out."""
     rows, better = table["rows"], {m["name"]: m["better"] for m in table["metrics"]}
     titles = {m["name"]: m["title"] for m in table["metrics"]}
-    lines: list[Line] = [{"method": _escaped(row["label"])} for row in rows]
+    lines: list[Line] = [
+        {"method": _escaped(row["label"]) + MARK * bool(row["warnings"])} for row in rows
+    ]
     columns = [
         *_progress(rows),
         *_figures(rows, "scores", titles, better),

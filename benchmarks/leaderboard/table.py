@@ -120,6 +120,7 @@ def _table(
     hashed: str, records: Sequence[Record], baseline: str | None, chosen: Sequence[str] | None
 ) -> Table:
     benchmark: Benchmark = records[0]["cell"]["benchmark"]
+    titles = {name: entry.get("title", name) for name, entry in benchmark["metrics"].items()}
     better = _directions(benchmark, records, chosen)
     groups = _by_row(records)
     context = Context.of(benchmark, records, better)
@@ -148,7 +149,7 @@ def _table(
         "metrics": [
             {
                 "name": name,
-                "title": benchmark["metrics"].get(name, {}).get("title", name),
+                "title": titles.get(name, name),
                 "better": direction,
             }
             for name, direction in better.items()

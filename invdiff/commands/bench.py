@@ -242,6 +242,7 @@ COSTS = (
     "files",
     "hashes",
     "values",
+    "warnings",
     "restoration",
     "measurement",
 )

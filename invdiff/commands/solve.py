@@ -39,7 +39,8 @@ from invdiff.commands.folder import (
     replaced,
     warn_of_others,
 )
-from invdiff.config.compose import build_method, build_operator, preset_values
+from invdiff.config.advice import misfit, untuned
+from invdiff.config.compose import build_method, build_operator
 from invdiff.device import out_of_memory
 from invdiff.files import sha256, write_atomically
 from invdiff.network import Denoiser
@@ -52,10 +53,6 @@ from invdiff.solving.cascade import Upscaler
 from invdiff.solving.solve import check_solve
 
 METRICS = ("psnr", "ssim", "lpips")
-FAR, SHARE = 5.0, 0.1
-"""Consistency above which a restoration is said not to fit its measurement, what works has 0.02 to
-3; and the share of y that it then misses at least: little noise makes small misfits large in its
-units."""
 
 
 @dataclass(frozen=True)
@@ -253,54 +250,6 @@ def _request(
     return json.loads(json.dumps(asked, default=str))
 
 
-def _untuned(config: dict[str, Any]) -> str | None:
-    """What to say where a step size that was tuned for one number of steps is used with quite
-    another."""
-    tuned = preset_values(config["preset"]) if config["preset"] else {}
-    node, steps, wanted = config["guidance"][-1], config["steps"], tuned.get("steps")
-    sizes = [
-        name
-        for name in getattr(load("guidance", node["name"]), "scale", ())
-        if name in tuned.get("guidance", {}) and node[name] == tuned["guidance"][name]
-    ]
-    if not wanted or not sizes or wanted / 2 <= steps <= 2 * wanted:
-        return None
-    said = " and ".join(f"guidance.{name}={node[name]}" for name in sizes)
-    return (
-        f"{said} of the preset {config['preset']} is tuned for {wanted} steps, and this run "
-        f"has {steps}; "
-        f"say --steps {wanted}, or guidance.{sizes[0]}=VALUE for {steps} steps"
-    )
-
-
-def _check_fit(
-    name: str,
-    measurement: Measurement,
-    samples: Sequence[Tensor],
-    consistency: Sequence[float],
-    config: dict[str, Any],
-    method: Method,
-) -> None:
-    """Warns where a method that follows the measurement ended far from it."""
-    assert method.transition is not None
-    follows = any(piece.requires is not None for piece in (*method.chain, method.transition))
-    worst = max(consistency)  # nan, where nothing is known of the noise, is not above anything
-    missed = max(float(measurement.norm(sample)[0]) for sample in samples)
-    if follows and worst > FAR and missed > SHARE * float(torch.linalg.vector_norm(measurement.y)):
-        scale = [
-            f"guidance.{key}"
-            for node in config["guidance"]
-            for key in getattr(load("guidance", node["name"]), "scale", ())
-        ]
-        tune = f"another {' or '.join(scale)}, " if scale else ""
-        warnings.warn(
-            f"{name}: the restoration does not fit its measurement: ‖A x − y‖ is "
-            f"{worst:.1f} times what the noise explains (about 1 is right); "
-            f"try {tune}more --steps, or a larger --sigma if the measurement is noisier than said",
-            stacklevel=2,
-        )
-
-
 def _jobs(args: argparse.Namespace, denoiser: Denoiser, saved: Measurement | None) -> list[Job]:
     if args.measurement is not None and args.input is not None:
         raise ValueError("--measurement is already degraded and --input is clean: give one of them")
@@ -410,7 +359,7 @@ def _restore(
         config = config | {"sigma": measurement.sigma}
         if not args.quiet:
             print(f"sigma: {measurement.sigma:.4f}, estimated from {job.name}", file=sys.stderr)
-    if k == 0 and (warning := _untuned(config)):
+    if k == 0 and (warning := untuned(config)):
         check_solve(
             measurement, denoiser, method, steps=config["steps"], **cond
         )  # what cannot run is refused, and nothing else said
@@ -431,7 +380,8 @@ def _restore(
     )
     samples = list(result.samples.to(measurement.y.device, measurement.y.real.dtype))
     consistency = [float(measurement.consistency(sample)[0]) for sample in samples]
-    _check_fit(job.name, measurement, samples, consistency, config, method)
+    if warning := misfit(measurement, samples, consistency, config, method):
+        warnings.warn(f"{job.name}: {warning}", stacklevel=2)
     record: dict[str, Any] = {
         "name": job.name,
         "input": job.source,

@@ -22,7 +22,7 @@ from invdiff.benchmarks import baselines, frontier, harness, records, scoring
 from invdiff.benchmarks.dataset import Dataset
 from invdiff.benchmarks.grid import Grid, evaluate, networks, plan
 from invdiff.benchmarks.launchers import make_launcher
-from invdiff.benchmarks.leaderboard import add_set_scores, tables
+from invdiff.benchmarks.leaderboard import add_set_scores, markdown, tables
 from invdiff.commands.bench import configure
 from invdiff.commands.parser import _parser, main
 from invdiff.config.compose import compose, compose_suite, override_value
@@ -259,6 +259,18 @@ def test_refusals_divergence_and_failures_stop_nobody(photos: Path, tmp_path: Pa
     )
     text = GRID.report(config, found)
     assert "ddrm" in text and "dps" in text
+
+
+def test_a_record_keeps_what_solve_would_warn_of(photos: Path, tmp_path: Path) -> None:
+    own = {"dps": {"steps": 3}, "tuned": {"name": "dps", "steps": 3, "zeta": 1.0}}
+    found = run(configured(photos, "images.size=64", methods=own), tmp_path)
+    said = {r["cell"]["label"]: r["result"].get("warnings", []) for r in found}
+    assert any("is tuned for" in text and "this run has 3" in text for text in said["dps"])
+    assert said["pinv"] == [] and not any("is tuned for" in text for text in said["tuned"])
+    (table,) = tables(found)
+    text = markdown([table])
+    assert "| dps zeta" in text or "| dps†" in text and "- dps†: 2 of 2: guidance.zeta=" in text
+    assert "pinv†" not in text
 
 
 def test_an_image_that_diverges_takes_no_other_with_it(

@@ -718,6 +718,7 @@ def test_formats(
             "images",
             "of",
             "problems",
+            "warnings",
             "scores",
             "mean",
             "spread",
