@@ -70,6 +70,7 @@ def run(
     folder: Path,
     launcher: Launcher,
     progress: bool = True,
+    written: Callable[[int, Record], None] | None = None,
 ) -> list[Record]:
     """The record of every cell, in order; tasks that the folder does not hold whole are evaluated.
 
@@ -79,6 +80,7 @@ def run(
         folder: where the records are, one JSON file each.
         launcher: where tasks run.
         progress: show a bar over all cells with the time left and the current cell.
+        written: called with each record once it is written, and how many are finished.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cells = [cell for task in tasks for cell in task]
@@ -100,6 +102,8 @@ def run(
                     text = json.dumps(record, indent=2) + "\n"
                     write_atomically(folder / f"{key(cell)}.json", text)
                     records[key(cell)] = record
+                    if written is not None:
+                        written(len(records), record)
             bar.advance(task)
     return [records[key(cell)] for cell in cells]
 

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from invdiff.benchmarks.records import finished_files, flaws
 from invdiff.benchmarks.schema import Record
 from invdiff.benchmarks.suite import make_suite
 from invdiff.benchmarks.tables import markdown
+from invdiff.benchmarks.trackers import Tracker, figures, make_tracker
 from invdiff.commands.common import check_paths
 from invdiff.config.compose import compose_suite, config_files, override_value
 from invdiff.files import write_atomically
@@ -61,9 +63,17 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.output or f"invdiff-bench-{args.suite}")
     suite = make_suite(config["kind"])
     tasks = suite.tasks(config)
-    records = harness.run(
-        suite, tasks, suite.context(config), folder, launcher, progress=not args.quiet
-    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as trackers:
+        logs = [trackers.enter_context(closing(made)) for made in _trackers(args, folder)]
+
+        def written(step: int, record: Record) -> None:
+            row, values = figures(record)
+            for log in logs if values else ():
+                log.log(step, row, values)
+
+        context, quiet = suite.context(config), args.quiet
+        records = harness.run(suite, tasks, context, folder, launcher, not quiet, written)
     table = suite.report(config, records)
     if not args.quiet:
         print(table)
@@ -76,6 +86,11 @@ def run(args: argparse.Namespace) -> None:
     harness.check(records, folder)
     if written and not args.quiet:
         print(f"{len(records)} cells -> {folder}/results.md", file=sys.stderr)
+
+
+def _trackers(args: argparse.Namespace, folder: Path) -> list[Tracker]:
+    """What --log asks for."""
+    return [make_tracker(name, folder.absolute().name, folder) for name in args.log or ()]
 
 
 def configure(args: argparse.Namespace) -> dict[str, Any]:
