@@ -340,6 +340,16 @@ def _parser() -> argparse.ArgumentParser:
         help="what the model does not say, e.g. model.predicts=v",
     )
 
+    cite = commands.add_parser(
+        "cite",
+        help="print what to cite of a result",
+        description="Prints the BibTeX of every method, operator and metric that results were made "
+        "with.",
+    )
+    cite.add_argument(
+        "results", nargs="+", metavar="FILE", help="result.json of solve, or a record of bench"
+    )
+
     check = commands.add_parser(
         "check",
         help="check plug-ins",
@@ -468,6 +478,12 @@ def _leaderboard(args: argparse.Namespace) -> None:
     run(args)
 
 
+def _cite(args: argparse.Namespace) -> None:
+    from invdiff.commands.cite import run
+
+    run(args)
+
+
 def _info(args: argparse.Namespace) -> None:
     from invdiff.commands.info import run
 
@@ -493,6 +509,7 @@ COMMANDS = {
     "leaderboard": _leaderboard,
     "list": _list,
     "info": _info,
+    "cite": _cite,
     "check": _check,
     "new-plugin": _new_plugin,
 }
