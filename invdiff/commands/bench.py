@@ -67,13 +67,13 @@ def run(args: argparse.Namespace) -> None:
     with ExitStack() as trackers:
         logs = [trackers.enter_context(closing(made)) for made in _trackers(args, folder)]
 
-        def written(step: int, record: Record) -> None:
+        def log_record(step: int, record: Record) -> None:
             row, values = figures(record)
             for log in logs if values else ():
                 log.log(step, row, values)
 
         context, quiet = suite.context(config), args.quiet
-        records = harness.run(suite, tasks, context, folder, launcher, not quiet, written)
+        records = harness.run(suite, tasks, context, folder, launcher, not quiet, log_record)
     table = suite.report(config, records)
     if not args.quiet:
         print(table)

@@ -28,6 +28,7 @@ OPTIONS: dict[str, set[str]] = {
         "weights",
         "pictures",
         "overwrite",
+        "figure",
     },
     "validate": set(),
     "merge": {"output"},
@@ -75,9 +76,17 @@ def _show(folders: Sequence[str], args: argparse.Namespace) -> None:
         raise ValueError("the page is a file; say which: --output leaderboard.html")
     if output is not None:
         check_file(output, form, args.overwrite)
+    if args.figure is not None:
+        check_file(Path(args.figure), "figure", args.overwrite)
     found = tables(read_records(folders), args.baseline, args.benchmark, args.metric)
     for table in found if args.set_score else ():
         add_set_scores(table, args.set_score, args.weights and Path(args.weights))
+    if args.figure is not None:
+        from invdiff.benchmarks.leaderboard import figure
+
+        figure.write(found, Path(args.figure), args.pictures or figure.IMAGES)
+        if args.format is None and output is None:
+            return
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
     if form != "markdown":  # which has them in its text
@@ -105,11 +114,12 @@ MARKS = {
     "csv": "benchmark,hash,id,label",
     "json": '"tables": [',
     "latex": "% invdiff leaderboard",
+    "figure": "Matplotlib pdf backend",
     "html": "<title>Leaderboard",
 }
-"""Texts near the beginning of each format, by which a leaderboard recognises one of its own."""
+"""Texts near the beginning or end of each format, by which a leaderboard recognises its own."""
 HEAD = 1 << 16
-"""Characters of a file in which the mark is looked for."""
+"""Bytes at each end of a file in which the mark is looked for."""
 
 
 def check_file(output: Path, form: str, overwrite: bool) -> None:
@@ -126,8 +136,8 @@ def check_file(output: Path, form: str, overwrite: bool) -> None:
     if not output.is_file():
         raise ValueError(f"{output} is no regular file; choose another --output")
     if not overwrite:
-        with output.open(encoding="utf-8", errors="replace", newline="") as file:
-            known = MARKS[form] in file.read(HEAD)
+        content = output.read_bytes()  # of a PDF the mark is at the end
+        known = MARKS[form].encode() in content[:HEAD] + content[-HEAD:]
         if not known:
             raise ValueError(
                 f"{output} exists and is no leaderboard of the format {form}; choose another "

@@ -305,7 +305,12 @@ def _parser() -> argparse.ArgumentParser:
         "--pictures",
         type=int,
         metavar="N",
-        help="html: images that are shown, the first N (default: 12)",
+        help="html, publish and --figure: images that are shown, the first N (default: 12, all, 4)",
+    )
+    board.add_argument(
+        "--figure",
+        metavar="FILE.pdf",
+        help="draw pictures with insets, and quality against cost; needs invdiff[plot]",
     )
 
     listing = commands.add_parser(

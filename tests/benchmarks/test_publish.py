@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from recorded import problem, row_of, stored
 
 from invdiff.benchmarks.leaderboard import tables
 from invdiff.benchmarks.leaderboard.diff import changes
+from invdiff.benchmarks.leaderboard.figure import inset
 from invdiff.benchmarks.leaderboard.latex import latex
 from invdiff.commands.parser import main
 
@@ -195,3 +197,32 @@ def test_options_are_of_actions(board: Path, capsys: pytest.CaptureFixture[str])
     assert "`invdiff leaderboard diff` has no --output" in capsys.readouterr().err
     assert invdiff("diff", board) == 2
     assert "compares two folders, got 1" in capsys.readouterr().err
+
+
+# Figures ------------------------------------------------------------------------------------------
+
+
+def test_an_inset_is_where_errors_differ_most() -> None:
+    truth = torch.zeros(3, 32, 48)
+    first, second = truth + 0.5, truth + 0.5  # wrong everywhere, and alike
+    second[:, 20:28, 30:42] = 0
+    assert inset(truth, [first, second]) == (20, 30, 8, 12)
+    assert inset(truth, [first]) is None and inset(None, [first, second]) is None
+
+
+def test_a_figure_is_a_pdf_of_pictures_and_costs(
+    board: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    stored(board, *row_of([23.0, 24.0, 25.0], "an $odd^ label_"))
+    output = tmp_path / "figure.pdf"
+    assert invdiff(board, "--figure", output) == 0
+    content = output.read_bytes()
+    assert content.startswith(b"%PDF") and content.count(b"/Type /Page ") == 2
+    assert capsys.readouterr().out == ""
+    assert invdiff(board, "--figure", output) == 0  # its own
+    output.write_bytes(b"%PDF of others")
+    assert invdiff(board, "--figure", output) == 2
+    assert output.read_bytes() == b"%PDF of others"
+    assert invdiff(board, "--figure", tmp_path / "figure.png") == 2
+    assert "call it figure.pdf" in capsys.readouterr().err
