@@ -16,6 +16,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(handle)  # else the name may outlive a power failure, and the content not
         known = path.is_file() and not path.is_symlink()
         os.chmod(temporary, path.stat().st_mode & 0o777 if known else 0o666 & ~_umask())
         os.replace(temporary, path)

@@ -36,7 +36,7 @@ def _tabular(table: Table) -> str:
     lines = [
         " & ".join(
             [
-                _escaped(row["label"]),
+                _escaped(row["label"]) + r"$^\dagger$" * bool(row["warnings"]),
                 *(_cell(row, name, n) for name, n in digits.items()),
                 _evaluations(row),
             ]
@@ -50,6 +50,7 @@ def _tabular(table: Table) -> str:
         "95 % intervals"
     ]
     comments += [f"% left out, incomplete: {', '.join(left)}"] if left else []
+    comments += [f"% dagger, {_escaped(r['label'])}: {w}" for r in rows for w in r["warnings"]]
     return "\n".join(
         [
             *comments,
