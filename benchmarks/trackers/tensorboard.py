@@ -9,7 +9,15 @@ from invdiff.benchmarks.trackers.base import package
 
 
 class TensorBoard:
-    """A scalar ``row/figure`` for each figure of a record."""
+    """A scalar ``row/figure`` for each figure of a record.
+
+    Args:
+        run: the name of the run.
+        folder: of the records.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
 
     def __init__(self, run: str, folder: Path) -> None:
         package("tensorboard")

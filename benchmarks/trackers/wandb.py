@@ -12,7 +12,15 @@ from invdiff.benchmarks.trackers.base import package
 
 
 class WandB:
-    """A figure ``row/figure`` for each figure of a record."""
+    """A figure ``row/figure`` for each figure of a record.
+
+    Args:
+        run: the name of the run.
+        folder: of the records.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
 
     def __init__(self, run: str, folder: Path) -> None:
         self.run = package("wandb").init(project="invdiff", name=run, dir=str(folder))
