@@ -427,6 +427,47 @@ def test_a_killed_run_goes_on_and_is_equal_to_the_bit(
         assert untimed(a) == untimed(b)
 
 
+def _processes_of(folder: Path) -> list[str]:
+    """Command lines of processes that name a folder."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(file.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:  # it ended meanwhile
+            continue
+    return [line for line in found if str(folder) in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "submitit"])
+def test_a_terminated_run_leaves_no_processes_and_goes_on(
+    launcher: str, photos: Path, tmp_path: Path
+) -> None:
+    if launcher == "submitit":
+        pytest.importorskip("submitit")
+    command = [*COMMAND, "--input", str(photos), *SMALL, "--output", str(tmp_path / "out")]
+    option = ["--launcher-option", "cluster=local"] if launcher == "submitit" else []
+    where = ["--launcher", launcher, "--workers", "2", *option]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "invdiff.commands.parser", *command, *where],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("out/*.json"))) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert b"interrupted" in process.communicate(timeout=30)[1] and process.returncode == 130
+    deadline = time.monotonic() + 20
+    while (left := _processes_of(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == [] and not list(tmp_path.glob("out/jobs/run-*"))
+    assert main([*command, "--quiet"]) == 0
+    assert records.problems([tmp_path / "out"])[0] == []
+
+
 def test_more_images_and_seeds_do_not_run_the_old_ones_again(photos: Path, tmp_path: Path) -> None:
     small = configured(photos, "images.names=[a,b]", "batch_size=2")
     large = configured(photos, "images.names=[a,b,c]", "batch_size=2", seeds=[0, 1])
