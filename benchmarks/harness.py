@@ -18,7 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from invdiff.benchmarks.environment import code, environment
-from invdiff.benchmarks.schema import FORMAT, Cell, Record, Result, Task, digest, key, published
+from invdiff.benchmarks.schema import (
+    FORMAT,
+    Cell,
+    Record,
+    Result,
+    Task,
+    alone,
+    digest,
+    key,
+    published,
+)
 from invdiff.benchmarks.suite import Suite
 from invdiff.files import write_atomically
 
@@ -60,6 +70,7 @@ def run(
     folder: Path,
     launcher: Launcher,
     progress: bool = True,
+    written: Callable[[int, Record], None] | None = None,
 ) -> list[Record]:
     """The record of every cell, in order; tasks that the folder does not hold whole are evaluated.
 
@@ -69,6 +80,7 @@ def run(
         folder: where the records are, one JSON file each.
         launcher: where tasks run.
         progress: show a bar over all cells with the time left and the current cell.
+        written: called with each record once it is written, and how many are finished.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cells = [cell for task in tasks for cell in task]
@@ -90,6 +102,8 @@ def run(
                     text = json.dumps(record, indent=2) + "\n"
                     write_atomically(folder / f"{key(cell)}.json", text)
                     records[key(cell)] = record
+                    if written is not None:
+                        written(len(records), record)
             bar.advance(task)
     return [records[key(cell)] for cell in cells]
 
@@ -147,7 +161,8 @@ def check(records: Sequence[Record], folder: Path) -> None:
 
 
 def read(folder: Path, cell: Cell) -> Record | None:
-    """The finished record of a cell, if the folder holds one; failures are not finished."""
+    """The finished record of a cell, if the folder holds one, perhaps of a run with fewer images or
+    seeds; failures are not finished."""
     file = folder / f"{key(cell)}.json"
     try:
         record = json.loads(file.read_bytes())
@@ -156,12 +171,13 @@ def read(folder: Path, cell: Cell) -> Record | None:
     except (OSError, ValueError, RecursionError) as error:  # of text that is no UTF-8 as well
         _warn_of_damage(file, f"{type(error).__name__}: {error}")
         return None
-    if not (isinstance(record, dict) and record.get("cell") == cell):
+    known = record.get("cell") if isinstance(record, dict) else None
+    if not (isinstance(known, dict) and alone(known) == alone(cell)):
         _warn_of_damage(file, "it is no record of the cell that its name stands for")
         return None
     if "failure" in record or "result" not in record:
         return None
-    return record  # type: ignore[return-value]
+    return {**record, "cell": cell}  # type: ignore[return-value]
 
 
 def _warn_of_damage(file: Path, why: str) -> None:

@@ -1,11 +1,13 @@
 """Image quality: (B, C, H, W) images in [0, 1] in, one value per image out, a (B,) float tensor on
 the CPU.
 
-A metric is a function with up to four attributes, all optional, that tables and records read:
+A metric is a function with up to six attributes, all optional, that tables and records read:
 
+    title      the name as people write it
     better     "higher" or "lower"
     backend    the package that computes it; its version is recorded
     network    what that package compares with, where there is a choice
+    weights    SHA-256 of that network's weights
     crop       pixels at each border that it leaves away, 0
 """
 
@@ -36,7 +38,7 @@ def rated(**attributes: str | int) -> Callable[[_Metric], _Metric]:
     return rate
 
 
-@rated(better="higher")
+@rated(title="PSNR", better="higher")
 def psnr(x: Tensor, reference: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, ``-10 log10(mean (x - reference)^2)``; identical images
     give inf.
@@ -51,7 +53,7 @@ def psnr(x: Tensor, reference: Tensor) -> Tensor:
     return (-10 * (x.double() - reference.double()).square().mean((1, 2, 3)).log10()).float().cpu()
 
 
-@rated(better="higher", backend="scikit-image")
+@rated(title="SSIM", better="higher", backend="scikit-image")
 def ssim(x: Tensor, reference: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004), computed by scikit-image in float64.
 
@@ -80,7 +82,7 @@ def ssim(x: Tensor, reference: Tensor) -> Tensor:
     )
 
 
-@rated(better="lower", backend="lpips", network="alex")
+@rated(title="LPIPS", better="lower", backend="lpips", network="alex")
 def lpips(x: Tensor, reference: Tensor) -> Tensor:
     """Learned perceptual distance (Zhang et al. 2018) by the ``lpips`` package: AlexNet, version
     0.1. Needs no network.

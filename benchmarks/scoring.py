@@ -36,10 +36,21 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 SETS = ("fid", "kid", "is")
 
 
+def metric_of(name: str) -> Metric:
+    """A metric by its registered name, or ``FAMILY:MEMBER`` of a registered family, such as
+    ``pyiqa:dists``.
+
+    Raises:
+        ValueError: nobody registers it; the family has no such member, or cannot make it here.
+    """
+    family, colon, member = name.partition(":")
+    return load("metric_families", family)(member) if colon else load("metrics", name)
+
+
 def identity(name: str) -> schema.Metric:
     """The identity of a registered metric: rows are comparable where all of it is
     equal."""
-    metric = load("metrics", name)
+    metric = metric_of(name)
     found: schema.Metric = {
         "implementation": f"{metric.__module__}:{metric.__qualname__}",
         "version": of_code(metric),
@@ -47,10 +58,14 @@ def identity(name: str) -> schema.Metric:
         "crop": getattr(metric, "crop", 0),
         "better": getattr(metric, "better", None),
     }
+    if (title := getattr(metric, "title", None)) is not None:
+        found["title"] = title
     if (backend := getattr(metric, "backend", None)) is not None:
         found["backend"] = f"{backend} {importlib.metadata.version(backend)}"
     if (network := getattr(metric, "network", None)) is not None:
         found["network"] = network
+    if (weights := getattr(metric, "weights", None)) is not None:
+        found["weights"] = weights
     return found
 
 
@@ -103,9 +118,7 @@ def metrics_of(samples: Tensor, truth: Tensor, metrics: Sequence[str]) -> schema
         metrics: registered names.
     """
     reference = truth.expand_as(samples)
-    return _known(
-        {name: _mean_over(load("metrics", name), name, samples, reference) for name in metrics}
-    )
+    return _known({name: _mean_over(metric_of(name), name, samples, reference) for name in metrics})
 
 
 def score(

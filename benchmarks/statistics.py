@@ -20,13 +20,15 @@ class Interval(TypedDict):
     n: int
 
 
-def interval(values: Sequence[float]) -> Interval:
+def interval(values: Sequence[float], among: int = 1) -> Interval:
     """Mean of independent values and half the width of its Student t interval, ``t_{0.975, n-1} sd
-    / sqrt(n)``."""
+    / sqrt(n)``; of one of several intervals, ``among`` of them, so wide that all of them hold at
+    once with that confidence (Bonferroni)."""
     from scipy.special import stdtrit
 
     n = len(values)
-    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * stdev(values) / sqrt(n) if n > 1 else None
+    quantile = 1 - (1 - CONFIDENCE) / 2 / among
+    half = float(stdtrit(n - 1, quantile)) * stdev(values) / sqrt(n) if n > 1 else None
     return {"mean": fmean(values) if n else None, "half": half, "n": n}
 
 
@@ -38,13 +40,16 @@ def per_image(values: Mapping[tuple[int, int], float]) -> list[float]:
     return [fmean(of) for of in images.values()]
 
 
-def paired(a: Mapping[tuple[int, int], float], b: Mapping[tuple[int, int], float]) -> Interval:
+def paired(
+    a: Mapping[tuple[int, int], float], b: Mapping[tuple[int, int], float], among: int = 1
+) -> Interval:
     """:func:`interval` of the differences a - b per image, over the images and seeds that both
     have.
 
-    The interval is that of the paired t-test: it excludes 0 where the test rejects at 5 %.
+    The interval is that of the paired t-test: it excludes 0 where the test rejects at 5 %, of
+    several comparisons (``among``) at 5 % for all of them together.
     """
-    return interval(per_image({k: a[k] - b[k] for k in a if k in b}))
+    return interval(per_image({k: a[k] - b[k] for k in a if k in b}), among)
 
 
 def decimals(values: Iterable[float | None]) -> int:

@@ -10,13 +10,16 @@ from pathlib import Path
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Writes to a temporary file beside ``path`` and renames it, so that a killed run leaves no
-    half-written file."""
+    half-written file. A file that is replaced keeps its permissions; a new one has the umask's."""
     data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.chmod(temporary, 0o666 & ~_umask())
+            file.flush()
+            os.fsync(handle)  # else the name may outlive a power failure, and the content not
+        known = path.is_file() and not path.is_symlink()
+        os.chmod(temporary, path.stat().st_mode & 0o777 if known else 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -58,7 +58,8 @@ def problem(**changes: Any) -> dict[str, Any]:
         "metrics": {
             name: metric | {"implementation": f"module:{name}", "better": direction}
             for name, direction in better.items()
-        },
+        }
+        | {"psnr": metric | {"implementation": "module:psnr", "better": "higher", "title": "PSNR"}},
     } | changes
 
 
@@ -102,7 +103,7 @@ def record(
             "truth": f"pictures/{identity(image)['hash'][:16]}.png",
             "restoration": f"pictures/{harness.key(cell)}.png",
         },
-        "hashes": {"truth": "0" * 64, "restoration": "0" * 64},
+        "hashes": {"truth": "ab" * 32, "restoration": "ab" * 32},
     }
     made = {
         "format": harness.FORMAT,

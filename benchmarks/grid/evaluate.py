@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from invdiff.benchmarks.schema import (
 )
 from invdiff.benchmarks.scoring import score
 from invdiff.config import build_method, build_operator
+from invdiff.config.advice import misfit, untuned
 from invdiff.device import peak_memory_mb, reset_peak_memory
 from invdiff.network import Denoiser, count_evaluations
 from invdiff.problem import Measurement
@@ -87,7 +89,9 @@ class _Batch:
         resettable = reset_peak_memory(device)
         run = _by_baseline if self.cells[0]["kind"] == "baseline" else _by_method
         try:
-            samples, cost = run(self)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", UserWarning)
+                samples, cost = run(self)
         except (Unfit, NonFiniteError) as error:
             if len(self.cells) > 1:  # it may be one image's doing: each is tried alone
                 alone = map(self._alone, range(len(self.cells)))
@@ -96,7 +100,8 @@ class _Batch:
             kind = "refused" if isinstance(error, Unfit) else "diverged"
             return [{kind: published(str(error), 2000)}]
         cost["peak_memory_mb"] = peak_memory_mb(device) if resettable else None
-        return self._scored(samples, cost)
+        said = [published(str(w.message), 2000) for w in caught if w.category is UserWarning]
+        return self._scored(samples, cost, list(dict.fromkeys(said)))
 
     def _alone(self, k: int) -> _Batch:
         one = slice(k, k + 1)
@@ -109,7 +114,7 @@ class _Batch:
             self.lossless,
         )
 
-    def _scored(self, samples: Tensor, cost: Cost) -> list[Outcome]:
+    def _scored(self, samples: Tensor, cost: Cost, said: Sequence[str]) -> list[Outcome]:
         names = list(self.cells[0]["benchmark"]["metrics"])
         found: list[Outcome] = []
         for k, scores in enumerate(score(self.measurement, samples, self.truth, names)):
@@ -125,10 +130,27 @@ class _Batch:
                 "files": files,
                 "hashes": hashes(self.folder, files),
             }
+            if advice := [*said, *self._advice(own, values)][:MOST_WARNINGS]:
+                outcome["warnings"] = advice
             if self.lossless:
                 outcome["values"] = write_values(self.folder, name, image, truth, values)
             found.append(outcome)
         return found
+
+    def _advice(self, measurement: Measurement, samples: Tensor) -> list[str]:
+        """What ``invdiff solve`` would say of the samples of an image."""
+        run = self.cells[0]["run"]
+        if self.cells[0]["kind"] == "baseline":
+            return []
+        every = list(samples[:, None].to(measurement.y.device, measurement.y.real.dtype))
+        consistency = [float(measurement.consistency(sample)[0]) for sample in every]
+        method = build_method(run)
+        found = (untuned(run), misfit(measurement, every, consistency, run, method))
+        return [text for text in found if text]
+
+
+MOST_WARNINGS = 20
+"""Of a record."""
 
 
 def _measured(

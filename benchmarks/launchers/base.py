@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
+
+import torch
 
 from invdiff.benchmarks.schema import Record, Task
 
@@ -33,3 +36,14 @@ def package(name: str) -> ModuleType:
             f"--launcher {name} needs a package that is not here: pip install "
             f"'invdiff[{name}]' ({error})"
         ) from error
+
+
+@contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """This process with a number of threads, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from invdiff.benchmarks import harness
-from invdiff.benchmarks.launchers.base import ATTEMPTS, Done, on_cuda
+from invdiff.benchmarks.launchers.base import ATTEMPTS, Done, on_cuda, pinned
 from invdiff.benchmarks.schema import Record, Task
 from invdiff.benchmarks.suite import Suite
 
@@ -28,15 +28,26 @@ GRACE = 5.0
 
 @dataclass(frozen=True)
 class Local:
-    """Processes of this machine, one thread each; where tasks use CUDA each process sees one
-    device, in turn.
+    """Processes of this machine; where tasks use CUDA each process sees one device, in turn.
+
+    Sums are added in another order with another number of threads, so a run has the same number
+    whether its processes are one or many.
 
     Args:
         workers: how many; None is one for each CUDA device that the tasks can use, else one. A
             single one is this process itself.
+        threads: of each process.
+
+    Raises:
+        ValueError: fewer than one thread.
     """
 
     workers: int | None = None
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if type(self.threads) is not int or self.threads < 1:
+            raise ValueError(f"threads must be a whole number, at least 1, got {self.threads!r}")
 
     def __call__(
         self, suite: Suite, tasks: Sequence[Task], folder: Path, context: Mapping[str, Any]
@@ -45,12 +56,15 @@ class Local:
         count = self.workers or len(devices) or 1
         if count == 1:
             for task in tasks:
-                yield task, harness.evaluate(suite, task, folder, context)
+                with pinned(self.threads):  # not while others look at what is yielded
+                    found = harness.evaluate(suite, task, folder, context)
+                yield task, found
             return
         places = [
             {"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} if devices else {}
             for i in range(min(count, len(tasks)))
         ]
+        places = [{"OMP_NUM_THREADS": str(self.threads)} | place for place in places]
         yield from _Crew(suite, folder, context).work(places, tasks)
 
 
@@ -137,7 +151,7 @@ class _Worker:
             target=_serve, args=(theirs, suite, folder, dict(context)), daemon=True
         )
         # The environment is there before the process imports anything.
-        with _environment({"OMP_NUM_THREADS": "1"} | dict(place)):
+        with _environment(place):
             self.process.start()
         theirs.close()  # so that the end of the process is the end of the connection
 

@@ -5,8 +5,8 @@ A table is plain data (what ``invdiff leaderboard --format json`` writes and the
 
 benchmark  the cells' benchmark, and its ``hash``
 baseline   label of the row that others are compared with, or None
-metrics    ``{"name", "better"}``, better ``"higher"``, ``"lower"`` or None: such as consistency,
-           which is not ranked
+metrics    ``{"name", "title", "better"}``, better ``"higher"``, ``"lower"`` or None: such as
+           consistency, which is not ranked
 rows       the complete ones first, by the first metric that is ranked
 
 and a row: ``id``, ``label``, ``method`` (its label in the suite), ``kind``, ``values``, ``model``;

@@ -67,6 +67,7 @@ def _line(table: Table, row: Row) -> Iterator[tuple[str, Any]]:
                 yield f"{prefix}{name}{'' if part == 'mean' else f'_{part}'}", value
     yield from ((name, row["cost"][name]) for name in COSTS)
     yield "problems", "; ".join(row["problems"])
+    yield "warnings", "; ".join(row["warnings"]) or None
 
 
 def _inert(value: Any) -> Any:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from invdiff.benchmarks.schema import Row, digest
+from invdiff.benchmarks.schema import Network, Row, digest
 
 SHOWN_OF_MODELS = ("dtype", "device", "weights", "options")
 
@@ -21,20 +21,25 @@ def labels_of(cells: Mapping[str, Row]) -> dict[str, str]:
     Args:
         cells: by the id of the row.
     """
-    texts = {name: _label(cell, list(cells.values())) for name, cell in cells.items()}
+    models = [cell["model"] for cell in cells.values() if cell["model"] is not None]
+    several = models if len({digest(model) for model in models}) > 1 else []
+    alike: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in cells.values():
+        alike.setdefault(cell["label"], []).append(cell["values"])
+    texts = {name: _label(cell, alike[cell["label"]], several) for name, cell in cells.items()}
     every = list(texts.values())
     for text in {text for text in every if every.count(text) > 1}:
         texts |= _told_apart({name: cells[name] for name in texts if texts[name] == text}, text)
     return texts
 
 
-def _label(cell: Row, cells: list[Row]) -> str:
-    alike = [c["values"] for c in cells if c["label"] == cell["label"]]
+def _label(cell: Row, alike: list[Mapping[str, Any]], models: list[Network]) -> str:
+    """Of a row, from the values of all rows of its label, and the models where there are
+    several."""
     parts = [cell["label"]]
     parts += [f"{k}={text_of(cell['values'][k])}" for k in _differing(cell["values"], alike)]
-    models = [c["model"] for c in cells if c["model"] is not None]
     model = cell["model"]
-    if model is not None and len({digest(m) for m in models}) > 1:
+    if model is not None and models:
         same = [m for m in models if m["name"] == model["name"]]
         given: Mapping[str, Any] = model
         shown = [text_of(given.get(k))[:12] for k in _differing(SHOWN_OF_MODELS, same)]

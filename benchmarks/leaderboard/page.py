@@ -1,5 +1,5 @@
-"""The leaderboard as one HTML page that holds everything: tables, plots and pictures; opened from
-disk, it asks nothing of a network.
+"""The leaderboard as an HTML page: tables, plots and pictures, which are in the page or files
+beside it; opened from disk, it asks nothing of a network.
 
 The page is ``page.html`` beside this file, with the data filled in. Names and messages of records
 are data to it: they are never read as markup, and its content security policy allows no script but
@@ -45,19 +45,29 @@ def write(data: Mapping[str, Any], path: str | Path, pictures: int = PICTURES) -
     write_atomically(Path(path), render(data, read_picture, pictures))
 
 
-def render(data: Mapping[str, Any], picture: Picture, pictures: int = PICTURES) -> str:
-    """The page of a leaderboard; its pictures come from ``picture`` and each is embedded once,
-    however many rows share it.
+def embedded(content: bytes) -> str:
+    """A picture as part of the page."""
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def render(
+    data: Mapping[str, Any],
+    picture: Picture,
+    pictures: int = PICTURES,
+    place: Callable[[bytes], str] = embedded,
+) -> str:
+    """The page of a leaderboard; its pictures come from ``picture``, each once, however many rows
+    share it, and ``place`` gives the address of each, by default the picture itself.
 
     Raises:
         ValueError: fewer than 0 pictures; figures that are not finite, which have no place in JSON.
     """
     if pictures < 0:
         raise ValueError(f"pictures must be at least 0, got {pictures}")
-    embedded: dict[bytes, int] = {}
+    addresses: dict[str, int] = {}
 
     def number(content: bytes) -> int:
-        return embedded.setdefault(content, len(embedded))
+        return addresses.setdefault(place(content), len(addresses))
 
     tables = []
     for table in data["tables"]:
@@ -81,12 +91,11 @@ def render(data: Mapping[str, Any], picture: Picture, pictures: int = PICTURES) 
                 )
             rows.append({**row, "cells": cells})
         tables.append({**table, "rows": rows, "cautions": cautions(table)})
-    uris = ["data:image/png;base64," + base64.b64encode(content).decode() for content in embedded]
     template = (
         files("invdiff.benchmarks.leaderboard").joinpath("page.html").read_text(encoding="utf-8")
     )
     return template.replace("{{policy}}", _policy(template), 1).replace(
-        "{{data}}", _json({"tables": tables, "pictures": uris}), 1
+        "{{data}}", _json({"tables": tables, "pictures": list(addresses)}), 1
     )
 
 
@@ -119,8 +128,8 @@ def read_picture(cell: Mapping[str, Any], kind: str) -> bytes | None:
 
 
 def _policy(template: str) -> str:
-    """Nothing from anywhere, but pictures in the page and the template's own style and script,
-    which are known by their hashes."""
+    """Nothing from anywhere, but pictures in the page or beside it and the template's own style and
+    script, which are known by their hashes."""
 
     def known(tag: str) -> str:
         blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)
@@ -130,7 +139,7 @@ def _policy(template: str) -> str:
         )
 
     own = f"style-src {known('style')}; script-src {known('script')}"
-    return f"default-src 'none'; img-src data:; {own}; base-uri 'none'; form-action 'none'"
+    return f"default-src 'none'; img-src data: 'self'; {own}; base-uri 'none'; form-action 'none'"
 
 
 def _json(data: Any) -> str:

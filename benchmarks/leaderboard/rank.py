@@ -7,15 +7,19 @@ from typing import Any
 
 from invdiff.benchmarks.leaderboard.types import Row, Score, Section
 from invdiff.benchmarks.schema import Better
-from invdiff.benchmarks.statistics import decimals
+from invdiff.benchmarks.statistics import Interval, decimals
 
 SIGN = {"higher": -1, "lower": 1}
 """Times which a figure is better when it is lower."""
 
 
+FEWEST = 3
+"""Images that a figure is a mean over, at least, before it is called the best."""
+
+
 def rank(rows: Sequence[Row], better: Mapping[str, Better]) -> None:
-    """Marks the best and the second best, to the printed digits: what looks equal shares its
-    rank."""
+    """Marks the best and the second best of the complete rows, where their intervals say so: the
+    interval of the best overlaps no other's, that of the second none of those behind it."""
     sections: tuple[Section, ...] = ("scores", "mean")
     for section in sections:
         for name, direction in better.items():
@@ -25,17 +29,21 @@ def rank(rows: Sequence[Row], better: Mapping[str, Better]) -> None:
 
 def _rank_column(rows: Sequence[Row], section: Section, name: str, sign: int) -> None:
     column = [(row, row[section][name]) for row in rows if name in row[section]]
-    digits = decimals(score["mean"] for _, score in column)
     whole = [score for row, score in column if row["complete"] and _everywhere(row, score, name)]
-    printed = sorted(_printed(score, digits, sign) for score in whole)
-    for score in whole:
-        place = 1 + printed.index(_printed(score, digits, sign))
-        score["rank"] = place if place <= 2 else None
+    step = 10.0 ** -decimals(score["mean"] for _, score in column)
+    whole.sort(key=lambda score: sign * (score["mean"] or 0))
+    for place, score in enumerate(whole[:2], 1):
+        if score["n"] < FEWEST or not all(_apart(score, other, step) for other in whole[place:]):
+            break
+        score["rank"] = place
 
 
-def _printed(score: Score, digits: int, sign: int) -> float:
-    assert score["mean"] is not None
-    return sign * round(score["mean"], digits)
+def _apart(a: Interval, b: Interval, step: float) -> bool:
+    """Whether the intervals of two figures do not overlap, and the figures differ by a step of the
+    printed digits."""
+    if a["mean"] is None or b["mean"] is None or a["half"] is None or b["half"] is None:
+        return False
+    return abs(a["mean"] - b["mean"]) > max(step, a["half"] + b["half"])
 
 
 def _everywhere(row: Row, score: Score, name: str) -> bool:

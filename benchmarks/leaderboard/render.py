@@ -15,6 +15,8 @@ ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 CALIBRATED = "_calibrated"
 """Ends the name of a figure that says what the figure without it is for exact samples."""
 FORMATS = {"nfe": "g", "nbe": "g", "seconds": ".3g", "peak_memory_mb": ".0f"}
+MARK = "†"
+"""Behind the label of a row that was warned of."""
 Line = dict[str, str]
 """A line of the Markdown table, by column."""
 
@@ -44,6 +46,7 @@ def cautions(table: Table) -> list[str]:
 
 def _markdown(table: Table) -> str:
     notes = [f"{row['label']}: {problem}" for row in table["rows"] for problem in row["problems"]]
+    notes += [f"{row['label']}{MARK}: {said}" for row in table["rows"] for said in row["warnings"]]
     notes += cautions(table)
     lines = [{_escaped(k): v for k, v in line.items()} for line in _lines(table)]
     parts = [_heading(table), table_of(lines), _legend(table)]
@@ -73,26 +76,30 @@ def _heading(table: Table) -> str:
 def _legend(table: Table) -> str:
     legend = (
         "Means over images ± 95 % intervals (Student t); **best** and *second best* of the "
-        "complete rows."
+        "complete rows, where at least three images and no overlap of intervals say so."
     )
     if table["baseline"] is None:
         return legend
     return (
         f"{legend} Δ: difference to {_escaped(table['baseline'])} on the same images and noise; "
-        "better or worse where its interval excludes 0."
+        "better or worse where its interval excludes 0; the intervals of all rows hold at once "
+        "with 95 % (Bonferroni)."
     )
 
 
 def _lines(table: Table) -> list[Line]:
     """The cells of the Markdown table; columns that no row has something in are left out."""
     rows, better = table["rows"], {m["name"]: m["better"] for m in table["metrics"]}
-    lines: list[Line] = [{"method": _escaped(row["label"])} for row in rows]
+    titles = {m["name"]: m["title"] for m in table["metrics"]}
+    lines: list[Line] = [
+        {"method": _escaped(row["label"]) + MARK * bool(row["warnings"])} for row in rows
+    ]
     columns = [
         *_progress(rows),
-        *_figures(rows, "scores", "{}", better),
-        *_differences(rows, better),
-        *_figures(rows, "mean", "mean's {}", better),
-        *_figures(rows, "spread", "{}", {}),
+        *_figures(rows, "scores", titles, better),
+        *_differences(rows, titles, better),
+        *_figures(rows, "mean", {k: f"mean's {title}" for k, title in titles.items()}, better),
+        *_figures(rows, "spread", {}, {}),
         *_costs(rows),
     ]
     for title, texts in columns:
@@ -115,7 +122,10 @@ def _progress(rows: Sequence[Row]) -> list[Column]:
 
 
 def _figures(
-    rows: Sequence[Row], section: Section, title: str, better: Mapping[str, Better]
+    rows: Sequence[Row],
+    section: Section,
+    titles: Mapping[str, str],
+    better: Mapping[str, Better],
 ) -> list[Column]:
     """The columns of a section; what a figure is for exact samples stands beside it."""
     names = dict.fromkeys(name for row in rows for name in row[section])
@@ -131,11 +141,13 @@ def _figures(
             _ranked(score, digits) + _calibrated(target, digits)
             for score, target in zip(column, targets, strict=True)
         ]
-        columns.append((title.format(name) + ARROWS[better.get(name)], texts))
+        columns.append((titles.get(name, name) + ARROWS[better.get(name)], texts))
     return columns
 
 
-def _differences(rows: Sequence[Row], better: Mapping[str, Better]) -> list[Column]:
+def _differences(
+    rows: Sequence[Row], titles: Mapping[str, str], better: Mapping[str, Better]
+) -> list[Column]:
     """The columns of differences to the row that is compared with, with the digits of what
     differs."""
     names = dict.fromkeys(name for row in rows for name in row["paired"])
@@ -149,7 +161,7 @@ def _differences(rows: Sequence[Row], better: Mapping[str, Better]) -> list[Colu
             verdict = _verdict(pair, better[name]) if pair and row["complete"] else ""
             texts.append(_interval(pair, digits, "+") + verdict)
         if any(texts):
-            columns.append((f"Δ {name}", texts))
+            columns.append((f"Δ {titles[name]}", texts))
     return columns
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ def row_of(name: str, label: str, cells: Cells, context: Context) -> Row:
         "images": sum(n == len(seeds) for n in seeds_of.values()),
         "of": count,
         "problems": _problems(cells, context),
+        "warnings": _warnings(done),
         "scores": _scores(done, SECTIONS["scores"], context.better),
         "mean": _scores(done, SECTIONS["mean"], context.better),
         "spread": _scores(done, SECTIONS["spread"], None),
@@ -124,6 +126,17 @@ def _problems(cells: Cells, context: Context) -> list[str]:
         missing = _problem(("missing", ""), lack, total, context.missing(cells), context)
         return [missing, *lines]
     return lines
+
+
+def _warnings(cells: Cells) -> list[str]:
+    """What the records warn of, each once, with how many cells it is about."""
+    counts = Counter(_alike(w) for r in cells.values() for w in r["result"].get("warnings", []))
+    return [f"{n} of {len(cells)}: {text}" for text, n in counts.items()]
+
+
+def _alike(warning: str) -> str:
+    """A warning without its figures with a decimal point, which differ between images."""
+    return re.sub(r"\d+\.\d+", "...", _line(warning))
 
 
 def _problem(

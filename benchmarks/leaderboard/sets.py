@@ -23,7 +23,9 @@ def add_set_scores(table: Table, which: Sequence[str], weights: Path | None) -> 
     Raises:
         ValueError: the extra, the weights or pictures are missing.
     """
-    table["metrics"] += [{"name": name, "better": BETTER[name]} for name in which]
+    table["metrics"] += [
+        {"name": name, "title": name.upper(), "better": BETTER[name]} for name in which
+    ]
     for row in table["rows"]:
         if row["complete"]:
             _score(row, which, weights)

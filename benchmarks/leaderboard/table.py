@@ -9,7 +9,7 @@ from invdiff.benchmarks.leaderboard.rank import order, rank, reference_row
 from invdiff.benchmarks.leaderboard.row import Cells, Context, row_of, values_of
 from invdiff.benchmarks.leaderboard.types import Table
 from invdiff.benchmarks.records import benchmark_hash, merged
-from invdiff.benchmarks.schema import Benchmark, Better, Record, digest, result_of
+from invdiff.benchmarks.schema import Benchmark, Better, Record, digest, problem_of, result_of
 from invdiff.benchmarks.statistics import paired
 
 
@@ -32,19 +32,56 @@ def tables(
         ValueError: two benchmarks of one name; a baseline, benchmark or metric that does not exist;
             records that :func:`~invdiff.benchmarks.records.merged` finds at odds.
     """
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(benchmark_hash(record["cell"]), []).append(record)
+    groups = grown(records)
     if benchmark is not None:
         groups = _chosen(groups, benchmark)
     _refuse_mixing({name: group[0]["cell"]["benchmark"] for name, group in groups.items()})
-    found = [_table(name, merged(group), baseline, metrics) for name, group in groups.items()]
+    found = [_table(name, group, baseline, metrics) for name, group in groups.items()]
     if baseline is not None and all(table["baseline"] is None for table in found):
         known = dict.fromkeys(row["label"] for table in found for row in table["rows"])
         raise ValueError(
             f"no row is called {baseline!r} (--baseline); there are {', '.join(map(repr, known))}"
         )
     return found
+
+
+def grown(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """The records of each benchmark, by its hash, one for each cell. Runs with fewer images or
+    seeds count for the largest one of the same problem that begins with the same images.
+
+    Raises:
+        ValueError: records that :func:`~invdiff.benchmarks.records.merged` finds at odds.
+    """
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(benchmark_hash(record["cell"]), []).append(record)
+    found: dict[str, list[Record]] = {}
+    for name, group in sorted(groups.items(), key=lambda item: _extent(item[1]), reverse=True):
+        larger = (other for other in found.values() if _continues(other, group))
+        if (target := next(larger, None)) is None:
+            found[name] = merged(group)
+        else:
+            benchmark = target[0]["cell"]["benchmark"]
+            target += [{**r, "cell": {**r["cell"], "benchmark": benchmark}} for r in merged(group)]
+    return {name: found[name] for name in groups if name in found}
+
+
+def _extent(group: Sequence[Record]) -> tuple[int, int]:
+    """How many images and seeds a benchmark has."""
+    benchmark = group[0]["cell"]["benchmark"]
+    return benchmark["images"]["count"], len(benchmark["seeds"])
+
+
+def _continues(larger: Sequence[Record], smaller: Sequence[Record]) -> bool:
+    """Whether one benchmark is another with more images or seeds."""
+    ours, theirs = (group[0]["cell"]["benchmark"] for group in (larger, smaller))
+    if problem_of(ours) != problem_of(theirs) or not set(theirs["seeds"]) <= set(ours["seeds"]):
+        return False
+    if _extent(larger) == _extent(smaller):
+        return False
+    known = {image["index"]: image["hash"] for r in larger for image in r["cell"]["batch"]}
+    seen = {image["index"]: image["hash"] for r in smaller for image in r["cell"]["batch"]}
+    return all(known.get(index, hashed) == hashed for index, hashed in seen.items())
 
 
 def _chosen(groups: Mapping[str, list[Record]], benchmark: str) -> dict[str, list[Record]]:
@@ -83,6 +120,7 @@ def _table(
     hashed: str, records: Sequence[Record], baseline: str | None, chosen: Sequence[str] | None
 ) -> Table:
     benchmark: Benchmark = records[0]["cell"]["benchmark"]
+    titles = {name: entry.get("title", name) for name, entry in benchmark["metrics"].items()}
     better = _directions(benchmark, records, chosen)
     groups = _by_row(records)
     context = Context.of(benchmark, records, better)
@@ -97,7 +135,9 @@ def _table(
                 ours, theirs = groups[row["id"]], groups[reference["id"]]
                 pairs = {
                     name: paired(
-                        values_of(ours, "metrics", name), values_of(theirs, "metrics", name)
+                        values_of(ours, "metrics", name),
+                        values_of(theirs, "metrics", name),
+                        among=len(rows) - 1,
                     )
                     for name in better
                     if better[name]
@@ -106,7 +146,14 @@ def _table(
     return {
         "benchmark": {**benchmark, "hash": hashed},
         "baseline": reference and reference["label"],
-        "metrics": [{"name": name, "better": direction} for name, direction in better.items()],
+        "metrics": [
+            {
+                "name": name,
+                "title": titles.get(name, name),
+                "better": direction,
+            }
+            for name, direction in better.items()
+        ],
         "rows": rows,
     }
 

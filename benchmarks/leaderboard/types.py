@@ -38,7 +38,8 @@ class Row(TypedDict):
 
     ``scores``, ``mean`` (of the posterior mean) and ``spread`` (of the samples) are figures by
     name; ``paired`` the differences of ranked metrics to the row that is compared with. ``images``
-    of ``of`` are finished, ``problems`` say what is missing. ``environment`` has a list where cells
+    of ``of`` are finished, ``problems`` say what is missing, ``warnings`` what
+    ``invdiff solve`` would warn of. ``environment`` has a list where cells
     differ. ``cells`` are those with a result.
     """
 
@@ -52,6 +53,7 @@ class Row(TypedDict):
     images: int
     of: int
     problems: list[str]
+    warnings: list[str]
     scores: dict[str, Score]
     mean: dict[str, Score]
     spread: dict[str, Score]
@@ -68,9 +70,11 @@ class NamedBenchmark(Benchmark):
 
 
 class RankedMetric(TypedDict):
-    """A metric of a table; better is None where it is not ranked, as consistency."""
+    """A metric of a table, with the name that people write; better is None where it is not ranked,
+    as consistency."""
 
     name: str
+    title: str
     better: Better
 
 

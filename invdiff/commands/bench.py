@@ -9,6 +9,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from invdiff.benchmarks import harness
 from invdiff.benchmarks.launchers import make_launcher
+from invdiff.benchmarks.launchers.base import pinned
 from invdiff.benchmarks.records import finished_files, flaws
 from invdiff.benchmarks.schema import Record
 from invdiff.benchmarks.suite import make_suite
 from invdiff.benchmarks.tables import markdown
+from invdiff.benchmarks.trackers import Tracker, figures, make_tracker
 from invdiff.commands.common import check_paths
 from invdiff.config import compose_suite, config_files, override_value
 from invdiff.files import write_atomically
@@ -62,9 +65,17 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.output or f"invdiff-bench-{args.suite}")
     suite = make_suite(config["kind"])
     tasks = suite.tasks(config)
-    records = harness.run(
-        suite, tasks, suite.context(config), folder, launcher, progress=not args.quiet
-    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as trackers:
+        logs = [trackers.enter_context(closing(made)) for made in _trackers(args, folder)]
+
+        def log_record(step: int, record: Record) -> None:
+            row, values = figures(record)
+            for log in logs if values else ():
+                log.log(step, row, values)
+
+        context, quiet = suite.context(config), args.quiet
+        records = harness.run(suite, tasks, context, folder, launcher, not quiet, log_record)
     table = suite.report(config, records)
     if not args.quiet:
         print(table)
@@ -77,6 +88,11 @@ def run(args: argparse.Namespace) -> None:
     harness.check(records, folder)
     if written and not args.quiet:
         print(f"{len(records)} cells -> {folder}/results.md", file=sys.stderr)
+
+
+def _trackers(args: argparse.Namespace, folder: Path) -> list[Tracker]:
+    """What --log asks for."""
+    return [make_tracker(name, folder.absolute().name, folder) for name in args.log or ()]
 
 
 def configure(args: argparse.Namespace) -> dict[str, Any]:
@@ -209,7 +225,8 @@ def reproduce(file: Path, args: argparse.Namespace) -> None:
             f"--reproduce is of one network, got --model {' --model '.join(args.model)}"
         )
     network, task = args.model[0] if args.model else None, harness.task_of(cell)
-    with tempfile.TemporaryDirectory() as folder:
+    threads = old.get("environment", {}).get("threads", 1)
+    with tempfile.TemporaryDirectory() as folder, pinned(threads):
         found = harness.evaluate(
             suite,
             task,
@@ -246,6 +263,7 @@ COSTS = (
     "files",
     "hashes",
     "values",
+    "warnings",
     "restoration",
     "measurement",
 )

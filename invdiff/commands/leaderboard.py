@@ -11,12 +11,13 @@ from pathlib import Path
 
 from invdiff.benchmarks.leaderboard import Table, add_set_scores, cautions, markdown, tables
 from invdiff.benchmarks.leaderboard.export import to_csv, to_json
+from invdiff.benchmarks.leaderboard.latex import latex
 from invdiff.benchmarks.recompute import recompute
 from invdiff.benchmarks.records import benchmark_hash, merge, problems, read_records
 from invdiff.commands.common import check_paths
 from invdiff.files import write_atomically
 
-OPTIONS = {
+OPTIONS: dict[str, set[str]] = {
     "show": {
         "format",
         "output",
@@ -26,20 +27,24 @@ OPTIONS = {
         "set_score",
         "weights",
         "pictures",
+        "overwrite",
+        "figure",
     },
     "validate": set(),
     "merge": {"output"},
+    "publish": {"output", "baseline", "metric", "pictures", "overwrite"},
+    "diff": {"benchmark", "metric"},
 }
 """That each action takes."""
 
 
 def run(args: argparse.Namespace) -> None:
-    """Shows, validates or merges; which one is the first argument, ``validate`` or ``merge``, where
-    it is one of these.
+    """Shows, validates, merges, publishes or compares; which one is the first argument, where it is
+    one of these words.
 
     Raises:
         ValueError: options that the action has not; records that do not compare; of ``validate``,
-            that something is wrong.
+            that something is wrong; of ``diff``, that a row is worse.
     """
     check_paths(args, ("output",))
     action, folders = (
@@ -53,9 +58,15 @@ def run(args: argparse.Namespace) -> None:
             f"called {action} is ./{action})"
         )
     for name in OPTIONS["show"] - OPTIONS[action]:
-        if getattr(args, name) is not None:
+        if getattr(args, name) not in (None, False):
             raise ValueError(f"`invdiff leaderboard {action}` has no --{name.replace('_', '-')}")
-    {"show": _show, "validate": _validate, "merge": _merge}[action](folders, args)
+    {
+        "show": _show,
+        "validate": _validate,
+        "merge": _merge,
+        "publish": _publish,
+        "diff": _diff,
+    }[action](folders, args)
 
 
 def _show(folders: Sequence[str], args: argparse.Namespace) -> None:
@@ -63,9 +74,19 @@ def _show(folders: Sequence[str], args: argparse.Namespace) -> None:
     form = args.format or "markdown"
     if form == "html" and output is None:
         raise ValueError("the page is a file; say which: --output leaderboard.html")
+    if output is not None:
+        check_file(output, form, args.overwrite)
+    if args.figure is not None:
+        check_file(Path(args.figure), "figure", args.overwrite)
     found = tables(read_records(folders), args.baseline, args.benchmark, args.metric)
     for table in found if args.set_score else ():
         add_set_scores(table, args.set_score, args.weights and Path(args.weights))
+    if args.figure is not None:
+        from invdiff.benchmarks.leaderboard import figure
+
+        figure.write(found, Path(args.figure), args.pictures or figure.IMAGES)
+        if args.format is None and output is None:
+            return
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
     if form != "markdown":  # which has them in its text
@@ -86,6 +107,42 @@ def _show(folders: Sequence[str], args: argparse.Namespace) -> None:
         sys.stdout.write(text)
     else:
         write_atomically(output, text)
+
+
+MARKS = {
+    "markdown": "Means over images ± 95 % intervals",
+    "csv": "benchmark,hash,id,label",
+    "json": '"tables": [',
+    "latex": "% invdiff leaderboard",
+    "figure": "Matplotlib pdf backend",
+    "html": "<title>Leaderboard",
+}
+"""Texts near the beginning or end of each format, by which a leaderboard recognises its own."""
+HEAD = 1 << 16
+"""Bytes at each end of a file in which the mark is looked for."""
+
+
+def check_file(output: Path, form: str, overwrite: bool) -> None:
+    """Refuses, before any work, to write where something else would be lost.
+
+    Raises:
+        ValueError: a link, a folder, a device or a pipe; a file that no leaderboard wrote, unless
+            ``overwrite``.
+    """
+    if output.is_symlink():
+        raise ValueError(f"{output} is a link; give --output the file itself")
+    if not output.exists():
+        return
+    if not output.is_file():
+        raise ValueError(f"{output} is no regular file; choose another --output")
+    if not overwrite:
+        content = output.read_bytes()  # of a PDF the mark is at the end
+        known = MARKS[form].encode() in content[:HEAD] + content[-HEAD:]
+        if not known:
+            raise ValueError(
+                f"{output} exists and is no leaderboard of the format {form}; choose another "
+                "--output or add --overwrite"
+            )
 
 
 def _validate(folders: Sequence[str], args: argparse.Namespace) -> None:
@@ -132,6 +189,50 @@ def _merge(folders: Sequence[str], args: argparse.Namespace) -> None:
     print(f"{len(records)} records -> {args.output}", file=sys.stderr)
 
 
+def _publish(folders: Sequence[str], args: argparse.Namespace) -> None:
+    from invdiff.benchmarks.leaderboard import site
+
+    if args.output is None:
+        raise ValueError("say where the site goes: --output FOLDER")
+    output = Path(args.output)
+    check_site(output, args.overwrite)
+    boards = {
+        name: tables(read_records([folder]), args.baseline, None, args.metric)
+        for name, folder in site.names(folders).items()
+    }
+    site.write(boards, output, args.pictures)
+    print(f"{len(boards)} boards -> {output / 'index.html'}", file=sys.stderr)
+
+
+def check_site(output: Path, overwrite: bool) -> None:
+    """Refuses a folder that has something else than a site in it, unless ``overwrite``."""
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise ValueError(f"{output} is no folder; choose another --output")
+    if output.is_dir() and any(output.iterdir()):
+        if not (output / "index.html").exists() and not overwrite:
+            raise ValueError(
+                f"{output} exists and is no site of leaderboards; choose another --output or add "
+                "--overwrite"
+            )
+        check_file(output / "index.html", "html", overwrite)
+
+
+def _diff(folders: Sequence[str], args: argparse.Namespace) -> None:
+    from invdiff.benchmarks.leaderboard import diff
+
+    if len(folders) != 2:
+        raise ValueError(f"`invdiff leaderboard diff A B` compares two folders, got {len(folders)}")
+    then, now = (tables(read_records([f]), None, args.benchmark, args.metric) for f in folders)
+    found = diff.changes(then, now)
+    print(diff.text(found))
+    if lost := [change for change in found if change["verdict"] in ("worse", "gone")]:
+        first = lost[0]
+        raise ValueError(
+            f"{len(lost)} figures are worse or gone, the first is {first['metric']} of "
+            f"{first['row']} ({first['benchmark']})"
+        )
+
+
 def _markdown(found: Sequence[Table], base: Path) -> str:
     return markdown(found) + "\n"
 
@@ -140,5 +241,6 @@ FORMATS: dict[str, Callable[[Sequence[Table], Path], str]] = {
     "markdown": _markdown,
     "csv": to_csv,
     "json": to_json,
+    "latex": lambda found, base: latex(found),
 }
 """Those that are text."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from invdiff import images
@@ -17,42 +15,9 @@ from invdiff.commands.folder import OURS
 from invdiff.files import write_atomically
 from invdiff.plugins.registry import list_plugins, load
 from invdiff.problem import Measurement
-from invdiff.sampling import Method
 from invdiff.solving import Restoration
 
 METRICS = ("psnr", "ssim", "lpips")
-FAR, SHARE = 5.0, 0.1
-"""Consistency above which a restoration is said not to fit its measurement, what works has 0.02 to
-3; and the share of y that it then misses at least: little noise makes small misfits large in its
-units."""
-
-
-def check_fit(
-    name: str,
-    measurement: Measurement,
-    samples: Sequence[Tensor],
-    consistency: Sequence[float],
-    config: dict[str, Any],
-    method: Method,
-) -> None:
-    """Warns where a method that follows the measurement ended far from it."""
-    assert method.transition is not None
-    follows = any(piece.requires is not None for piece in (*method.chain, method.transition))
-    worst = max(consistency)  # nan, where nothing is known of the noise, is not above anything
-    missed = max(float(measurement.norm(sample)[0]) for sample in samples)
-    if follows and worst > FAR and missed > SHARE * float(torch.linalg.vector_norm(measurement.y)):
-        scale = [
-            f"guidance.{key}"
-            for node in config["guidance"]
-            for key in getattr(load("guidance", node["name"]), "scale", ())
-        ]
-        tune = f"another {' or '.join(scale)}, " if scale else ""
-        warnings.warn(
-            f"{name}: the restoration does not fit its measurement: ‖A x − y‖ is "
-            f"{worst:.1f} times what the noise explains (about 1 is right); "
-            f"try {tune}more --steps, or a larger --sigma if the measurement is noisier than said",
-            stacklevel=2,
-        )
 
 
 def check_worth(

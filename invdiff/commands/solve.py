@@ -40,7 +40,6 @@ from invdiff.commands.folder import (
 from invdiff.commands.forecast import Forecast
 from invdiff.commands.jobs import Job, find_jobs, measure, saved_measurement
 from invdiff.commands.results import (
-    check_fit,
     check_worth,
     metrics,
     summary,
@@ -48,12 +47,13 @@ from invdiff.commands.results import (
     write_record,
 )
 from invdiff.commands.tune import tuned
-from invdiff.config import build_method, build_operator, preset_values
+from invdiff.config import build_method, build_operator
+from invdiff.config.advice import misfit, untuned
 from invdiff.device import out_of_memory
 from invdiff.files import write_atomically
 from invdiff.images.windows import Window
 from invdiff.network import Denoiser
-from invdiff.plugins.registry import load, name_of
+from invdiff.plugins.registry import name_of
 from invdiff.problem import Measurement, Operator
 from invdiff.sampling import Method, Progress
 from invdiff.solving import Restoration, solve
@@ -150,7 +150,7 @@ class Session:
         operator = self.config["operator"]["name"]
         if weakness := self.denoiser.source.get("weak at", {}).get(operator):
             warnings.warn(f"{self.denoiser.name} and {operator}: {weakness}", stacklevel=2)
-        if warning := _untuned(self.config):
+        if warning := untuned(self.config):
             steps = self.config["steps"]
             check_solve(todo.measurement, self.denoiser, self.method, steps=steps, **self.cond)
             warnings.warn(warning, stacklevel=2)
@@ -248,7 +248,8 @@ class Session:
             self.say(f"sigma: {sigma:.4f}, estimated from {job.name}")
         samples = list(result.samples.to(measurement.y.device, measurement.y.real.dtype))
         consistency = [float(measurement.consistency(sample)[0]) for sample in samples]
-        check_fit(job.name, measurement, samples, consistency, config, self.method)
+        if warning := misfit(measurement, samples, consistency, config, self.method):
+            warnings.warn(f"{job.name}: {warning}", stacklevel=2)
         mean = sum(consistency) / len(consistency)
         record: dict[str, Any] = {
             "name": job.name,
@@ -436,23 +437,3 @@ def _request(
         "gif": args.gif,
     }
     return json.loads(json.dumps(asked, default=str))
-
-
-def _untuned(config: dict[str, Any]) -> str | None:
-    """A warning where a step size that was tuned for one number of steps is used with quite
-    another."""
-    tuned = preset_values(config["preset"]) if config["preset"] else {}
-    node, steps, wanted = config["guidance"][-1], config["steps"], tuned.get("steps")
-    sizes = [
-        name
-        for name in getattr(load("guidance", node["name"]), "scale", ())
-        if name in tuned.get("guidance", {}) and node[name] == tuned["guidance"][name]
-    ]
-    if not wanted or not sizes or wanted / 2 <= steps <= 2 * wanted:
-        return None
-    said = " and ".join(f"guidance.{name}={node[name]}" for name in sizes)
-    return (
-        f"{said} of the preset {config['preset']} is tuned for {wanted} steps, and this run "
-        f"has {steps}; "
-        f"say --steps {wanted}, or guidance.{sizes[0]}=VALUE for {steps} steps"
-    )

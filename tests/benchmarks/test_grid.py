@@ -22,7 +22,7 @@ from invdiff.benchmarks import baselines, frontier, harness, records, scoring
 from invdiff.benchmarks.dataset import Dataset
 from invdiff.benchmarks.grid import Grid, evaluate, networks, plan
 from invdiff.benchmarks.launchers import make_launcher
-from invdiff.benchmarks.leaderboard import add_set_scores, tables
+from invdiff.benchmarks.leaderboard import add_set_scores, markdown, tables
 from invdiff.commands.arguments import make_parser
 from invdiff.commands.bench import configure
 from invdiff.commands.main import main
@@ -263,6 +263,18 @@ def test_refusals_divergence_and_failures_stop_nobody(photos: Path, tmp_path: Pa
     assert "ddrm" in text and "dps" in text
 
 
+def test_a_record_keeps_what_solve_would_warn_of(photos: Path, tmp_path: Path) -> None:
+    own = {"dps": {"steps": 3}, "tuned": {"name": "dps", "steps": 3, "zeta": 1.0}}
+    found = run(configured(photos, "images.size=64", methods=own), tmp_path)
+    said = {r["cell"]["label"]: r["result"].get("warnings", []) for r in found}
+    assert any("is tuned for" in text and "this run has 3" in text for text in said["dps"])
+    assert said["pinv"] == [] and not any("is tuned for" in text for text in said["tuned"])
+    (table,) = tables(found)
+    text = markdown([table])
+    assert "| dps zeta" in text or "| dps†" in text and "- dps†: 2 of 2: guidance.zeta=" in text
+    assert "pinv†" not in text
+
+
 def test_an_image_that_diverges_takes_no_other_with_it(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,6 +429,62 @@ def test_a_killed_run_goes_on_and_is_equal_to_the_bit(
         assert untimed(a) == untimed(b)
 
 
+def _processes_of(folder: Path) -> list[str]:
+    """Command lines of processes that name a folder."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(file.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:  # it ended meanwhile
+            continue
+    return [line for line in found if str(folder) in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "submitit"])
+def test_a_terminated_run_leaves_no_processes_and_goes_on(
+    launcher: str, photos: Path, tmp_path: Path
+) -> None:
+    if launcher == "submitit":
+        pytest.importorskip("submitit")
+    command = [*COMMAND, "--input", str(photos), *SMALL, "--output", str(tmp_path / "out")]
+    option = ["--launcher-option", "cluster=local"] if launcher == "submitit" else []
+    where = ["--launcher", launcher, "--workers", "2", *option]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "invdiff", *command, *where],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("out/*.json"))) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert b"interrupted" in process.communicate(timeout=30)[1] and process.returncode == 130
+    deadline = time.monotonic() + 20
+    while (left := _processes_of(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == [] and not list(tmp_path.glob("out/jobs/run-*"))
+    assert main([*command, "--quiet"]) == 0
+    assert records.problems([tmp_path / "out"])[0] == []
+
+
+def test_more_images_and_seeds_do_not_run_the_old_ones_again(photos: Path, tmp_path: Path) -> None:
+    small = configured(photos, "images.names=[a,b]", "batch_size=2")
+    large = configured(photos, "images.names=[a,b,c]", "batch_size=2", seeds=[0, 1])
+    run(small, tmp_path)
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.json")}
+    found = run(large, tmp_path)
+    assert len(stamps) == 4 and all(p.stat().st_mtime_ns == t for p, t in stamps.items())
+    assert len(found) == len(list(tmp_path.glob("*.json"))) == 12
+    (table,) = tables(records.read_records([tmp_path]))
+    assert [(row["complete"], row["of"]) for row in table["rows"]] == [(True, 3)] * 2
+    again = run(small, tmp_path)  # whose table is of its own images
+    assert [row["of"] for row in tables(again)[0]["rows"]] == [2, 2]
+    assert records.problems([tmp_path])[0] == []
+
+
 # The command --------------------------------------------------------------------------------------
 
 
@@ -495,7 +563,7 @@ def test_scores_of_sets_are_added_to_complete_rows(
         )
         assert row["scores"]["fid"]["mean"] == pytest.approx(frechet, rel=1e-3, abs=1e-6)
     assert sorted(row["scores"]["fid"]["rank"] for row in table["rows"]) == [1, 2]
-    assert table["metrics"][-1] == {"name": "fid", "better": "lower"}
+    assert table["metrics"][-1] == {"name": "fid", "title": "FID", "better": "lower"}
 
 
 def test_a_record_names_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import launched
 import pytest
+import torch
 
 from invdiff.benchmarks import harness
 from invdiff.benchmarks.harness import Launcher, Record, Task
@@ -115,6 +116,24 @@ def serial(tmp_path: Path) -> Iterator[list[Any]]:
 
 ORDINARY = launched.tasks("noise", "raise", "wait once", "noise", "noise")
 DEADLY = launched.tasks(*["noise"] * 5, "die", "noise")[5:]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_run_has_as_many_threads_with_one_worker_as_with_two(
+    workers: int, threads: int, tmp_path: Path
+) -> None:
+    before = torch.get_num_threads()
+    launcher = make_launcher("local", workers, threads=threads)
+    records = run(launched.tasks("noise", "noise"), tmp_path, launcher)
+    assert {r["environment"]["threads"] for r in records} == {threads}
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("threads", [0, "two", 1.5])
+def test_threads_are_counted(threads: Any) -> None:
+    with pytest.raises(ValueError, match="threads must be a whole number, at least 1"):
+        make_launcher("local", 1, threads=threads)
 
 
 # This machine -------------------------------------------------------------------------------------

@@ -87,8 +87,14 @@ def test_a_row_has_means_intervals_and_costs() -> None:
     (table,) = tables(given)
     (row,) = table["rows"]
     assert table["benchmark"] == problem() | {"hash": benchmark_hash(given[0]["cell"])}
-    assert table["metrics"][0] == {"name": "psnr", "better": "higher"} and table["metrics"][2] == {
+    assert table["metrics"][0] == {
+        "name": "psnr",
+        "title": "PSNR",
+        "better": "higher",
+    }
+    assert table["metrics"][2] == {
         "name": "consistency",
+        "title": "consistency",
         "better": None,
     }
     assert row["complete"] and (row["images"], row["of"]) == (3, 3) and row["problems"] == []
@@ -138,7 +144,7 @@ def test_seeds_are_averaged_within_images() -> None:
     )
 
 
-def test_complete_rows_are_ranked_and_what_prints_alike_ties() -> None:
+def test_complete_rows_are_ranked_where_their_figures_print_differently() -> None:
     given = [
         *row_of([20.0] * 3, "a"),
         *row_of([24.001] * 3, "b"),
@@ -148,8 +154,8 @@ def test_complete_rows_are_ranked_and_what_prints_alike_ties() -> None:
     given += row_of([30.0] * 2, "best, but unfinished")
     (table,) = tables(given)
     assert {name: row["scores"]["psnr"]["rank"] for name, row in rows(table).items()} == {
-        "c": 1,
-        "b": 1,  # both print 24.00, and there is no second
+        "c": None,
+        "b": None,  # both print 24.00: neither is the best
         "d": None,
         "a": None,
         "best, but unfinished": None,
@@ -166,6 +172,30 @@ def test_complete_rows_are_ranked_and_what_prints_alike_ties() -> None:
         1,
         2,
     )  # 1/psnr: lower is better
+
+
+def test_nothing_is_best_where_intervals_overlap_or_images_are_few() -> None:
+    def ranks(**of: list[float]) -> list[int | None]:
+        count = len(next(iter(of.values())))
+        images = {"source": "files", "count": count, "hash": "0" * 64}
+        benchmark = problem(images=images)
+        given = [r for k, v in of.items() for r in row_of(v, k, benchmark=benchmark)]
+        found = rows(tables(given)[0])
+        return [found[name]["scores"]["psnr"]["rank"] for name in of]
+
+    assert ranks(a=[30.0, 30.1, 30.2], b=[29.0, 29.1, 29.2], c=[25.0, 25.1, 25.2]) == [1, 2, None]
+    assert ranks(a=[30.0, 30.1, 30.2], b=[29.8, 29.9, 30.0], c=[25.0, 25.1, 25.2]) == [None] * 3
+    assert ranks(a=[30.0, 30.1, 30.2], b=[26.0, 27.0, 28.0], c=[25.0, 26.1, 27.2]) == [
+        1,
+        None,
+        None,
+    ]
+    assert ranks(a=[30.0, 30.0], b=[20.0, 20.0]) == [None, None]
+
+
+def test_titles_are_as_people_write_them() -> None:
+    (table,) = tables(row_of([24.0, 25.0, 26.0]))
+    assert "| method | PSNR ↑ | lpips ↓ | consistency |" in markdown([table])
 
 
 def test_an_undefined_figure_leaves_the_row_unranked_there_alone() -> None:
@@ -254,7 +284,8 @@ def test_rows_are_compared_with_a_baseline_image_by_image() -> None:
     ]
     (table,) = tables(given, baseline="b")
     found = rows(table)
-    expected = scipy.stats.ttest_rel([24.0, 30.0, 27.0], [23.0, 28.9, 26.1]).confidence_interval()
+    test = scipy.stats.ttest_rel([24.0, 30.0, 27.0], [23.0, 28.9, 26.1])
+    expected = test.confidence_interval(1 - 0.05 / 2)  # two rows are compared
     assert table["baseline"] == "b" and found["b"]["paired"] == {}
     pair = found["a"]["paired"]["psnr"]
     assert (pair["mean"], pair["half"], pair["n"]) == (
@@ -268,9 +299,9 @@ def test_rows_are_compared_with_a_baseline_image_by_image() -> None:
     }  # consistency has no better
     text = markdown([table])
     assert (
-        "+1.00 ± 0.25 (better)" in text and "-0.001 ± 0.001 (better)" in text
+        "+1.00 ± 0.36 (better)" in text and "-0.001 ± 0.001 (better)" in text
     )  # psnr, and lpips where lower is better
-    assert "Δ: difference to b" in text and "+4.05 ± 89.58 |" in text  # it does not exclude 0
+    assert "Δ: difference to b" in text and "+4.05 ± " in text  # it does not exclude 0
 
 
 def test_a_baseline_may_be_named_as_in_the_suite() -> None:
@@ -300,7 +331,7 @@ def test_several_samples() -> None:
     assert not [flaw for r in given for flaw in flaws(r)]
     text = markdown([table])
     assert (
-        "mean's psnr ↑" in text
+        "mean's PSNR ↑" in text
         and "0.610 ± 0.000 (calibrated 0.777)" in text
         and "coverage_calibrated" not in text
     )
@@ -383,6 +414,27 @@ def test_what_differs_is_found_in_depth() -> None:
         tables([record(), record(benchmark=deep)])
 
 
+def test_runs_with_fewer_images_and_seeds_count_for_the_larger_one() -> None:
+    first = {"source": "files", "count": 2, "hash": "0" * 64}
+    small = problem(images=first)
+    more = problem(seeds=[0, 1])
+    given = [
+        *row_of([24.0, 25.0], benchmark=small),
+        record(26.0, 2, benchmark=more),
+        *row_of([24.0, 25.0, 26.0], seed=1, benchmark=more),
+    ]
+    for r in given[:2]:
+        r["cell"]["batch"] = r["cell"]["batch"][:2]
+    (table,) = tables(given)
+    (row,) = table["rows"]
+    assert row["complete"] and row["of"] == 3 and row["scores"]["psnr"]["mean"] == 25.0
+    assert table["benchmark"]["hash"] == benchmark_hash(given[-1]["cell"])
+    for r in given[:2]:
+        r["cell"]["batch"] = [{**image, "hash": "ab" * 32} for image in r["cell"]["batch"]]
+    with pytest.raises(ValueError, match="two benchmarks are called"):
+        tables(given)  # other images
+
+
 def test_rows_of_other_measurements_are_refused() -> None:
     given = [record(label="a"), record(label="b", measurement="0" * 64)]
     with pytest.raises(
@@ -420,6 +472,12 @@ def test_one_cell_found_twice() -> None:
 
 
 # The schema
+
+
+def test_threads_are_named_where_they_may_be_why_figures_differ(tmp_path: Path) -> None:
+    a, b = record(24.0), record(24.1, environment={"threads": 2})
+    with pytest.raises(ValueError, match=r"differ \(made with 1 and 2 threads\): metrics.psnr"):
+        merged([a, b])
 
 
 def test_the_schema_is_one_and_holds_for_what_is_written() -> None:
@@ -660,6 +718,7 @@ def test_formats(
             "images",
             "of",
             "problems",
+            "warnings",
             "scores",
             "mean",
             "spread",
@@ -709,7 +768,7 @@ def test_validate_and_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert invdiff("validate", tmp_path / "all") == 2
     shown = capsys.readouterr()
     assert (
-        f"{file}: $.format: 3 was expected" in shown.out
+        f"{file}: $.format: {harness.FORMAT} was expected" in shown.out
         and "half.json: $: not JSON" in shown.out
         and len(shown.out.splitlines()) == 2
     )

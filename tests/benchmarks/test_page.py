@@ -113,7 +113,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "gain": 0.0,
     }
     benchmark |= {"images": {"count": 3}, "seeds": [0], "metrics": {}, "hash": "0123456789ab"}
-    metrics = [{"name": "psnr", "better": "higher"}, {"name": "lpips", "better": "lower"}]
+    metrics = [
+        {"name": "psnr", "title": "PSNR", "better": "higher"},
+        {"name": "lpips", "title": "LPIPS", "better": "lower"},
+    ]
     return {
         "format": 1,
         "tables": [{"benchmark": benchmark, "baseline": "dps", "metrics": metrics, "rows": rows}],
@@ -288,7 +291,10 @@ def press(driver: Any, *keys: str) -> None:
 def test_names_are_shown_as_text(shown: Any) -> None:
     assert labels(shown) == list(LEVELS)  # the order of the data, incomplete rows last
     assert one(shown, "h2").text == f"inpaint {EVIL}"
+    assert one(shown, "tr.incomplete summary").text.endswith("1 of 3 failed")
+    one(shown, "tr.incomplete summary").click()  # unfolds, and opens no row
     assert EVIL in one(shown, "tr.incomplete .problem:last-child").text
+    assert not one(shown, "#viewer").is_displayed()
     assert every(shown, "img[src=x]") == [] and len(every(shown, "script")) == 2
     assert (
         shown.execute_script("return document.querySelector('.pictures').textContent").count(
@@ -425,6 +431,11 @@ def test_a_row_opens_its_pictures(shown: Any) -> None:
     assert error_at(shown)[0] > 0xED
     press(shown, Keys.ARROW_RIGHT)  # the focus is on a button that was replaced
     assert "1 of 3" in one(shown, "#viewer-image").text
+    one(shown, "#panels [data-kind=truth] .enlarge").click()
+    assert one(shown, "#enlarged-image").size["width"] > 600
+    assert "pixels" in one(shown, "#enlarged-image").get_attribute("class")
+    press(shown, Keys.ESCAPE)
+    assert one(shown, "#viewer").is_displayed() and not one(shown, "#enlarged").is_displayed()
     press(shown, Keys.ESCAPE)
     assert not one(shown, "#viewer").is_displayed()
 
@@ -495,8 +506,15 @@ def test_plots_show_the_pareto_front(shown: Any) -> None:
     assert (
         tip.is_displayed()
         and "ddrm" in tip.text
-        and "psnr 22 ± 0.25" in tip.text
+        and "PSNR 22 ± 0.25" in tip.text
         and "NFE 30" in tip.text
+    )
+    assert shown.execute_script(
+        # of means 20 to 23 with intervals of 0.25 each; a wide one must not squeeze them
+        "const t = tables[0]; const y = () => [...document.querySelectorAll('.plot:last-child "
+        ".mark .point')].map(p => p.getBoundingClientRect().y); const before = y().join();"
+        "t.rows[0].scores.psnr.half = 50; plotAll(panels[0]); const after = y().join();"
+        "t.rows[0].scores.psnr.half = 0.25; plotAll(panels[0]); return before === after"
     )
     points = [
         one(mark, ".point").get_attribute("cy") for mark in every(shown, ".plot:last-child .mark")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import invdiff
 from invdiff import schedules
-from invdiff.config.compose import (
+from invdiff.config import (
     build_method,
     build_operator,
     compose,

@@ -84,7 +84,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="of the launcher, e.g. address=auto or slurm_partition=gpu",
+        help="of the launcher, e.g. threads=4, address=auto or slurm_partition=gpu",
+    )
+    where.add_argument(
+        "--log",
+        action="append",
+        metavar="TRACKER",
+        help="log the figures of each record: tensorboard, mlflow, wandb; repeat for several",
     )
     where.add_argument(
         "--output", help="folder of the records and of results.md (default: invdiff-bench-SUITE)"

@@ -10,19 +10,26 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "leaderboard",
         help="compare what was measured",
-        usage="invdiff leaderboard [validate | merge] FOLDER ... [options]",
+        usage="invdiff leaderboard [validate | merge | publish | diff] FOLDER ... [options]",
         description="Tables of the records that bench wrote, from one or many folders. validate "
         "checks every record against the schema, its cell and its pictures; merge "
-        "copies records and pictures into the folder --output.",
+        "copies records and pictures into the folder --output; publish writes a static site of a "
+        "board for each folder; diff compares every row of two folders, A and B, and fails where "
+        "B is worse.",
     )
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="with records, in it or below")
     parser.add_argument(
         "--format",
-        choices=("markdown", "csv", "json", "html"),
+        choices=("markdown", "csv", "json", "latex", "html"),
         help="of the tables (default: markdown)",
     )
     parser.add_argument(
-        "--output", metavar="FILE|-", help="where they go (default: -, printed); of merge, a folder"
+        "--output",
+        metavar="FILE|-",
+        help="where they go (default: -, printed); of merge and publish, a folder",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a file that no leaderboard wrote"
     )
     parser.add_argument(
         "--baseline", metavar="LABEL", help="compare every row with this one, image by image"
@@ -51,5 +58,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--pictures",
         type=int,
         metavar="N",
-        help="html: images that are shown, the first N (default: 12)",
+        help="html, publish and --figure: images that are shown, the first N (default: 12, all, 4)",
+    )
+    parser.add_argument(
+        "--figure",
+        metavar="FILE.pdf",
+        help="draw pictures with insets, and quality against cost; needs invdiff[plot]",
     )
