@@ -17,6 +17,13 @@ ROOT = Path(__file__).parent.parent
 MAPPED = ("benchmarks", "configs", "guidance", "operators")
 
 
+def pages() -> list[Path]:
+    """The Markdown files of the checkout, without those of an environment that lies in it."""
+    environments = [file.parent for file in ROOT.glob("*/pyvenv.cfg")]
+    outside = {"node_modules", "build", *(folder.name for folder in environments)}
+    return [p for p in sorted(ROOT.rglob("*.md")) if p.relative_to(ROOT).parts[0] not in outside]
+
+
 def modules() -> list[str]:
     """Every module of the checkout, under the name it must import by."""
     found = []
@@ -155,9 +162,16 @@ def test_wheel_content(tmp_path: Path) -> None:
         assert f"{path}.py" in names or f"{path}/__init__.py" in names
 
 
+def test_model_cards_point_to_what_is_installed() -> None:
+    for card in (ROOT / "invdiff" / "zoo").rglob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)", card.read_text()):
+            inside = (card.parent / target).resolve().is_relative_to(ROOT / "invdiff")
+            assert target.startswith("http") or inside, f"{card}: {target}"
+
+
 @pytest.mark.parametrize(
     "page",
-    [p for p in ROOT.rglob("*.md") if not {"node_modules", ".venv"} & set(p.parts)],
+    pages(),
     ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_links_of_the_documentation_lead_somewhere(page: Path) -> None:
@@ -167,11 +181,7 @@ def test_links_of_the_documentation_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [
-        p.relative_to(ROOT).as_posix()
-        for p in ROOT.rglob("*.md")
-        if not {"build", ".venv"} & set(p.parts)
-    ],
+    [p.relative_to(ROOT).as_posix() for p in pages()],
 )
 def test_pages_have_no_dead_links_and_no_gaps(page: str) -> None:
     text = (ROOT / page).read_text()

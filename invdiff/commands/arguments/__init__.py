@@ -8,15 +8,8 @@ from importlib import import_module
 from typing import NoReturn
 
 COMMANDS = (
-    "solve",
-    "generate",
-    "tune",
-    "bench",
-    "leaderboard",
-    "list",
-    "info",
-    "check",
-    "new-plugin",
+    *("solve", "generate", "tune", "bench", "leaderboard"),
+    *("list", "info", "cite", "check", "new-plugin"),
 )
 """Each has its arguments in the module of its name here, and ``run(args)`` in the one of
 :mod:`invdiff.commands`."""
