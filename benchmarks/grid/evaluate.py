@@ -210,7 +210,8 @@ def _by_method(batch: _Batch) -> tuple[Tensor, Cost]:
     # A sample of a particle system costs the whole system.
     together = n if complete(method).particles else 1
     seconds = result.seconds / (len(ids) * n)
-    return result.samples.cpu(), _cost(result.nfe, result.nbe, seconds, together)
+    # An image that is scored is one: methods as published do not clip (model.clip=false).
+    return result.samples.cpu().clamp(0, 1), _cost(result.nfe, result.nbe, seconds, together)
 
 
 def _cost(forward: float, backward: float, seconds: float, times: float) -> Cost:

@@ -233,9 +233,12 @@ class Session:
             result = solve_windows(measurement, self.denoiser, self.method, found, **options)
         else:
             result = solve(measurement, self.denoiser, self.method, **options)
+        # Images that are scored and written are clipped, whatever model.clip says of estimates.
+        samples = result.samples
+        samples = samples if self.denoiser.image_range is None else samples.clamp(0, 1)
         seconds = result.seconds / len(batch)
         return [
-            (replace(result, samples=result.samples[:, [k]], seconds=seconds), watch)
+            (replace(result, samples=samples[:, [k]], seconds=seconds), watch)
             for k in range(len(batch))
         ]
 

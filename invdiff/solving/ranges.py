@@ -30,8 +30,8 @@ def encoded(denoiser: Denoiser, x: Tensor, noise: NoiseSource | None = None) -> 
 
 
 def from_range(denoiser: Denoiser, x: Tensor) -> Tensor:
-    """Clean states of the network as images in the user's range; those of a network with a
-    ``data_range`` are clipped to [0, 1], also where the network's own estimates are not."""
+    """Clean states of the network as images in the user's range, clipped to [0, 1] where the
+    network clips, and where an autoencoder made them."""
     if denoiser.autoencoder is not None:
         with torch.no_grad():
             x = denoiser.autoencoder.decode(x)
@@ -39,4 +39,4 @@ def from_range(denoiser: Denoiser, x: Tensor) -> Tensor:
         return x
     low, high = denoiser.image_range
     x = (x - low) / (high - low)
-    return x.clamp(0, 1)
+    return x.clamp(0, 1) if denoiser.clip or denoiser.autoencoder is not None else x

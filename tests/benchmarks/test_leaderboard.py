@@ -22,7 +22,7 @@ from invdiff.benchmarks import harness
 from invdiff.benchmarks.leaderboard import Table, cautions, markdown, tables
 from invdiff.benchmarks.records import benchmark_hash, flaws, merge, merged, problems, read_records
 from invdiff.benchmarks.statistics import interval, paired, per_image
-from invdiff.commands import parser as cli
+from invdiff.commands import main as cli
 
 
 def rows(table: Table) -> dict[str, dict[str, Any]]:

@@ -258,3 +258,11 @@ def test_a_spread_that_is_no_posteriors_is_called_so(
         assert ("not meant as draws" in capsys.readouterr().err) != meant
         record = json.loads(Path(method, "result.json").read_text())
         assert record["run"]["posterior"] == meant
+
+
+def test_images_that_are_scored_are_clipped(photos: Path) -> None:
+    command = ["solve", "--input", "in/a.png", "--operator", "sr", "--method", "dps"]
+    more = ["--steps", "2", "guidance.zeta=30", "model.clip=false", "--quiet", "--output", "out"]
+    assert main([*command, *more]) == 0
+    metrics = json.loads(Path("out/result.json").read_text())["metrics"]
+    assert all(isinstance(value, float) for value in metrics.values())
