@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
     """
     found = [(kind, point) for kind, point in find(args.name) if kind in PLANS]
     if not found:
-        raise ValueError(f"{args.name!r} has configurations only, which are not checked")
+        raise ValueError(f"nothing of {args.name!r} is of a kind that is checked")
     with contextlib.suppress(
         AssertionError
     ):  # one of the modules fails; the check of each says which

@@ -25,11 +25,14 @@ GROUPS = {
     "baseline": "baselines",
     "launcher": "launchers",
     "suite": "suites",
+    "tracker": "trackers",
+    "format": "formats",
 }
 """Kind -> entry-point group."""
 FUNCTIONS = ("model", "metric", "launcher")
-"""Kinds whose object is a function of the plug-in's name; a loader is the module, all others are
-classes."""
+"""Kinds whose object is a function of the plug-in's name."""
+MODULES = ("loader", "format")
+"""Kinds whose object is the module; that of the others is a class."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -74,7 +77,7 @@ def write(name: str, kind: str, output: Path | None = None) -> Path:
     }
     values["KIND"] = kind.upper()
     made = name if kind in FUNCTIONS else values["Class"]
-    values["object"] = values["module"] + ("" if kind == "loader" else f":{made}")
+    values["object"] = values["module"] + ("" if kind in MODULES else f":{made}")
     contents = {
         "pyproject.toml": "pyproject.toml",
         "README.md": "README.md",

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from invdiff.testing.plans import (
     BASELINE_CHECKS,
+    FORMAT_CHECKS,
     GUIDANCE_CHECKS,
     ITINERARY_CHECKS,
     LAUNCHER_CHECKS,
@@ -30,8 +31,10 @@ from invdiff.testing.plans import (
     OPERATOR_CHECKS,
     SCHEDULE_CHECKS,
     SUITE_CHECKS,
+    TRACKER_CHECKS,
     TRANSITION_CHECKS,
     check_baseline,
+    check_format,
     check_guidance,
     check_itinerary,
     check_launcher,
@@ -41,12 +44,14 @@ from invdiff.testing.plans import (
     check_operator,
     check_schedule,
     check_suite,
+    check_tracker,
     check_transition,
 )
 from invdiff.testing.report import CheckFailed, Outcome, Report
 
 __all__ = [
     "BASELINE_CHECKS",
+    "FORMAT_CHECKS",
     "GUIDANCE_CHECKS",
     "ITINERARY_CHECKS",
     "LAUNCHER_CHECKS",
@@ -56,11 +61,13 @@ __all__ = [
     "OPERATOR_CHECKS",
     "SCHEDULE_CHECKS",
     "SUITE_CHECKS",
+    "TRACKER_CHECKS",
     "TRANSITION_CHECKS",
     "CheckFailed",
     "Outcome",
     "Report",
     "check_baseline",
+    "check_format",
     "check_guidance",
     "check_itinerary",
     "check_launcher",
@@ -70,5 +77,6 @@ __all__ = [
     "check_operator",
     "check_schedule",
     "check_suite",
+    "check_tracker",
     "check_transition",
 ]

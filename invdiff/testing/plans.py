@@ -21,6 +21,7 @@ from invdiff.schedules import Schedule
 from invdiff.solving.plan import complete
 from invdiff.testing import (
     baselines,
+    formats,
     itineraries,
     launchers,
     loaders,
@@ -30,6 +31,7 @@ from invdiff.testing import (
     operators,
     schedules,
     suites,
+    trackers,
 )
 from invdiff.testing.report import Plan, Report
 
@@ -44,6 +46,8 @@ LOADER_CHECKS = tuple(loaders.CHECKS)
 BASELINE_CHECKS = tuple(baselines.CHECKS)
 LAUNCHER_CHECKS = tuple(launchers.CHECKS)
 SUITE_CHECKS = tuple(suites.CHECKS)
+TRACKER_CHECKS = tuple(trackers.CHECKS)
+FORMAT_CHECKS = tuple(formats.CHECKS)
 
 Reasons = Mapping[str, str]
 NONE: Reasons = MappingProxyType({})
@@ -336,6 +340,52 @@ def plan_loader(loader: Any, only: Sequence[str] | None = None, expected: Reason
     return _plan("loader", loader, made, loaders.CHECKS, case, only, expected)
 
 
+def check_tracker(
+    tracker: Any, *, only: Sequence[str] | None = None, expected_failures: Reasons = NONE
+) -> Report:
+    """Checks a tracker.
+
+    Args:
+        tracker: a registered name or a class.
+        only: some of :data:`TRACKER_CHECKS`.
+        expected_failures: check -> why it is known to fail.
+
+    Raises:
+        CheckFailed, ValueError: as :func:`check_operator`.
+    """
+    return plan_tracker(tracker, only, expected_failures).report()
+
+
+def check_format(
+    format: str, *, only: Sequence[str] | None = None, expected_failures: Reasons = NONE
+) -> Report:
+    """Checks a format of files of science.
+
+    Args:
+        format: a registered suffix.
+        only: some of :data:`FORMAT_CHECKS`.
+        expected_failures: check -> why it is known to fail.
+
+    Raises:
+        CheckFailed, ValueError: as :func:`check_operator`.
+    """
+    return plan_format(format, only, expected_failures).report()
+
+
+def plan_tracker(tracker: Any, only: Sequence[str] | None = None, expected: Reasons = NONE) -> Plan:
+    """The checks of a tracker."""
+    made = loaded("trackers", tracker)
+    case = trackers.Case(made, made.__module__)
+    return _plan("tracker", tracker, made, trackers.CHECKS, case, only, expected)
+
+
+def plan_format(format: str, only: Sequence[str] | None = None, expected: Reasons = NONE) -> Plan:
+    """The checks of a format."""
+    made = loaded("formats", format)
+    case = formats.Case(made, format, made.__name__)
+    return _plan("format", format, made, formats.CHECKS, case, only, expected)
+
+
 def plan_baseline(
     baseline: Any, only: Sequence[str] | None = None, expected: Reasons = NONE
 ) -> Plan:
@@ -408,6 +458,8 @@ PLANS: dict[str, Callable[[Any], Plan]] = {
     "baselines": plan_baseline,
     "launchers": plan_launcher,
     "suites": plan_suite,
+    "trackers": plan_tracker,
+    "formats": plan_format,
     "models": plan_model,
     "metrics": plan_metric,
 }

@@ -46,6 +46,7 @@ from invdiff.testing import (
     CheckFailed,
     Report,
     check_baseline,
+    check_format,
     check_guidance,
     check_itinerary,
     check_launcher,
@@ -55,6 +56,7 @@ from invdiff.testing import (
     check_operator,
     check_schedule,
     check_suite,
+    check_tracker,
     check_transition,
     imports,
 )
@@ -752,6 +754,16 @@ def test_every_itinerary_passes(name: str) -> None:
 @pytest.mark.parametrize("name", registry.list_plugins("schedules"))
 def test_every_schedule_passes(name: str) -> None:
     assert check_schedule(name).ok
+
+
+@pytest.mark.parametrize("name", registry.list_plugins("formats"))
+def test_every_format_passes(name: str) -> None:
+    assert check_format(name).ok
+
+
+def test_a_tracker_passes() -> None:
+    pytest.importorskip("tensorboard")
+    assert check_tracker("tensorboard").ok
 
 
 @pytest.mark.parametrize("name", registry.list_plugins("loaders"))
