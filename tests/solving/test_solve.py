@@ -3,12 +3,12 @@ happened."""
 
 from __future__ import annotations
 
-import sys
-import subprocess
 import inspect
 import json
 import random
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -831,7 +831,6 @@ def test_a_particle_system_that_does_not_fit_runs_alone(monkeypatch: pytest.Monk
     assert sizes == [3] * 6
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are Linux's")
 MEMORY = """
 import torch
 from invdiff import Denoiser, generate, schedules
@@ -848,6 +847,7 @@ print(sizes[0])
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are Linux's")
 def test_the_memory_of_a_chain_is_measured() -> None:
     """A network that holds 64 MiB for an image: of 640 MiB, 80 % hold eight, more or less. In a
     process of its own, whose memory nothing else gives back meanwhile."""
