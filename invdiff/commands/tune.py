@@ -10,6 +10,7 @@ from typing import Any
 
 from invdiff.benchmarks import tuning
 from invdiff.benchmarks.tables import markdown
+from invdiff.commands.choice import MODEL
 from invdiff.commands.common import check_numbers, check_paths, configure, load_models
 from invdiff.commands.jobs import Job, find_jobs, measure
 from invdiff.config import build_operator
@@ -19,7 +20,6 @@ from invdiff.problem import Operator
 from invdiff.sampling import make_method
 from invdiff.solving import solve
 
-MODEL = "photo64"
 PROBE = 2
 """Steps of the run that tells how many evaluations a step costs."""
 

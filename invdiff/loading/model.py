@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, TypeGuard
 
+from invdiff.loading import python_file
 from invdiff.loading.source import Source, loader_of
 from invdiff.network import Denoiser
 from invdiff.network.preconditioning import spelled
@@ -29,6 +30,8 @@ def is_registered(model: Any) -> TypeGuard[str]:
     """Whether a model is meant by its registered name, and not by a path, a hub id or an object. A
     folder of the same name is ``"./photo64"``."""
     if not isinstance(model, str) or "/" in model or "\\" in model:
+        return False
+    if python_file.parse(model) is not None:
         return False
     return model in list_plugins("models") or not os.path.exists(model)
 

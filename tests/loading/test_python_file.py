@@ -68,9 +68,20 @@ def test_on_the_command_line(file: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.filterwarnings("ignore:the code of")
+def test_a_file_of_the_working_directory(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("own")
+    assert load_model("mymodel.py:make").name == "mine"
+    assert main(["info", "mymodel.py:make"]) == 0
+    small = ["images.crop=32", "images.size=32", "--steps", "2", "--output", "b", "--quiet"]
+    grid = ["--operator", "inpaint", "--method", "ddnm", "--input", "../p.png"]
+    assert main(["bench", "--model", "mymodel.py:make", *grid, *small]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:the code of")
 @pytest.mark.parametrize(
     ("source", "says"),
     [
+        ("none.py:make", "there is no file none.py"),
         ("own/none.py:make", "there is no file own/none.py"),
         ("own/mymodel.py:mke", "has no function mke. Did you mean 'make'"),
         ("own/mymodel.py:word", "has no function word"),

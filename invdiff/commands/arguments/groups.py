@@ -6,7 +6,7 @@ import argparse
 
 EPILOG = """
 Everything else is set by Hydra overrides, key=value:
-  {}  transition=heun  itinerary=jumps  model.channels_last=true
+  {}  transition=heun  itinerary=jumps  model.tile=256
 What there is to set: invdiff list guidance dps, list operators inpaint, list transitions heun;
 in a chain guidance.dps.zeta=0.5.
 """
