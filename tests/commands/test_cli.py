@@ -568,7 +568,7 @@ def test_steps_far_from_those_of_the_preset_are_told(
 
     warning = said("--steps", "2")
     assert (
-        "guidance.zeta=6 of the preset photo64_dps_inpaint is tuned for 100 steps, and "
+        "guidance.zeta=10.0 of the preset photo64_dps_inpaint is tuned for 100 steps, and "
         "this run has 2; say --steps 100" in warning
     )
     assert said("--steps", "2", "guidance.zeta=3") == "", "the user's own"
@@ -635,7 +635,7 @@ def test_a_preset_of_another_form_is_left_out(
     ]
     assert main(["solve", *given]) == 0
     assert (
-        "was tuned with guidance.likelihood=false, so its zeta=6 is left out"
+        "was tuned with guidance.likelihood=false, so its zeta=10.0 is left out"
         in capsys.readouterr().err
     )
     assert json.loads((tmp_path / "out" / "result.json").read_text())["config"]["guidance"] == [
