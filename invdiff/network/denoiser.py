@@ -306,6 +306,29 @@ class Denoiser:
             )
         return encoded_prompts(self.text, prompt, images)
 
+    def negative_of(
+        self, prompt: str | Sequence[str] | None = None, images: int = 1
+    ) -> dict[str, Tensor]:
+        """The conditions that classifier-free guidance compares with: ``CFG(negative=
+        denoiser.negative_of("blurry"))``. Pipelines may encode what they move away from in another
+        way than a prompt.
+
+        Args:
+            prompt: what images are not to show; None: what the pipeline compares with where it is
+                given nothing, an empty prompt or zeros.
+            images: how many entries, of one prompt for all.
+
+        Raises:
+            ValueError, TypeError: as :meth:`conditions_of`.
+        """
+        negative = getattr(self.text, "negative", None)
+        if negative is None:
+            return self.conditions_of("" if prompt is None else prompt, images)
+        if prompt is None:
+            return negative(None, images)
+        many = images if isinstance(prompt, str) else None
+        return encoded_prompts(lambda p: negative(p, len(p)), prompt, many)
+
     def _conditions(self, cond: dict[str, Any], x: Tensor) -> dict[str, Any]:
         label = cond.get("label")
         if self.num_classes is None:

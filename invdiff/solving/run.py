@@ -97,6 +97,7 @@ class Run:
         schedule = (
             denoiser.schedule if options.schedule is None else make_schedule(options.schedule)
         )
+        schedule = schedule.sized(denoiser.state_shape(shape))
         levels = plan.itinerary(schedule, options.steps)
         ids = list(range(shape[0]) if options.image_ids is None else options.image_ids)
         if len(ids) != shape[0]:
