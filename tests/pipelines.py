@@ -149,11 +149,12 @@ def vae(channels: int = 4, **config: Any) -> Any:
 
 def sd(place: Path) -> Any:
     words = clip_words(place / "words")
+    net = built(diffusers.UNet2DConditionModel, **UNET, **CROSS, cross_attention_dim=8)
     return diffusers.StableDiffusionPipeline(
         vae=vae(shift_factor=None),
         text_encoder=clip_encoder(words),
         tokenizer=words,
-        unet=attentive(built(diffusers.UNet2DConditionModel, **UNET, **CROSS, cross_attention_dim=8)),
+        unet=attentive(net),
         scheduler=ddim(),
         safety_checker=None,
         feature_extractor=None,
@@ -272,9 +273,7 @@ def dc_coder(channels: int = 4) -> Any:
         "encoder_qkv_multiscales": ((), ()),
         "decoder_qkv_multiscales": ((), ()),
     }
-    return built(
-        diffusers.AutoencoderDC, latent_channels=channels, scaling_factor=0.41, **blocks
-    )
+    return built(diffusers.AutoencoderDC, latent_channels=channels, scaling_factor=0.41, **blocks)
 
 
 def sana(place: Path) -> Any:
@@ -314,7 +313,11 @@ def deepfloyd(place: Path) -> Any:
         tokenizer=t5_words(),
         text_encoder=t5_encoder(),
         unet=attentive(net),
-        scheduler=diffusers.DDIMScheduler(clip_sample=False),
+        scheduler=diffusers.DPMSolverMultistepScheduler(
+            solver_order=1,  # DDIM
+            variance_type="learned_range",
+            timestep_spacing="trailing",
+        ),
         safety_checker=None,
         feature_extractor=None,
         watermarker=None,
@@ -332,6 +335,20 @@ MADE: dict[str, Callable[[Path], Any]] = {
     "sana": sana,
     "deepfloyd": deepfloyd,
 }
+
+
+LAYERS = {
+    "sd": ("unet", "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q"),
+    "sdxl": ("unet", "up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_v"),
+    "sd3": ("transformer", "transformer_blocks.0.attn.to_q"),
+    "flux": ("transformer", "single_transformer_blocks.0.attn.to_k"),
+    "sana": ("transformer", "transformer_blocks.0.attn1.to_q"),
+}
+"""The part of each pipeline that LoRA is tested on, and a layer of it."""
+
+CONTROLS = ("sdxl", "sd3", "flux")
+"""Pipelines whose ControlNets are tested against diffusers' pipeline; a Stable Diffusion network's
+in test_diffusers_models.py."""
 
 
 def saved(name: str, place: Path) -> Path:

@@ -99,6 +99,9 @@ OF = {
 }
 """The class of the ControlNets of a class of networks."""
 
+MORE = ("num_mode", "conditioning_embedding_channels", "extra_conditioning_channels")
+"""Settings of ControlNets of transformers that take more than the latents of an image."""
+
 
 def read_control(
     folder: Path, net: torch.nn.Module, coder: Autoencoder | None, allow_pickle: bool
@@ -115,6 +118,11 @@ def read_control(
         raise ValueError(f"a ControlNet guides a {' or a '.join(OF)}, not a {name}")
     refuse_code(folder)
     config = read_json(folder / "config.json")
+    if more := [key for key in MORE if kind != "ControlNetModel" and config.get(key)]:
+        raise ValueError(
+            f"{folder} is a ControlNet with {more[0]} = {config[more[0]]}, which takes something "
+            "else than the latents of one image and is not read here"
+        )
     control, _ = read_network(folder, config, (kind,), allow_pickle)
     if kind == "ControlNetModel":
         mine, other = (tuple(m.config["block_out_channels"]) for m in (net, control))  # type: ignore[index, arg-type]
@@ -124,9 +132,6 @@ def read_control(
                 f"channels, the network's {mine}"
             )
         return Control(control, 2 ** (len(config["conditioning_embedding_out_channels"]) - 1))
-    for key in ("num_mode", "conditioning_embedding_channels", "extra_conditioning_channels"):
-        if config.get(key):
-            raise ValueError(f"{folder} is a ControlNet with {key}, which is not read here")
     scaled = getattr(coder and coder.encode, "__self__", None)
     if coder is None or not isinstance(scaled, Scaled):
         raise ValueError(

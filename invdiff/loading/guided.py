@@ -24,7 +24,7 @@ def scale_of(folder: Path, config: Mapping[str, Any], given: float | None) -> fl
 
     index = folder / "model_index.json"
     name = str(read_json(index).get("_class_name")) if index.is_file() else "FluxPipeline"
-    call = getattr(getattr(diffusers, name, diffusers.FluxPipeline), "__call__")
+    call = getattr(diffusers, name, diffusers.FluxPipeline).__call__
     return float(inspect.signature(call).parameters["guidance_scale"].default)
 
 

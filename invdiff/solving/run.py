@@ -399,7 +399,7 @@ def resolve_conditions(
                 "name. A method's parameters go with the method: make_method('dps', "
                 "zeta=0.5)"
             )
-    absent = [name for name in denoiser.required if cond.get(name) is None]
+    absent = [n for n in denoiser.required if cond.get(n) is None and n not in given]
     if absent:
         how = (
             ""

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    AuraFlowTransformer2DModel,
     AutoencoderKL,
     ControlNetModel,
     DDIMPipeline,
@@ -26,7 +27,6 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
-    AuraFlowTransformer2DModel,
     LCMScheduler,
     PixArtTransformer2DModel,
     SanaTransformer2DModel,
