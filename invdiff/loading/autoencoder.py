@@ -11,8 +11,8 @@ from torch import Tensor
 from invdiff.network import Autoencoder
 
 AUTOENCODERS = ("AutoencoderKL", "VQModel", "AutoencoderTiny", "AutoencoderDC")
-"""Classes of diffusers that are read: KL with or without shift, VQ, the small ones that stand in for
-either (TAESD), and the deep compression of Sana."""
+"""Classes of diffusers that are read: KL with or without shift, VQ, the small ones that stand in
+for either (TAESD), and the deep compression of Sana."""
 
 
 def from_diffusers(
