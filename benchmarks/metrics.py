@@ -53,6 +53,27 @@ def psnr(x: Tensor, reference: Tensor) -> Tensor:
     return (-10 * (x.double() - reference.double()).square().mean((1, 2, 3)).log10()).float().cpu()
 
 
+@rated(title="NMSE", better="lower")
+def nmse(x: Tensor, reference: Tensor) -> Tensor:
+    """Normalised mean squared error ``sum |x - reference|^2 / sum |reference|^2``, of numbers whose
+    zero is the lower end of the data's range; PSNR and SSIM take the width of that range as 1.
+
+    Args:
+        x, reference: (B, C, H, W), not clipped.
+
+    Returns:
+        (B,), lower is better, 0 for identical images.
+    """
+    if x.shape != reference.shape or x.ndim != 4:
+        raise ValueError(
+            f"x and reference must both be (B, C, H, W), got {tuple(x.shape)} and "
+            f"{tuple(reference.shape)}"
+        )
+    x, reference = x.detach().double().cpu(), reference.detach().double().cpu()
+    error, size = ((v.square()).sum((1, 2, 3)) for v in (x - reference, reference))
+    return (error / size).float()
+
+
 @rated(title="SSIM", better="higher", backend="scikit-image")
 def ssim(x: Tensor, reference: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004), computed by scikit-image in float64.

@@ -204,7 +204,7 @@ class Operator(ABC):
         )
         y = y + std * noise.to(y.device)  # Measurement drops it where nothing is measured
         if gain > 0:
-            std = torch.sqrt(torch.as_tensor(std) ** 2 + gain * y.clamp(min=gain))
+            std = poisson_sigma(y, std, gain)
         return Measurement(y, operator, std)
 
     @property
@@ -391,6 +391,12 @@ class LinearOperator(Operator):
     def prox(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
         """argmin_x  gamma/2 ‖A x − y‖² + 1/2 ‖x − z‖², gamma a number or one per image."""
         return self._for_image(z)._prox(z, y, broadcastable(gamma, z.ndim))
+
+
+def poisson_sigma(y: Tensor, sigma: float | Tensor, gain: float) -> Tensor:
+    """The standard deviation of ``y = gain * Poisson(A(x) / gain) + sigma * n`` at each pixel, as
+    estimated from y itself: ``sqrt(sigma^2 + gain * y)``, with at least one count."""
+    return torch.sqrt(torch.as_tensor(sigma) ** 2 + gain * y.clamp(min=gain))
 
 
 def check_tensor(x: object, what: str) -> None:
