@@ -13,16 +13,13 @@ A metric is a function with up to six attributes, all optional, that tables and 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-import invdiff.zoo
+from invdiff.benchmarks.lpips import network
 
 _TOLERANCE = 1e-3
 _Metric = TypeVar("_Metric", bound=Callable[[Tensor, Tensor], Tensor])
@@ -122,35 +119,7 @@ def lpips(x: Tensor, reference: Tensor) -> Tensor:
         raise ValueError(f"LPIPS compares images of 1 or 3 channels, got {x.shape[1]}")
     x, reference = (2 * v.float().expand(-1, 3, -1, -1) - 1 for v in (x, reference))
     with torch.no_grad():
-        return _lpips_network(x.device)(x, reference).view(-1).cpu()
-
-
-@cache
-def _lpips_network(device: torch.device) -> torch.nn.Module:
-    # torchvision warns of the arguments lpips passes, and its AlexNet draws weights that are then
-    # replaced.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from lpips import LPIPS
-
-        network = LPIPS(net="alex", pnet_rand=True, verbose=False)
-    features = _alexnet_features()
-    # lpips cuts `features` into slices whose layers keep their numbers: features.3.bias is
-    # slice2.3.bias.
-    names = {
-        ".".join(["features", *name.split(".")[1:]]): name for name in network.net.state_dict()
-    }
-    network.net.load_state_dict({name: features[source] for source, name in names.items()})
-    return network.to(device).requires_grad_(False)
-
-
-def _alexnet_features() -> dict[str, Tensor]:
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth"
-    if cached.is_file():
-        return torch.load(cached, map_location="cpu", weights_only=True)
-    from safetensors.torch import load_file
-
-    return load_file(invdiff.zoo.FOLDER / "alexnet" / "features.safetensors")
+        return network(x.device)(x, reference).view(-1).cpu()
 
 
 def _checked(x: Tensor, reference: Tensor, smallest: int = 1) -> tuple[Tensor, Tensor]:

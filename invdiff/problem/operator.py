@@ -262,13 +262,15 @@ class Operator(ABC):
         memo = self._memo
         if "measurement_shape" in memo:
             return memo["measurement_shape"]
+        # On an image of zeros: the meta device, which would do without one, makes torch import its
+        # compiler, two seconds.
         state = {k: v[:1] if k in self.per_image else v for k, v in self.state.items()}
-        probe = self._changed(state=state).to("meta", torch.float32)
-        memo["measurement_shape"] = tuple(
-            probe._forward(torch.empty(1, *self.shape, dtype=torch.float32, device="meta")).shape[
-                1:
-            ]
-        )
+        held = next((v for v in state.values() if v.is_floating_point() or v.is_complex()), None)
+        zeros = torch.zeros(1, *self.shape) if held is None else held.new_zeros(1, *self.shape)
+        with torch.no_grad():
+            memo["measurement_shape"] = tuple(
+                self._changed(state=state)._forward(zeros.real).shape[1:]
+            )
         return memo["measurement_shape"]
 
     def _changed(self, **changes: Any) -> Self:
