@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import pytest
 import tokenizers
 import torch
 import transformers
@@ -349,6 +350,11 @@ LAYERS = {
 CONTROLS = ("sdxl", "sd3", "flux")
 """Pipelines whose ControlNets are tested against diffusers' pipeline; a Stable Diffusion network's
 in test_diffusers_models.py."""
+
+
+def each(names: Iterable[str], quick: Collection[str]) -> list[Any]:
+    """Parameters of a test: all but the quick ones belong to the slow checks."""
+    return [pytest.param(n, marks=[] if n in quick else pytest.mark.slow) for n in names]
 
 
 def saved(name: str, place: Path) -> Path:

@@ -11,7 +11,7 @@ import diffusers
 import pytest
 import torch
 from oracles import D, built, rand
-from pipelines import CONTROLS, CROSS, LAYERS, PROMPTS, UNET, read
+from pipelines import CROSS, LAYERS, PROMPTS, UNET, each, read
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -56,7 +56,7 @@ def lora_of(layers: dict[str, Any], file: Path, seed: int = 0) -> Path:
 # LoRA ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", each(LAYERS, ["sd", "flux"]))
 def test_lora_is_diffusers(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
     pytest.importorskip("peft")
     folder, (part, layer) = folders[name], LAYERS[name]

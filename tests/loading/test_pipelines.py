@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from oracles import D, rand
-from pipelines import CONTROLS, LAYERS, MADE, PROMPTS, read
+from pipelines import CONTROLS, LAYERS, MADE, PROMPTS, each, read
 
 import invdiff
 from invdiff.commands.main import main
@@ -118,7 +118,7 @@ def test_deepfloyd_is_diffusers_pipeline_step_by_step(folders: dict[str, Path]) 
 RESTORING = {"deepfloyd": "dps"}  # no autoencoder, so the latent method has nothing to do
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", each(MADE, ["sdxl", "flux"]))
 def test_it_restores_on_the_command_line(
     folders: dict[str, Path], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
