@@ -59,6 +59,7 @@ class Denoiser:
         cond_channels: channels of the image that the network is conditioned on, given to it as
             ``cond`` in the network's range: its input is ``[cond, x_t]`` (SR3, Palette). A network
             without it is given ``cond`` as a keyword if it takes one.
+        cond_last: its input is ``[x_t, cond]`` instead.
         factor: of a network trained for super-resolution, how many times larger its images are than
             those that it is conditioned on.
         classifier: a :class:`~invdiff.network.NoisyClassifier` of the same data, for classifier
@@ -103,6 +104,7 @@ class Denoiser:
         num_classes: int | None = None,
         null_label: int | bool | None = None,
         cond_channels: int | None = None,
+        cond_last: bool = False,
         factor: int | None = None,
         classifier: NoisyClassifier | None = None,
         autoencoder: Autoencoder | None = None,
@@ -134,7 +136,8 @@ class Denoiser:
         self.null_label = num_classes if null_label is None else int(null_label)
         if null_label is False:
             self.null_label = None
-        self.cond_channels, self.factor, self.classifier = cond_channels, factor, classifier
+        self.cond_channels, self.cond_last = cond_channels, cond_last
+        self.factor, self.classifier = factor, classifier
         self.autoencoder, self.text = autoencoder, text
         self.time, self.quantize, self.sigma_data = time, quantize, sigma_data
         self.multiple, self.dtype, self.channels_last = multiple, dtype, channels_last
@@ -345,7 +348,8 @@ class Denoiser:
         if self.predicts == "edm":
             x = x / at.alpha * edm_scalings(at, self.sigma_data)[0]
         if self.cond_channels is not None:
-            x = with_image(x, cond.pop("cond", None), self.cond_channels, self.name)
+            image = cond.pop("cond", None)
+            x = with_image(x, image, self.cond_channels, self.name, self.cond_last)
         fitted = Fitted(x, self.multiple, self.facts.fixed_size, self.channels_last)
         x, t = fitted.given(x, t, first_weight(self.net))
         with self._autocast(x.device.type):

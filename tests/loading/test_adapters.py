@@ -11,7 +11,7 @@ import diffusers
 import pytest
 import torch
 from oracles import D, built, rand
-from pipelines import CROSS, LAYERS, PROMPTS, UNET, each, read
+from pipelines import CONTROLS, CROSS, LAYERS, PROMPTS, UNET, each, read
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -183,7 +183,7 @@ def flux_control(pipeline: Any) -> tuple[Any, Any]:
 MADE_FOR = {"sdxl": sdxl_control, "sd3": sd3_control, "flux": flux_control}
 
 
-@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize("name", each(CONTROLS, ["flux"]))
 def test_a_controlnet_is_diffusers(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
