@@ -30,7 +30,7 @@ def scale_of(folder: Path, config: Mapping[str, Any], given: float | None) -> fl
 
 def scale_condition(
     config: Mapping[str, Any], scale: float | None
-) -> Callable[[Tensor], dict[str, Tensor]] | None:
+) -> Callable[[Tensor], dict[str, Any]] | None:
     """The condition that says a guidance scale to a network, for states of (B, ...); None of a
     network that takes none, or where no scale is given.
 

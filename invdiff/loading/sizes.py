@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Sized = Callable[[Tensor], dict[str, Tensor]]
+Sized = Callable[[Tensor], dict[str, Any]]
 
 
 def of_size(
