@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,10 @@ def describe(operator: Operator, sigma: Tensor | float) -> dict[str, Any]:
         ValueError: the operator is not registered, so it cannot be recorded by name.
     """
     assert operator.shape is not None
-    return {
+    made_by = {"versions": operator.versions} if operator.versions else {}
+    return made_by | {
         "format": FORMAT,
-        "operator": name_of("operators", type(operator)),
+        "operator": name_of("operators", operator),
         "parameters": _plain(operator.parameters),
         "image_shape": list(operator.shape),
         "sigma": sigma if isinstance(sigma, float) else None,
@@ -82,6 +85,7 @@ def read(path: Path) -> tuple[Tensor, Operator, Tensor | float]:
             f"{path} was written by a newer invdiff (format {description['format']}); "
             f"this one reads up to {FORMAT}"
         )
+    _compare(path, description.get("versions", {}))
     parameters, sigma = description["parameters"], description["sigma"]
     state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     try:
@@ -133,11 +137,28 @@ def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, described
 
 
+def _compare(path: Path, versions: Mapping[str, str]) -> None:
+    """Warns where an operator was made by another version of a package."""
+    for package, recorded in versions.items():
+        try:
+            here = version(package)
+        except PackageNotFoundError as error:
+            raise ValueError(
+                f"{path} was measured by {package} {recorded}, which is not installed here"
+            ) from error
+        if here != recorded:
+            warnings.warn(
+                f"{path} was measured by {package} {recorded}, here is {here}: its operator may "
+                "not be the same",
+                stacklevel=4,
+            )
+
+
 def _plain(value: Any) -> Any:
     """A parameter as plain data. Operators among it become mappings of their name and parameters;
     tensors are left out."""
     if isinstance(value, Operator):
-        return {"name": name_of("operators", type(value)), **_plain(value.parameters)}
+        return {"name": name_of("operators", value), **_plain(value.parameters)}
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items() if not isinstance(v, Tensor)}
     if isinstance(value, list | tuple):
