@@ -151,7 +151,7 @@ def _facts(kind: str, name: str, made: Any) -> list[str]:
                 else f"needs {piece.requires.wanted()}"
             )
         if piece.one_sigma:
-            facts.append("needs one sigma per image, not per pixel")
+            facts.append("weighs pixels of different sigma in the units of their noise")
         if piece.particles:
             facts.append("the samples of an image are its particles")
     for guidance in method.chain:

@@ -19,7 +19,6 @@ from typing import Any
 
 KINDS = (
     "operators",
-    "operator_families",
     "guidance",
     "transitions",
     "itineraries",
@@ -28,6 +27,7 @@ KINDS = (
     "loaders",
     "metrics",
     "metric_families",
+    "operator_families",
     "baselines",
     "launchers",
     "suites",
