@@ -19,6 +19,9 @@ from invdiff.problem.make import remade
 from invdiff.problem.operator import Operator
 
 FORMAT = 1
+WIDE = " complex128"
+"""Ends the name of a tensor that is stored as pairs of real numbers, since the format has no type
+for it."""
 
 
 def describe(operator: Operator, sigma: Tensor | float) -> dict[str, Any]:
@@ -67,7 +70,13 @@ def write(path: Path, y: Tensor, operator: Operator, sigma: Tensor | float) -> N
 
     tensors, description = tensors_of(y, operator, sigma), describe(operator, sigma)
     metadata = {"invdiff": json.dumps(description | {"hash": digest(tensors, description)})}
-    write_atomically(path, save(tensors, metadata))
+    stored = {
+        f"{k}{WIDE}" if v.dtype == torch.complex128 else k: (
+            torch.view_as_real(v).contiguous() if v.dtype == torch.complex128 else v
+        )
+        for k, v in tensors.items()
+    }
+    write_atomically(path, save(stored, metadata))
 
 
 def read(path: Path) -> tuple[Tensor, Operator, Tensor | float]:
@@ -110,9 +119,13 @@ def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get("invdiff")
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+            stored = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read as a measurement: {error}") from error
+    tensors = {
+        k.removesuffix(WIDE): torch.view_as_complex(v) if k.endswith(WIDE) else v
+        for k, v in stored.items()
+    }
     if metadata is None:
         raise ValueError(f"{path} is a safetensors file, but not a measurement saved by invdiff")
     try:
