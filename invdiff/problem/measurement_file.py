@@ -122,8 +122,9 @@ def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             stored = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read as a measurement: {error}") from error
+    # Made anew, not viewed: the file's memory need not be aligned as complex numbers have to be.
     tensors = {
-        k.removesuffix(WIDE): torch.view_as_complex(v) if k.endswith(WIDE) else v
+        k.removesuffix(WIDE): torch.complex(v[..., 0], v[..., 1]) if k.endswith(WIDE) else v
         for k, v in stored.items()
     }
     if metadata is None:

@@ -305,10 +305,11 @@ class Operator(ABC):
 
     def _like(self, x: Tensor) -> Self:
         real = x.real.dtype if x.is_complex() else x.dtype
-        first = next(
-            (v for v in self.state.values() if v.is_floating_point() or v.is_complex()), None
-        )
-        if first is None or (first.device == x.device and _real_of(first.dtype) == real):
+        if all(
+            v.device == x.device and _real_of(v.dtype) == real
+            for v in self.state.values()
+            if v.is_floating_point() or v.is_complex()
+        ):
             return self
         memo, key = self._memo, (x.device, real)
         if key not in memo:
