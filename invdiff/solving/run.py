@@ -119,6 +119,8 @@ class Run:
         if measurement is not None and denoiser.autoencoder is not None:
             operator = Decoded(measurement.operator, denoiser.autoencoder, shape=state_shape[1:])
             measurement = replace(measurement, operator=operator)
+        if measurement is not None and plan.one_sigma is not None:
+            measurement = measurement.whitened(plan.one_sigma)
         sets = {name for guidance in plan.chain for name in guidance.sets}
         resolved = resolve_conditions(denoiser, cond, shape[0], device, sets)
         if denoiser.cond_channels is not None and "cond" not in sets | set(cond):
