@@ -214,7 +214,7 @@ def _labels(text: str | None, denoiser: Denoiser) -> list[int] | list[None]:
     return [int(label) for label in text.split(",")]
 
 
-def _shape(size: str | None, denoiser: Denoiser) -> tuple[int, int, int]:
+def _shape(size: tuple[int, int] | None, denoiser: Denoiser) -> tuple[int, int, int]:
     """(C, H, W) of the images."""
     if denoiser.channels is None:
         raise ValueError(
@@ -234,13 +234,7 @@ def _shape(size: str | None, denoiser: Denoiser) -> tuple[int, int, int]:
                 "or --size 96x64"
             )
         return (denoiser.channels, denoiser.image_size, denoiser.image_size)
-    sides = size.split("x")
-    if len(sides) > 2 or not all(re.fullmatch("0*[1-9][0-9]{0,4}", s) for s in sides):
-        raise ValueError(
-            "--size is a number of pixels, 64, or HEIGHTxWIDTH, 96x64, each below 100,000; got "
-            f"{size[:40]!r}"
-        )
-    return (denoiser.channels, int(sides[0]), int(sides[-1]))
+    return (denoiser.channels, *size)
 
 
 def _walk(

@@ -36,6 +36,8 @@ class Job:
     id: int = 0
     scan: Scan | None = None
     """The file of science that the image is a slice of."""
+    size: tuple[int, int] | None = None
+    """Height and width of the image, where its measurement does not tell."""
 
 
 def saved_measurement(args: argparse.Namespace) -> Measurement | None:
@@ -87,7 +89,8 @@ def find_jobs(args: argparse.Namespace, denoiser: Denoiser, saved: Measurement |
         jobs: list[Job] = []
         for name, source in zip(_unique_names(found), found, strict=True):
             if is_scan(source, args.range):
-                jobs += _slices(name, Scan(source, args.range, args.axes), degraded, channels)
+                scan = Scan(source, args.range, args.axes)
+                jobs += _slices(name, scan, degraded, channels, args.size)
                 continue
             file = Path(source)
             read = partial(images.read_image, file, channels)
@@ -103,7 +106,13 @@ def image_id(file: str) -> int:
     return seed_of("image", file) % 2**48
 
 
-def _slices(name: str, scan: Scan, degraded: bool, channels: int | None) -> list[Job]:
+def _slices(
+    name: str,
+    scan: Scan,
+    degraded: bool,
+    channels: int | None,
+    size: tuple[int, int] | None,
+) -> list[Job]:
     """The slices of a file of science; those that are degraded are read in its units."""
     file, part = split_part(scan.path)
     low, high = scan.range
@@ -117,6 +126,7 @@ def _slices(name: str, scan: Scan, degraded: bool, channels: int | None) -> list
             degraded,
             first + k,
             scan,
+            size,
         )
         for k in range(len(scan))
     ]
@@ -148,8 +158,9 @@ def measure(
     if job.degraded:
         operator = operator.of_file(Path(job.source["path"]))
         if job.scan is not None:
+            x, operator = _fitted(x, operator, denoiser.channels, job.size)
             x = _in_unit_range(x, operator, job.scan.range, config["gain"])
-        if (
+        elif (
             x.shape[1] == 1
             and denoiser.channels == 3
             and operator.image_shape(tuple(x.shape[1:]))[0] == 1
@@ -169,6 +180,39 @@ def measure(
     return operator.measure(x, **noise, image_ids=[job.id]), x
 
 
+def _fitted(
+    y: Tensor, operator: Operator, channels: int | None, size: tuple[int, int] | None
+) -> tuple[Tensor, Operator]:
+    """A slice as the measurement of an image of the network's channels, and the operator bound to
+    that image: complex numbers are given as real and imaginary part where the operator gives those,
+    and one channel is repeated where it acts on each.
+
+    Raises:
+        ValueError: the operator gives nothing of that shape.
+    """
+    seen = [y]
+    if y.is_complex():
+        seen.append(torch.cat([y.real, y.imag], dim=1))
+    elif y.shape[1] == 1 and channels is not None:
+        seen.append(y.expand(-1, channels, -1, -1))
+    said = ""
+    for measured in seen:
+        found = tuple(measured.shape[1:])
+        try:
+            shape = operator.image_shape(found) if size is None else (found[0], *size)
+            bound = operator.bind((channels or shape[0], *shape[1:]))
+        except ValueError as error:
+            said = f"{error}; --size HEIGHTxWIDTH says how large the image is"
+            continue
+        if bound.measurement_shape == found:
+            return measured, bound
+        said = (
+            f"{bound.kind} gives measurements of shape {bound.measurement_shape} for images of "
+            f"shape {bound.shape}, but a slice has the shape {tuple(y.shape[1:])}"
+        )
+    raise ValueError(said)
+
+
 def _in_unit_range(
     y: Tensor, operator: Operator, data_range: tuple[float, float], gain: float
 ) -> Tensor:
@@ -183,7 +227,8 @@ def _in_unit_range(
         if not isinstance(operator, LinearOperator) or gain > 0:
             kind = "Poisson noise" if gain > 0 else f"{operator.kind}, which is not linear,"
             raise ValueError(f"{kind} needs a --range that begins at 0, got {low:g},{high:g}")
-        black = torch.full((1, *operator.image_shape(tuple(y.shape[1:]))), low, dtype=y.real.dtype)
+        assert operator.shape is not None
+        black = torch.full((1, *operator.shape), low, dtype=y.real.dtype)
         y = y - operator(black)
     return y / (high - low)
 

@@ -83,3 +83,38 @@ def test_poisson_noise_of_a_measurement_is_its_sigma() -> None:
     measurement = Measurement.load("out/measurement.safetensors")
     expected = np.sqrt(0.01 * np.maximum(y / 100, 0.01))
     np.testing.assert_allclose(measurement.sigma[0, 0].numpy(), expected, rtol=1e-5)
+
+
+def test_kspace_and_sinograms_are_measurements(tmp_path: Path) -> None:
+    """Complex numbers where the operator gives two channels; an image whose size is given."""
+    pytest.importorskip("deepinv")
+    import torch
+
+    import invdiff
+    from invdiff.images import sample_photo
+
+    x = sample_photo(32)[0][:, 1:2]
+    mask = torch.zeros(32, 32)
+    mask[:, ::2] = mask[:, 13:19] = 1
+    np.save("mask.npy", mask.numpy())
+    y = invdiff.make_operator("deepinv:MRI", mask=mask).measure(x, sigma=0.0).y
+    np.savez("k.npz", kspace=torch.complex(y[0, 0], y[0, 1]).mul(100).numpy())
+    radon = {"angles": 12, "normalize": True}
+    sinogram = invdiff.make_operator("deepinv:Tomography", **radon).measure(x, sigma=0.0).y
+    np.save("sinogram.npy", 100 * sinogram[0, 0].numpy())
+    common = ["--range", "0,100", "--sigma", "0.01", "--model", "digits32", "--method", "diffpir"]
+    common += ["--steps", "5", "--quiet"]
+    for file, operator in (
+        ("k.npz:kspace", ["deepinv:MRI", "operator.mask=mask.npy"]),
+        (
+            "sinogram.npy",
+            ["deepinv:Tomography", "operator.angles=12", "operator.normalize=true", "--size", "32"],
+        ),
+    ):
+        out = operator[0].replace(":", "-")
+        arguments = ["--measurement", file, "--operator", *operator, *common, "--output", out]
+        assert main(["solve", *arguments]) == 0
+        restored = torch.from_numpy(np.load(f"{out}/restored.npy"))
+        assert restored.shape == (1, 32, 32)
+        # The prior is of digits: what counts is that the measurement is fitted in its units.
+        assert float((restored - x[0]).square().mean().sqrt()) < 0.2

@@ -31,7 +31,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     images = parser.add_argument_group("images")
     images.add_argument("--num-samples", type=int, help="how many, of each label (default: 16)")
     images.add_argument(
-        "--size", help="64, or HEIGHTxWIDTH (default: what the network was trained on)"
+        "--size",
+        type=groups.sides,
+        metavar="HxW",
+        help="64, or HEIGHTxWIDTH (default: what the network was trained on)",
     )
     images.add_argument(
         "--interpolate",
