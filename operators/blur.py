@@ -48,7 +48,7 @@ class Blur(LinearOperator):
 
     kernel: str | Path | Tensor = "gaussian"
     _: KW_ONLY
-    sigma: float = 2.0
+    sigma: float | Tensor = 2.0
     kernel_size: int | None = None
     intensity: float = 0.5
     seed: int = 0
@@ -123,16 +123,13 @@ class Blur(LinearOperator):
         return (measurement_shape[0], *(n + k - 1 for n, k in sides))
 
     def _size(self) -> Sequence[int]:
-        return (self.state["kernel"] if "kernel" in self.state else self.make_kernel()).shape
+        return (self.state["kernel"] if "kernel" in self.state else self.make_kernel()).shape[-2:]
 
     def make_kernel(self) -> Tensor:
         """The kernel w (k, l), float64."""
         if isinstance(self.kernel, Tensor):
-            return (
-                kernel_matrix(self.kernel, "the kernel tensor")
-                .detach()
-                .to("cpu", torch.float64, copy=True)
-            )
+            kernel = kernel_matrix(self.kernel, "the kernel tensor")
+            return kernel.to("cpu", torch.float64, copy=True)
         match str(self.kernel):
             case "gaussian" | "box":
                 profile = self._profile()
@@ -181,14 +178,18 @@ class Blur(LinearOperator):
         check_image_shape(shape, "Blur")
         kernel = self.make_kernel()
         self._check_fits(kernel.shape, shape)
-        transfer = torch.fft.rfft2(kernel, s=_lengths(shape, kernel.shape))
+        return self.state_of(kernel, shape)
+
+    def state_of(self, kernel: Tensor, shape: Shape) -> dict[str, Tensor]:
+        """The state of a kernel (k, l), or of one for every image, (B, 1, k, l)."""
+        transfer = torch.fft.rfft2(kernel, s=_lengths(shape, kernel.shape[-2:]))
         return {"transfer": torch.view_as_real(transfer).contiguous(), "kernel": kernel}
 
     def _sizes(self) -> tuple[list[int], list[int], list[int]]:
         """How far the padding reaches before and after the image, (rows, columns), and the
         transform's lengths."""
         assert self.shape is not None
-        sizes = self.state["kernel"].shape
+        sizes = self.state["kernel"].shape[-2:]
         return [k - 1 - k // 2 for k in sizes], [k // 2 for k in sizes], _lengths(self.shape, sizes)
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -200,13 +201,13 @@ class Blur(LinearOperator):
             torch.fft.rfft2(padded, s=lengths) * torch.view_as_complex(self.state["transfer"]),
             s=lengths,
         )
-        top, left = (k - 1 for k in self.state["kernel"].shape)
+        top, left = (k - 1 for k in self.state["kernel"].shape[-2:])
         return full[..., top : padded.shape[-2], left : padded.shape[-1]]
 
     def _adjoint(self, y: Tensor) -> Tensor:
         before, after, lengths = self._sizes()
         h, w = y.shape[-2:]
-        top, left = (k - 1 for k in self.state["kernel"].shape)
+        top, left = (k - 1 for k in self.state["kernel"].shape[-2:])
         placed = F.pad(y, (left, lengths[1] - left - w, top, lengths[0] - top - h))
         padded = torch.fft.irfft2(
             torch.fft.rfft2(placed) * torch.view_as_complex(self.state["transfer"]).conj(),
@@ -244,23 +245,27 @@ class FourierBlur(SpectralOperator, Blur):
 
     def make_state(self, shape: Shape) -> dict[str, Tensor]:
         check_image_shape(shape, "Blur")
-        kernel, (_, height, width) = self.make_kernel(), shape
+        return self.state_of(self.make_kernel(), shape)
+
+    def state_of(self, kernel: Tensor, shape: Shape) -> dict[str, Tensor]:
+        height, width = shape[1:]
         rows, columns = (
-            (torch.arange(k) - k // 2) % n
-            for k, n in zip(kernel.shape, (height, width), strict=True)
+            (torch.arange(k, device=kernel.device) - k // 2) % n
+            for k, n in zip(kernel.shape[-2:], (height, width), strict=True)
         )
-        wrapped = torch.zeros(
-            height, width, dtype=torch.float64
-        )  # a kernel larger than the image wraps around it
-        wrapped.index_put_((rows[:, None], columns), kernel, accumulate=True)
-        h = torch.fft.fft2(wrapped)
+        # A kernel larger than the image wraps around it.
+        wrapped = kernel.new_zeros(*kernel.shape[:-2], height * width)
+        wrapped = wrapped.index_add(
+            -1, (rows[:, None] * width + columns).flatten(), kernel.flatten(-2)
+        )
+        h = torch.fft.fft2(wrapped.unflatten(-1, (height, width)))
         h = (
-            h + torch.roll(h.flip(0, 1), (1, 1), (0, 1)).conj()
+            h + torch.roll(h.flip(-2, -1), (1, 1), (-2, -1)).conj()
         ) / 2  # symmetric to the last bit, so that U z is real
         s = h.abs()
-        tiny = s <= 1e-14 * s.max()  # of rounding alone, phase included
+        tiny = s <= 1e-14 * s.amax((-2, -1), keepdim=True)  # of rounding alone, phase included
         s, phase = torch.where(tiny, 0.0, s), torch.where(tiny, 1.0, h / torch.where(tiny, 1.0, s))
-        half = torch.where(tiny, 0.0, h)[:, : width // 2 + 1]
+        half = torch.where(tiny, 0.0, h)[..., : width // 2 + 1]
         # Complex numbers as pairs: they move between dtypes and into files like any other tensor.
         return {
             "transfer": torch.view_as_real(half).contiguous(),
@@ -285,7 +290,7 @@ class FourierBlur(SpectralOperator, Blur):
 
     def _pinv(self, y: Tensor, ridge: Tensor | float) -> Tensor:
         h, s = self._h(), self._half_s()
-        keep = s > self.rcond * s.max()
+        keep = s > self.rcond * s.amax((-2, -1), keepdim=True)
         return self._filter(
             y, torch.where(keep, h.conj() / torch.where(keep, s.square() + ridge, 1.0), 0.0)
         )
@@ -297,13 +302,14 @@ class FourierBlur(SpectralOperator, Blur):
 
     def _half_s(self) -> Tensor:
         s = self.state["s"]
-        return s[:, : s.shape[1] // 2 + 1]
+        return s[..., : s.shape[-1] // 2 + 1]
 
     # The singular value decomposition -------------------------------------------------------------
 
     def _singular_values(self) -> Tensor:
         assert self.shape is not None
-        return self.state["s"].expand(self.shape)
+        s = self.state["s"]
+        return s.expand(*s.shape[:-3], *self.shape)
 
     def _vt(self, x: Tensor) -> Tensor:
         return torch.fft.fft2(x, norm="ortho")
@@ -345,7 +351,7 @@ class SeparableBlur(SeparableOperator, Blur):
 def blur(
     kernel: str | Path | Tensor = Blur.kernel,
     *,
-    sigma: float = Blur.sigma,
+    sigma: float | Tensor = Blur.sigma,
     kernel_size: int | None = None,
     intensity: float = Blur.intensity,
     seed: int = Blur.seed,

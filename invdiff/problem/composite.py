@@ -37,7 +37,7 @@ class Composite(Operator):
         shape = tuple(int(n) for n in shape)
         if self.shape is not None:
             return super().bind(shape)
-        memo = self._memo
+        memo = {} if self.traced else self._memo
         if shape not in memo:
             parts, here = list[Operator](), shape
             for part in self.parts:
@@ -45,6 +45,10 @@ class Composite(Operator):
                 here = self.following(parts[-1])
             memo[shape] = dataclasses.replace(self, shape=shape)._with(parts)
         return memo[shape]
+
+    @property
+    def traced(self) -> bool:
+        return super().traced or any(part.traced for part in self.parts)
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
