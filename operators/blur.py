@@ -27,17 +27,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from invdiff.images.kernels import kernel_matrix, read_kernel
+from invdiff.operators import kernel_estimate
 from invdiff.problem import LinearOperator, SeparableOperator, SpectralOperator
 from invdiff.problem.operator import Shape
 from invdiff.problem.separable import check_image_shape
 
-KERNELS = ("gaussian", "motion", "box", "disk")
+KERNELS = ("gaussian", "motion", "box", "disk", *kernel_estimate.PRIORS)
 BORDERS = ("circular", "reflect", "replicate", "valid")
 
 
@@ -113,7 +115,38 @@ class Blur(LinearOperator):
     def notes(self) -> tuple[str, ...]:
         """The kernel's size, and what is assumed beyond the border."""
         height, width = self._size()
-        return (f"blur: kernel of {height}x{width} pixels, border {self.beyond}",)
+        said = f"blur: kernel of {height}x{width} pixels, border {self.beyond}"
+        if not self.unknown:
+            return (said,)
+        prior = kernel_estimate.PRIORS[str(self.kernel)]
+        return (f"{said}, unknown: non-negative, with the sum 1, and {prior}",)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        known = isinstance(self.kernel, Tensor) or str(self.kernel) not in kernel_estimate.PRIORS
+        return () if known else ("kernel",)
+
+    @property
+    def per_image(self) -> frozenset[str]:
+        """All of it, once a kernel was estimated for each image."""
+        each = self.unknown and "kernel" in self.state and self.state["kernel"].ndim == 4
+        return frozenset(self.state) if each else frozenset()
+
+    def learned(self, x: Tensor, y: Tensor) -> Self:
+        if not self.unknown:
+            return self
+        assert self.shape is not None
+        here, prior = self._like(x), kernel_estimate.PRIORS[str(self.kernel)]
+        size = here.state["kernel"].shape[-2:]
+        start = here.state["kernel"].expand(len(x), 1, *size)
+        kernel = kernel_estimate.estimated(x, y, start, self.beyond, prior)
+        return self._changed(state=here.state_of(kernel, self.shape))
+
+    def estimated(self, values: Mapping[str, Tensor]) -> Blur:
+        if not self.unknown:
+            return self
+        kernel = blur(kernel_matrix(values["kernel"].cpu(), "the kernel"), border=self.border)
+        return kernel if self.shape is None else kernel.bind(self.shape)
 
     def image_shape(self, measurement_shape: Shape) -> Shape:
         if self.beyond != "valid":
@@ -134,6 +167,8 @@ class Blur(LinearOperator):
             case "gaussian" | "box":
                 profile = self._profile()
                 return profile[:, None] * profile
+            case unknown if unknown in kernel_estimate.PRIORS:
+                return self._guess()
             case "disk":
                 return disk(self.kernel_size or 9)
             case "motion":
@@ -142,6 +177,11 @@ class Blur(LinearOperator):
                 return motion_kernel(self.kernel_size or 31, self.intensity, self.seed)
             case path:
                 return read_kernel(path)
+
+    def _guess(self) -> Tensor:
+        """Where the estimation of an unknown kernel starts: a Gaussian as wide as its square."""
+        size = self.kernel_size or 15
+        return blur("gaussian", sigma=max(size / 6, 0.5), kernel_size=size).make_kernel()
 
     def _profile(self) -> Tensor:
         """The 1-D factor of a gaussian or box kernel."""
@@ -267,7 +307,8 @@ class FourierBlur(SpectralOperator, Blur):
         s, phase = torch.where(tiny, 0.0, s), torch.where(tiny, 1.0, h / torch.where(tiny, 1.0, s))
         half = torch.where(tiny, 0.0, h)[..., : width // 2 + 1]
         # Complex numbers as pairs: they move between dtypes and into files like any other tensor.
-        return {
+        own = {"kernel": kernel} if self.unknown else {}
+        return own | {
             "transfer": torch.view_as_real(half).contiguous(),
             "s": s,
             "phase": torch.view_as_real(phase).contiguous(),
@@ -363,12 +404,14 @@ def blur(
 
     Args:
         kernel: ``"gaussian"``, ``"motion"`` (a random camera path), ``"box"``, ``"disk"`` (out of
-            focus, with smooth edges), the path of a file, or a tensor (k, l). Tensors are used as
+            focus, with smooth edges), the path of a file, a tensor (k, l), or ``"unknown"``,
+            ``"unknown_sparse"``, ``"unknown_gaussian"``: a run then estimates it along with the
+            image, as smooth, sparse or of Gaussian shape. Tensors are used as
             they are, files as :func:`invdiff.images.read_kernel` says: pictures are divided by
             their sum, and arrays where that is far from 1.
         sigma: standard deviation of the gaussian, in pixels.
         kernel_size: k, side of the kernel in pixels, odd; the disk's diameter. None is 4 sigma to
-            each side for the gaussian, 31 for motion, 9 for box and disk.
+            each side for the gaussian, 31 for motion, 15 for unknown, 9 for box and disk.
         intensity: of the camera's shake, in (0, 1]: the path's standard deviation is intensity k /
             4 pixels per axis.
         seed: of the camera path.

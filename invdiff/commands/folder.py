@@ -20,7 +20,8 @@ from invdiff.files import write_atomically
 REQUEST = "run.json"
 """The file with the request; the same request goes on in the same folder."""
 OURS = re.compile(
-    r"(restored|measurement|truth|comparison|mean|std|upscaled|sample_\d+)\.png|trajectory\.gif"
+    r"(restored|measurement|truth|comparison|mean|std|kernel|upscaled|sample_\d+)\.png"
+    r"|trajectory\.gif|kernel(_std)?\.npy"
     r"|measurement\.safetensors|result\.json"
 )
 """The files that a restoration writes."""

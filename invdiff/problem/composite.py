@@ -37,6 +37,11 @@ class Composite(Operator):
         shape = tuple(int(n) for n in shape)
         if self.shape is not None:
             return super().bind(shape)
+        if unknown := [name for part in self.parts for name in part.unknown]:
+            raise ValueError(
+                f"the {unknown[0]} of a part of {self.kind} is unknown: only an operator that "
+                "stands alone is estimated"
+            )
         memo = {} if self.traced else self._memo
         if shape not in memo:
             parts, here = list[Operator](), shape

@@ -95,6 +95,23 @@ class Operator(ABC):
         return shape
 
     @property
+    def unknown(self) -> tuple[str, ...]:
+        """The names of state tensors that a run estimates along with the image; none of an
+        operator that is known."""
+        return ()
+
+    def learned(self, x: Tensor, y: Tensor) -> Self:
+        """This operator with what is unknown as estimates x (B, *shape) of the images and their
+        measurements y suggest it, for each image its own; itself where nothing is unknown. A bound
+        operator of these images; A of a constant image must not depend on what is unknown."""
+        return self
+
+    def estimated(self, values: Mapping[str, Tensor]) -> Operator:
+        """The known operator with what was estimated of one image in the place of what is unknown:
+        ``values`` by the names in :attr:`unknown`, without a batch."""
+        return self
+
+    @property
     def kind(self) -> str:
         """Its name in messages."""
         return type(self).__name__
@@ -179,6 +196,12 @@ class Operator(ABC):
         """
         from invdiff.problem.measurement import Measurement, per_image
 
+        if self.unknown:
+            raise ValueError(
+                f"the {' and '.join(self.unknown)} of this {self.kind} is unknown, so that nothing "
+                "can be simulated with it: give what was measured (--measurement FILE, or "
+                "Measurement(y, operator, sigma)), or say what it is"
+            )
         check_tensor(x, "x")
         if not x.is_floating_point():
             raise TypeError(
