@@ -47,7 +47,13 @@ from invdiff.commands.results import (
     write_record,
 )
 from invdiff.commands.tune import tuned
-from invdiff.commands.unknown import candidates, fitting, known, write_estimates
+from invdiff.commands.unknown import (
+    candidates,
+    fitting,
+    known,
+    of_operator_file,
+    write_estimates,
+)
 from invdiff.config import build_method, build_operator
 from invdiff.config.advice import misfit, untuned
 from invdiff.device import out_of_memory
@@ -302,6 +308,7 @@ def run(args: argparse.Namespace) -> None:
             recorded and does not stop the others.
     """
     check_paths(args, ("input", "measurement", "output", "mask"))
+    args = of_operator_file(args)
     saved = saved_measurement(args)
     args, why, loaded = chosen(args, _problem(args) if saved is None else _name_of(saved), saved)
     config = _configure(args, saved)

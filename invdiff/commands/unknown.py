@@ -19,7 +19,7 @@ from torch import Tensor
 from invdiff import images
 from invdiff.benchmarks import tuning
 from invdiff.commands.jobs import Job, measure
-from invdiff.config import build_method, build_operator
+from invdiff.config import build_method, build_operator, override_value
 from invdiff.network import Denoiser
 from invdiff.plugins.registry import load
 from invdiff.problem import Measurement
@@ -60,6 +60,30 @@ def picture(kernel: Tensor) -> Tensor:
     factor = -(-SIDE // max(kernel.shape))
     shown = (kernel / kernel.max()).clamp(0, 1).float()[None, None]
     return F.interpolate(shown, scale_factor=factor, mode="nearest")[0]
+
+
+def of_operator_file(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments with what a file given as ``--operator FILE`` says, such as ``invdiff
+    calibrate`` writes, in its place; overrides come after it.
+
+    Raises:
+        ValueError: the file names no operator.
+    """
+    if args.operator is None or not args.operator.endswith((".yaml", ".yml")):
+        return args
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        node: Any = OmegaConf.to_container(OmegaConf.load(args.operator), resolve=True)
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{args.operator} cannot be read as an operator: {error}") from error
+    if not isinstance(node, dict) or not isinstance(node.get("name"), str):
+        raise ValueError(f"{args.operator} names no operator: it needs a line such as name: blur")
+    said = [f"operator.{k}={override_value(v)}" for k, v in node.items() if k != "name"]
+    given = {"operator": node["name"], "overrides": said + args.overrides}
+    return argparse.Namespace(**vars(args) | given)
 
 
 def candidates(config: Mapping[str, Any]) -> list[dict[str, Any]]:

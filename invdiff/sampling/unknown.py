@@ -14,7 +14,7 @@ While phi is uncertain y says less than its noise. So the measurement that the m
 
     sigma² + kappa² min(r_t, 1)²,    r_t = sigma_t / alpha_t
 
-for sigma², and phi is estimated from r_t = ``START`` on, below which x0 has edges: noisier
+for sigma² until r_t = ``SETTLED``, and phi is estimated from r_t = ``START`` on, below which x0 has edges: noisier
 estimates are means of many images, whose smoothness the kernel would make up for by becoming a
 point.
 """
@@ -32,8 +32,9 @@ from invdiff.problem import Measurement
 from invdiff.schedules import Level
 
 KAPPA = 0.3
-"""In the network's range [-1, 1]."""
-START = 1.0
+"""In the network's range [-1, 1]. With 0.1 the first estimates rang with the wrong kernel, which the
+next kernels then explained."""
+START, SETTLED = 1.0, 0.3
 LATE = 0.25
 """The share of the last steps whose estimates are kept: how they spread tells how certain they
 are."""
@@ -85,7 +86,8 @@ def _seen(given: Measurement, level: Level) -> Measurement:
     """The measurement with the noise that its unknown operator adds at a level."""
     if not given.operator.unknown:
         return given
-    extra = KAPPA * min(float(level.ratio), 1.0)
+    ratio = float(level.ratio)
+    extra = KAPPA * min(ratio, 1.0) if ratio > SETTLED else 0.0
     sigma: Any = given.sigma
     wider = (sigma**2 + extra**2) ** 0.5
     return replace(given, sigma=wider if isinstance(wider, float) else torch.as_tensor(wider))
