@@ -111,7 +111,8 @@ def main() -> None:
         true = operator.make_kernel()
         measured = operator.measure(truth, sigma=SIGMA, seed=0)
         size = len(true)
-        runs: dict[str, str | Tensor] = {run: run for run in ("unknown", "unknown_gaussian")}
+        runs: dict[str, str | Tensor] = {}
+        runs |= {run: run for run in ("unknown", "unknown_gaussian")}
         runs |= {"known": true, "wrong": blur("unknown", kernel_size=size).make_kernel()}
         if not name.startswith("gaussian"):
             del runs["unknown_gaussian"]

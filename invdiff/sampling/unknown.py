@@ -14,9 +14,9 @@ While phi is uncertain y says less than its noise. So the measurement that the m
 
     sigma² + kappa² min(r_t, 1)²,    r_t = sigma_t / alpha_t
 
-for sigma² until r_t = ``SETTLED``, and phi is estimated from r_t = ``START`` on, below which x0 has edges: noisier
-estimates are means of many images, whose smoothness the kernel would make up for by becoming a
-point.
+for sigma² until r_t = ``SETTLED``, and phi is estimated from r_t = ``START`` on, below which x0 has
+edges: noisier estimates are means of many images, whose smoothness the kernel would make up for by
+becoming a point.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from invdiff.problem import Measurement
 from invdiff.schedules import Level
 
 KAPPA = 0.3
-"""In the network's range [-1, 1]. With 0.1 the first estimates rang with the wrong kernel, which the
-next kernels then explained."""
+"""In the network's range [-1, 1]. With 0.1 the first estimates ring with the wrong kernel, which
+the next kernels then explain."""
 START, SETTLED = 1.0, 0.3
 LATE = 0.25
 """The share of the last steps whose estimates are kept: how they spread tells how certain they
