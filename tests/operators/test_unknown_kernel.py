@@ -138,7 +138,7 @@ def test_any_method_finds_the_kernel_along_with_the_image(method: str) -> None:
     found, std = result.estimate("kernel")
     assert found.shape == std.shape == (1, 1, 7, 7) and float(std.max()) > 0
     assert error(found[0, 0].double(), true) < 0.6 * error(unknown.make_kernel(), true)
-    assert result.unknown["kernel"].shape[:3] == (3, 1, 1)
+    assert result.unknown["kernel"].shape[1:3] == (1, 1) and len(result.unknown["kernel"]) >= 2
 
 
 def test_an_image_has_in_a_batch_the_kernel_that_it_has_alone() -> None:
