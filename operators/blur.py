@@ -27,17 +27,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from invdiff.images.kernels import kernel_matrix, read_kernel
+from invdiff.operators import kernel_estimate
 from invdiff.problem import LinearOperator, SeparableOperator, SpectralOperator
 from invdiff.problem.operator import Shape
 from invdiff.problem.separable import check_image_shape
 
-KERNELS = ("gaussian", "motion", "box", "disk")
+KERNELS = ("gaussian", "motion", "box", "disk", *kernel_estimate.PRIORS)
 BORDERS = ("circular", "reflect", "replicate", "valid")
 
 
@@ -48,7 +50,7 @@ class Blur(LinearOperator):
 
     kernel: str | Path | Tensor = "gaussian"
     _: KW_ONLY
-    sigma: float = 2.0
+    sigma: float | Tensor = 2.0
     kernel_size: int | None = None
     intensity: float = 0.5
     seed: int = 0
@@ -113,7 +115,38 @@ class Blur(LinearOperator):
     def notes(self) -> tuple[str, ...]:
         """The kernel's size, and what is assumed beyond the border."""
         height, width = self._size()
-        return (f"blur: kernel of {height}x{width} pixels, border {self.beyond}",)
+        said = f"blur: kernel of {height}x{width} pixels, border {self.beyond}"
+        if not self.unknown:
+            return (said,)
+        prior = kernel_estimate.PRIORS[str(self.kernel)]
+        return (f"{said}, unknown: non-negative, with the sum 1, and {prior}",)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        known = isinstance(self.kernel, Tensor) or str(self.kernel) not in kernel_estimate.PRIORS
+        return () if known else ("kernel",)
+
+    @property
+    def per_image(self) -> frozenset[str]:
+        """All of it, once a kernel was estimated for each image."""
+        each = self.unknown and "kernel" in self.state and self.state["kernel"].ndim == 4
+        return frozenset(self.state) if each else frozenset()
+
+    def learned(self, x: Tensor, y: Tensor) -> Self:
+        if not self.unknown:
+            return self
+        assert self.shape is not None
+        here, prior = self._like(x), kernel_estimate.PRIORS[str(self.kernel)]
+        size = here.state["kernel"].shape[-2:]
+        start = here.state["kernel"].expand(len(x), 1, *size)
+        kernel = kernel_estimate.estimated(x, y, start, self.beyond, prior)
+        return self._changed(state=here.state_of(kernel, self.shape))
+
+    def estimated(self, values: Mapping[str, Tensor]) -> Blur:
+        if not self.unknown:
+            return self
+        kernel = blur(kernel_matrix(values["kernel"].cpu(), "the kernel"), border=self.border)
+        return kernel if self.shape is None else kernel.bind(self.shape)
 
     def image_shape(self, measurement_shape: Shape) -> Shape:
         if self.beyond != "valid":
@@ -123,20 +156,19 @@ class Blur(LinearOperator):
         return (measurement_shape[0], *(n + k - 1 for n, k in sides))
 
     def _size(self) -> Sequence[int]:
-        return (self.state["kernel"] if "kernel" in self.state else self.make_kernel()).shape
+        return (self.state["kernel"] if "kernel" in self.state else self.make_kernel()).shape[-2:]
 
     def make_kernel(self) -> Tensor:
         """The kernel w (k, l), float64."""
         if isinstance(self.kernel, Tensor):
-            return (
-                kernel_matrix(self.kernel, "the kernel tensor")
-                .detach()
-                .to("cpu", torch.float64, copy=True)
-            )
+            kernel = kernel_matrix(self.kernel, "the kernel tensor")
+            return kernel.to("cpu", torch.float64, copy=True)
         match str(self.kernel):
             case "gaussian" | "box":
                 profile = self._profile()
                 return profile[:, None] * profile
+            case unknown if unknown in kernel_estimate.PRIORS:
+                return self._guess()
             case "disk":
                 return disk(self.kernel_size or 9)
             case "motion":
@@ -145,6 +177,11 @@ class Blur(LinearOperator):
                 return motion_kernel(self.kernel_size or 31, self.intensity, self.seed)
             case path:
                 return read_kernel(path)
+
+    def _guess(self) -> Tensor:
+        """Where the estimation of an unknown kernel starts: a Gaussian as wide as its square."""
+        size = self.kernel_size or 15
+        return blur("gaussian", sigma=max(size / 6, 0.5), kernel_size=size).make_kernel()
 
     def _profile(self) -> Tensor:
         """The 1-D factor of a gaussian or box kernel."""
@@ -181,14 +218,18 @@ class Blur(LinearOperator):
         check_image_shape(shape, "Blur")
         kernel = self.make_kernel()
         self._check_fits(kernel.shape, shape)
-        transfer = torch.fft.rfft2(kernel, s=_lengths(shape, kernel.shape))
+        return self.state_of(kernel, shape)
+
+    def state_of(self, kernel: Tensor, shape: Shape) -> dict[str, Tensor]:
+        """The state of a kernel (k, l), or of one for every image, (B, 1, k, l)."""
+        transfer = torch.fft.rfft2(kernel, s=_lengths(shape, kernel.shape[-2:]))
         return {"transfer": torch.view_as_real(transfer).contiguous(), "kernel": kernel}
 
     def _sizes(self) -> tuple[list[int], list[int], list[int]]:
         """How far the padding reaches before and after the image, (rows, columns), and the
         transform's lengths."""
         assert self.shape is not None
-        sizes = self.state["kernel"].shape
+        sizes = self.state["kernel"].shape[-2:]
         return [k - 1 - k // 2 for k in sizes], [k // 2 for k in sizes], _lengths(self.shape, sizes)
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -200,13 +241,13 @@ class Blur(LinearOperator):
             torch.fft.rfft2(padded, s=lengths) * torch.view_as_complex(self.state["transfer"]),
             s=lengths,
         )
-        top, left = (k - 1 for k in self.state["kernel"].shape)
+        top, left = (k - 1 for k in self.state["kernel"].shape[-2:])
         return full[..., top : padded.shape[-2], left : padded.shape[-1]]
 
     def _adjoint(self, y: Tensor) -> Tensor:
         before, after, lengths = self._sizes()
         h, w = y.shape[-2:]
-        top, left = (k - 1 for k in self.state["kernel"].shape)
+        top, left = (k - 1 for k in self.state["kernel"].shape[-2:])
         placed = F.pad(y, (left, lengths[1] - left - w, top, lengths[0] - top - h))
         padded = torch.fft.irfft2(
             torch.fft.rfft2(placed) * torch.view_as_complex(self.state["transfer"]).conj(),
@@ -244,25 +285,30 @@ class FourierBlur(SpectralOperator, Blur):
 
     def make_state(self, shape: Shape) -> dict[str, Tensor]:
         check_image_shape(shape, "Blur")
-        kernel, (_, height, width) = self.make_kernel(), shape
+        return self.state_of(self.make_kernel(), shape)
+
+    def state_of(self, kernel: Tensor, shape: Shape) -> dict[str, Tensor]:
+        height, width = shape[1:]
         rows, columns = (
-            (torch.arange(k) - k // 2) % n
-            for k, n in zip(kernel.shape, (height, width), strict=True)
+            (torch.arange(k, device=kernel.device) - k // 2) % n
+            for k, n in zip(kernel.shape[-2:], (height, width), strict=True)
         )
-        wrapped = torch.zeros(
-            height, width, dtype=torch.float64
-        )  # a kernel larger than the image wraps around it
-        wrapped.index_put_((rows[:, None], columns), kernel, accumulate=True)
-        h = torch.fft.fft2(wrapped)
+        # A kernel larger than the image wraps around it.
+        wrapped = kernel.new_zeros(*kernel.shape[:-2], height * width)
+        wrapped = wrapped.index_add(
+            -1, (rows[:, None] * width + columns).flatten(), kernel.flatten(-2)
+        )
+        h = torch.fft.fft2(wrapped.unflatten(-1, (height, width)))
         h = (
-            h + torch.roll(h.flip(0, 1), (1, 1), (0, 1)).conj()
+            h + torch.roll(h.flip(-2, -1), (1, 1), (-2, -1)).conj()
         ) / 2  # symmetric to the last bit, so that U z is real
         s = h.abs()
-        tiny = s <= 1e-14 * s.max()  # of rounding alone, phase included
+        tiny = s <= 1e-14 * s.amax((-2, -1), keepdim=True)  # of rounding alone, phase included
         s, phase = torch.where(tiny, 0.0, s), torch.where(tiny, 1.0, h / torch.where(tiny, 1.0, s))
-        half = torch.where(tiny, 0.0, h)[:, : width // 2 + 1]
+        half = torch.where(tiny, 0.0, h)[..., : width // 2 + 1]
         # Complex numbers as pairs: they move between dtypes and into files like any other tensor.
-        return {
+        own = {"kernel": kernel} if self.unknown else {}
+        return own | {
             "transfer": torch.view_as_real(half).contiguous(),
             "s": s,
             "phase": torch.view_as_real(phase).contiguous(),
@@ -285,7 +331,7 @@ class FourierBlur(SpectralOperator, Blur):
 
     def _pinv(self, y: Tensor, ridge: Tensor | float) -> Tensor:
         h, s = self._h(), self._half_s()
-        keep = s > self.rcond * s.max()
+        keep = s > self.rcond * s.amax((-2, -1), keepdim=True)
         return self._filter(
             y, torch.where(keep, h.conj() / torch.where(keep, s.square() + ridge, 1.0), 0.0)
         )
@@ -297,13 +343,14 @@ class FourierBlur(SpectralOperator, Blur):
 
     def _half_s(self) -> Tensor:
         s = self.state["s"]
-        return s[:, : s.shape[1] // 2 + 1]
+        return s[..., : s.shape[-1] // 2 + 1]
 
     # The singular value decomposition -------------------------------------------------------------
 
     def _singular_values(self) -> Tensor:
         assert self.shape is not None
-        return self.state["s"].expand(self.shape)
+        s = self.state["s"]
+        return s.expand(*s.shape[:-3], *self.shape)
 
     def _vt(self, x: Tensor) -> Tensor:
         return torch.fft.fft2(x, norm="ortho")
@@ -345,7 +392,7 @@ class SeparableBlur(SeparableOperator, Blur):
 def blur(
     kernel: str | Path | Tensor = Blur.kernel,
     *,
-    sigma: float = Blur.sigma,
+    sigma: float | Tensor = Blur.sigma,
     kernel_size: int | None = None,
     intensity: float = Blur.intensity,
     seed: int = Blur.seed,
@@ -357,12 +404,14 @@ def blur(
 
     Args:
         kernel: ``"gaussian"``, ``"motion"`` (a random camera path), ``"box"``, ``"disk"`` (out of
-            focus, with smooth edges), the path of a file, or a tensor (k, l). Tensors are used as
+            focus, with smooth edges), the path of a file, a tensor (k, l), or ``"unknown"``,
+            ``"unknown_sparse"``, ``"unknown_gaussian"``: a run then estimates it along with the
+            image, as smooth, sparse or of Gaussian shape. Tensors are used as
             they are, files as :func:`invdiff.images.read_kernel` says: pictures are divided by
             their sum, and arrays where that is far from 1.
         sigma: standard deviation of the gaussian, in pixels.
         kernel_size: k, side of the kernel in pixels, odd; the disk's diameter. None is 4 sigma to
-            each side for the gaussian, 31 for motion, 9 for box and disk.
+            each side for the gaussian, 31 for motion, 15 for unknown, 9 for box and disk.
         intensity: of the camera's shake, in (0, 1]: the path's standard deviation is intensity k /
             4 pixels per axis.
         seed: of the camera path.

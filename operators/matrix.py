@@ -68,7 +68,7 @@ class Matrix(SpectralOperator):
                 / n**0.5
             )
         else:
-            matrix = self.matrix.detach().to("cpu", torch.float64)
+            matrix = self.matrix.to("cpu", torch.float64)
             if matrix.shape[1] != n:
                 raise ValueError(
                     f"the matrix has {matrix.shape[1]} columns, but x of shape {shape} has "

@@ -90,7 +90,7 @@ class VaryingBlur(LinearOperator):
     def make_kernels(self) -> Tensor:
         """The kernels w (rows, columns, k, l), float64."""
         if isinstance(self.kernel, Tensor):
-            return self.kernel.detach().to("cpu", torch.float64)
+            return self.kernel.to("cpu", torch.float64)
         rows, columns = self.grid
         return torch.stack(
             [

@@ -20,9 +20,9 @@ from invdiff.files import write_atomically
 REQUEST = "run.json"
 """The file with the request; the same request goes on in the same folder."""
 OURS = re.compile(
-    r"(restored|measurement|truth|comparison|mean|std|upscaled|grid|upscaled_grid|trajectory"
+    r"(restored|measurement|truth|comparison|mean|std|kernel|upscaled|grid|upscaled_grid|trajectory"
     r"|(sample|upscaled)_\d+)\.png|(trajectory|interpolation)\.gif"
-    r"|(restored|mean|std)\.npy|measurement\.safetensors|result\.json"
+    r"|(restored|mean|std|kernel|kernel_std)\.npy|measurement\.safetensors|result\.json"
 )
 """The files that `solve` and `generate` write into the folder of a result."""
 

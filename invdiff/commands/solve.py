@@ -48,6 +48,13 @@ from invdiff.commands.results import (
 )
 from invdiff.commands.scans import write_arrays, write_scans
 from invdiff.commands.tune import tuned
+from invdiff.commands.unknown import (
+    candidates,
+    fitting,
+    known,
+    of_operator_file,
+    write_estimates,
+)
 from invdiff.config import build_method, build_operator
 from invdiff.config.advice import misfit, untuned
 from invdiff.device import out_of_memory
@@ -242,14 +249,17 @@ class Session:
         samples = result.samples
         samples = samples if self.denoiser.image_range is None else samples.clamp(0, 1)
         seconds = result.seconds / len(batch)
+        own = [{n: v[:, :, [k]] for n, v in result.unknown.items()} for k in range(len(batch))]
         return [
-            (replace(result, samples=samples[:, [k]], seconds=seconds), watch)
+            (replace(result, samples=samples[:, [k]], seconds=seconds, unknown=own[k]), watch)
             for k in range(len(batch))
         ]
 
     def _write(self, todo: Todo, result: Restoration, watch: Watch) -> dict[str, Any]:
         """Writes the folder of one image, result.json last; returns the record."""
         job, measurement, truth, config = todo.job, todo.measurement, todo.truth, self.config
+        if measurement.operator.unknown:
+            measurement = known(measurement, result)
         sigma = measurement.sigma if isinstance(measurement.sigma, float) else "per pixel"
         if config["sigma"] == "auto":
             config = config | {"sigma": sigma}
@@ -280,6 +290,8 @@ class Session:
             write_pictures(made, truth, measurement, result, job.scan is not None)
             if job.scan is not None:
                 write_arrays(made, result)
+            if result.unknown:
+                record["unknown"] = write_estimates(made, result)
             if self.args.gif:
                 frames = [*watch.estimates[0].values(), result.x[0].cpu()]
                 images.write_gif(made / "trajectory.gif", frames)
@@ -303,11 +315,14 @@ def run(args: argparse.Namespace) -> None:
             recorded and does not stop the others.
     """
     check_paths(args, ("input", "measurement", "output", "mask"))
+    args = of_operator_file(args)
     saved = saved_measurement(args)
     args, why, loaded = chosen(args, _problem(args) if saved is None else _name_of(saved), saved)
     config = _configure(args, saved)
-    operator = build_operator(config) if saved is None else saved.operator
     denoiser, upscaler = load_models(args, config, loaded)
+    if saved is None and candidates(config):
+        config = fitting(args, config, find_jobs(args, denoiser, saved)[0], denoiser)
+    operator = build_operator(config) if saved is None else saved.operator
     config = place_label(config, denoiser, args.label)
     prompted = place_prompt(config, denoiser, args)
     method = build_method(prompted)

@@ -67,7 +67,7 @@ class LinearSum(Sum, LinearOperator):
 class Multiple(Composite):
     """``factor * A``; made by multiplying an operator with a number."""
 
-    factor: float = 1.0
+    factor: float | Tensor = 1.0
 
     @staticmethod
     def following(part: Operator) -> Shape:
@@ -157,10 +157,10 @@ def added(parts: list[Operator]) -> Operator:
     return assemble(Sum, LinearSum, parts, None, {})
 
 
-def multiplied(operator: Operator, factor: float) -> Operator:
+def multiplied(operator: Operator, factor: float | Tensor) -> Operator:
     """A multiple of an operator, linear if it is."""
     kind = LinearMultiple if isinstance(operator, LinearOperator) else Multiple
-    return kind(parts=(operator,), factor=float(factor))
+    return kind(parts=(operator,), factor=factor if isinstance(factor, Tensor) else float(factor))
 
 
 def adjoint_of(operator: LinearOperator) -> Adjoint:

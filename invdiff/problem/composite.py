@@ -37,7 +37,12 @@ class Composite(Operator):
         shape = tuple(int(n) for n in shape)
         if self.shape is not None:
             return super().bind(shape)
-        memo = self._memo
+        if unknown := [name for part in self.parts for name in part.unknown]:
+            raise ValueError(
+                f"the {unknown[0]} of a part of {self.kind} is unknown: only an operator that "
+                "stands alone is estimated"
+            )
+        memo = {} if self.traced else self._memo
         if shape not in memo:
             parts, here = list[Operator](), shape
             for part in self.parts:
@@ -45,6 +50,10 @@ class Composite(Operator):
                 here = self.following(parts[-1])
             memo[shape] = dataclasses.replace(self, shape=shape)._with(parts)
         return memo[shape]
+
+    @property
+    def traced(self) -> bool:
+        return super().traced or any(part.traced for part in self.parts)
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None

@@ -43,7 +43,8 @@ GAINS = 1e-9, 1e9
 
 @dataclass(frozen=True, eq=False)
 class Operator(ABC):
-    """Any deterministic forward operator, differentiable in x.
+    """Any deterministic forward operator, differentiable in x and in the tensors among its
+    parameters.
 
     Attributes:
         shape: shape of one image, (C, H, W) or (d,), once bound.
@@ -92,6 +93,23 @@ class Operator(ABC):
     def fit(self, shape: Shape) -> Shape:
         """The largest image shape within ``shape`` that this operator takes."""
         return shape
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The names of state tensors that a run estimates along with the image; none of an
+        operator that is known."""
+        return ()
+
+    def learned(self, x: Tensor, y: Tensor) -> Self:
+        """This operator with what is unknown as estimates x (B, *shape) of the images and their
+        measurements y suggest it, for each image its own; itself where nothing is unknown. A bound
+        operator of these images; A of a constant image must not depend on what is unknown."""
+        return self
+
+    def estimated(self, values: Mapping[str, Tensor]) -> Operator:
+        """The known operator with what was estimated of one image in the place of what is unknown:
+        ``values`` by the names in :attr:`unknown`, without a batch."""
+        return self
 
     @property
     def kind(self) -> str:
@@ -147,11 +165,15 @@ class Operator(ABC):
 
         return added([self, other]) if isinstance(other, Operator) else NotImplemented
 
-    def __mul__(self, factor: float) -> Operator:
-        """``factor * A``: x -> factor A(x); linear if A is."""
+    def __mul__(self, factor: float | Tensor) -> Operator:
+        """``factor * A``: x -> factor A(x); linear if A is. The factor is a number, or a tensor
+        that holds one."""
         from invdiff.problem.algebra import multiplied
 
-        return multiplied(self, factor) if isinstance(factor, int | float) else NotImplemented
+        number = isinstance(factor, int | float) or (
+            isinstance(factor, Tensor) and factor.ndim == 0
+        )
+        return multiplied(self, factor) if number else NotImplemented
 
     __rmul__ = __mul__
 
@@ -184,6 +206,12 @@ class Operator(ABC):
         """
         from invdiff.problem.measurement import Measurement, per_image
 
+        if self.unknown:
+            raise ValueError(
+                f"the {' and '.join(self.unknown)} of this {self.kind} is unknown, so that nothing "
+                "can be simulated with it: give what was measured (--measurement FILE, or "
+                "Measurement(y, operator, sigma)), or say what it is"
+            )
         check_tensor(x, "x")
         if not x.is_floating_point() and not x.is_complex():
             raise TypeError(
@@ -232,6 +260,8 @@ class Operator(ABC):
     def bind(self, shape: Shape) -> Self:
         """This operator for images of one shape, with its tensors made."""
         shape = tuple(int(n) for n in shape)
+        if self.shape is None and self.traced:
+            return self._changed(shape=shape, state=self.make_state(shape))
         if self.shape is None:
             if shape not in self._memo:
                 self._memo[shape] = self._changed(shape=shape, state=self.make_state(shape))
@@ -261,6 +291,14 @@ class Operator(ABC):
         ``per_image``) is indexed."""
         batched = {k: v[images.to(v.device)] for k, v in self.state.items() if k in self.per_image}
         return self._changed(state={**self.state, **batched}) if batched else self
+
+    @property
+    def traced(self) -> bool:
+        """Whether a tensor among its parameters or its state requires a gradient. What is made of
+        it is then made anew each time: a graph serves one backward pass, and an optimiser changes
+        the parameter in place."""
+        given = (*self.parameters.values(), *self.state.values())
+        return any(v.requires_grad for v in given if isinstance(v, Tensor))
 
     @property
     def per_image(self) -> frozenset[str]:
@@ -313,6 +351,8 @@ class Operator(ABC):
             if v.is_floating_point() or v.is_complex()
         ):
             return self
+        if self.traced:
+            return self.to(x.device, real)
         memo, key = self._memo, (x.device, real)
         if key not in memo:
             memo[key] = self.to(x.device, real)

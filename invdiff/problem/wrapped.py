@@ -42,6 +42,13 @@ class Rescaled(Operator):
     def _observed(self, y: Tensor) -> Tensor:
         return self.inner._like(y)._observed(y)
 
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        return self.inner.unknown
+
+    def learned(self, x: Tensor, y: Tensor) -> Rescaled:
+        return replace(self, inner=self.inner.learned((x - self.low) / self.width, y))
+
     def _forward(self, x: Tensor) -> Tensor:
         return self.inner((x - self.low) / self.width)
 
@@ -75,6 +82,13 @@ class Decoded(Operator):
     @property
     def measurement_shape(self) -> Shape:
         return self.inner.measurement_shape  # found without running the decoder
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        return self.inner.unknown
+
+    def learned(self, x: Tensor, y: Tensor) -> Decoded:
+        return replace(self, inner=self.inner.learned(self.autoencoder.decode(x), y))
 
     def _forward(self, z: Tensor) -> Tensor:
         return self.inner(self.autoencoder.decode(z))

@@ -8,8 +8,8 @@ Nothing in it knows a method's name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from invdiff.sampling.pieces import (
     Transition,
 )
 from invdiff.sampling.step import Denoise, Step, tiled_all
+from invdiff.sampling.unknown import Belief
 from invdiff.schedules import Level, Schedule
 
 
@@ -86,6 +87,7 @@ class Progress:
         x0: the (guided) estimate the step was made from; None in a climb.
         level: the level of ``x``.
         chains: (sample, image id) of each row of the batch, from :func:`invdiff.solve`.
+        unknown: what is estimated of an unknown operator, (B, ...) each, by name.
     """
 
     index: int
@@ -94,9 +96,21 @@ class Progress:
     x0: Tensor | None
     level: Level
     chains: tuple[tuple[int, int], ...] = ()
+    unknown: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 Callback = Callable[[Progress], None]
+
+
+def _noting(denoise: Denoise, made: list[Prediction]) -> Denoise:
+    """The network, whose predictions are noted."""
+
+    def noting(x_t: Tensor, level: Level, **cond: Any) -> Prediction:
+        prediction = denoise(x_t, level, **cond)
+        made.append(prediction.detach())
+        return prediction
+
+    return noting
 
 
 class NonFiniteError(ValueError):
@@ -166,8 +180,11 @@ def sample(
         return denoiser(x_t, level, **{**tiled_all(cond or {}, x_t), **more})
 
     network = conditioned if cond else denoiser
+    belief, own = Belief.at_first(measurement, levels[0]), list[Prediction]()
+    if belief.learns:  # from what the network says, not from what the method makes of it
+        network = _noting(network, own)
 
-    measured = cast(Measurement, measurement)
+    measured = cast(Measurement, belief.measurement)
     if measurement is not None and isinstance(measurement.operator, LinearOperator):
         measurement.operator.prepare()
     with torch.no_grad(), collected() as residuals:
@@ -178,7 +195,7 @@ def sample(
         state = transition.init(x, measured) if isinstance(transition, StatefulTransition) else None
         for index, (t, s) in enumerate(pairwise(levels)):
             step = Step(index, t, s, schedule, noise, count, last, particles)
-            guided = guide(network, guidance, step, states, measurement)
+            guided = guide(network, guidance, step, states, measured)
             made: list[Prediction] = []
 
             def predict(
@@ -197,8 +214,12 @@ def sample(
             else:
                 x = transition(predict, x, step, measured)
             last = made[0] if made else last
+            belief = belief.learned(own[-1] if own else None, s)
+            own.clear()
+            measured = cast(Measurement, belief.measurement)
             watch(step, x)
             if callback is not None:
-                callback(Progress(index, count, x, made[-1].x0 if made else None, s))
+                x0 = made[-1].x0 if made else None
+                callback(Progress(index, count, x, x0, s, unknown=belief.estimates))
         watch.read()
     return x

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ class Restoration:
         config: what was run, as plain data.
         trajectory: (steps, num_samples, B, C, H, W), the estimate x0 after each step, if it was
             asked for.
+        unknown: what was estimated of an unknown operator along with the images, by name: (late
+            steps, num_samples, B, ...), the last step last.
     """
 
     samples: Tensor
@@ -29,6 +32,13 @@ class Restoration:
     seconds: float
     config: dict[str, Any]
     trajectory: Tensor | None = None
+    unknown: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def estimate(self, name: str) -> tuple[Tensor, Tensor]:
+        """What was estimated of an unknown operator: the mean over the samples after the last step
+        and the standard deviation over samples and late steps, (B, ...) both."""
+        values = self.unknown[name]
+        return values[-1].mean(0), values.flatten(0, 1).std(0, correction=0)
 
     @property
     def x(self) -> Tensor:

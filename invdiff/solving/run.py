@@ -21,6 +21,7 @@ from invdiff.problem import Measurement
 from invdiff.problem.wrapped import Decoded
 from invdiff.sampling import Callback, Progress, Setting, sample
 from invdiff.sampling.method import describe
+from invdiff.sampling.unknown import LATE
 from invdiff.schedules import Level, Schedule, make_schedule
 from invdiff.solving.options import RunOptions
 from invdiff.solving.plan import Plan, complete
@@ -40,6 +41,16 @@ nothing is measured."""
 
 SHARE = 0.8
 """Of the free memory, for the chains that run at once."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The outcome of some chains: their images, their estimates after each step if asked for, and
+    of an unknown operator after each late step."""
+
+    x: Tensor
+    path: Tensor | None
+    unknown: dict[str, Tensor]
 
 
 class _Measured(Exception):
@@ -178,11 +189,11 @@ class Run:
         ):
             kept = self._batches(chains, size, together, evaluations, bar)
         seconds = time.perf_counter() - begun
-        paths = [path for _, path in kept if path is not None]
+        paths = [part.path for part in kept if part.path is not None]
         # Sample by sample, as they are returned.
         order = torch.tensor(sorted(range(len(chains)), key=chains.__getitem__))
         return Restoration(
-            samples=torch.cat([x for x, _ in kept])[order].view(num_samples, *self.shape),
+            samples=torch.cat([part.x for part in kept])[order].view(num_samples, *self.shape),
             nfe=evaluations.forward / len(chains),
             nbe=evaluations.backward / len(chains),
             seconds=seconds,
@@ -190,6 +201,12 @@ class Run:
             trajectory=torch.cat(paths, dim=1)[:, order].unflatten(1, (num_samples, self.shape[0]))
             if paths
             else None,
+            unknown={
+                name: torch.cat([part.unknown[name] for part in kept], dim=1)[:, order].unflatten(
+                    1, (num_samples, self.shape[0])
+                )
+                for name in kept[0].unknown
+            },
         )
 
     def _at_once(self, chains: Sequence[Chain], together: int) -> int:
@@ -218,9 +235,9 @@ class Run:
 
     def _batches(
         self, chains: Sequence[Chain], size: int, together: int, evaluations: Any, bar: ProgressBar
-    ) -> list[tuple[Tensor, Tensor | None]]:
+    ) -> list[Part]:
         """The results of :meth:`_sample`, one batch of ``size`` chains after the other."""
-        asked, kept, done = self.options.batch_size, list[tuple[Tensor, Tensor | None]](), 0
+        asked, kept, done = self.options.batch_size, list[Part](), 0
         size = min(size, len(chains)) // together * together
         while done < len(chains):
             part, before = chains[done : done + size], replace(evaluations)
@@ -237,11 +254,8 @@ class Run:
             done += len(part)
         return kept
 
-    def _sample(
-        self, part: Sequence[Chain], particles: int, callback: Callback
-    ) -> tuple[Tensor, Tensor | None]:
-        """The final images of some chains, of which ``particles`` in a row are one system, and
-        their estimates after each step if asked for."""
+    def _sample(self, part: Sequence[Chain], particles: int, callback: Callback) -> Part:
+        """The outcome of some chains, of which ``particles`` in a row are one system."""
         images, options = [k for _, k in part], self.options
         chains = tuple((j, self.ids[k]) for j, k in part)
         noise = noise_of(options.seed, chains, self.device)
@@ -253,10 +267,13 @@ class Run:
         if self.first is not None:
             x = self.first[images] + x
         path: list[Tensor] = []
+        late: list[Mapping[str, Tensor]] = []
 
         def watch(p: Progress) -> None:
             if options.trajectory and p.x0 is not None:
                 path.append(from_range(self.denoiser, p.x0).cpu())
+            if p.unknown and p.index >= (1 - LATE) * p.count - 1:
+                late.append(p.unknown)
             callback(replace(p, chains=chains))
 
         plan, measurement = self.bound.select(images), self.measurement
@@ -275,7 +292,8 @@ class Run:
             cond={k: v[images] if isinstance(v, Tensor) else v for k, v in self.cond.items()},
             particles=particles,
         )
-        return from_range(self.denoiser, x), torch.stack(path) if path else None
+        unknown = {name: torch.stack([p[name] for p in late]) for name in (late or [{}])[0]}
+        return Part(from_range(self.denoiser, x), torch.stack(path) if path else None, unknown)
 
     def _config(self) -> dict[str, Any]:
         named = is_dataclass(self.schedule)

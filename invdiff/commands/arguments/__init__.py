@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import NoReturn
 
 COMMANDS = (
-    *("solve", "generate", "tune", "bench", "leaderboard"),
+    *("solve", "generate", "tune", "calibrate", "bench", "leaderboard"),
     *("list", "info", "cite", "check", "new-plugin"),
 )
 """Each has its arguments in the module of its name here, and ``run(args)`` in the one of

@@ -21,7 +21,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     what.add_argument(
         "--operator",
         help="how the image was degraded (default: inpaint); see `invdiff list operators` and, "
-        "for the literature's problems, `list protocols`",
+        "for the literature's problems, `list protocols`; or a file of invdiff calibrate",
     )
     groups.what(
         what, "how it is restored (default: what was measured to be best within the --budget)"

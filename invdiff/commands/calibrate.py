@@ -1,0 +1,179 @@
+"""``invdiff calibrate``: a parameter of an operator from images and their measurements.
+
+    theta = argmin  Σ ‖y − A_theta(x)‖² / m
+
+over the pairs, by L-BFGS through the operator, which is differentiable in its parameters. The error
+is that of the mean of as many independent searches as there are groups of data: the pairs, or the
+four quarters of the measurement of a single one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invdiff import images
+from invdiff.commands.choice import MODEL
+from invdiff.commands.common import check_paths, configure
+from invdiff.commands.unknown import picture
+from invdiff.files import write_atomically
+from invdiff.images import write_image
+from invdiff.plugins.registry import load
+from invdiff.problem import Operator, make_operator
+
+Pair = tuple[Tensor, Tensor]
+Parts = Callable[[Tensor], Sequence[Tensor]]
+ITERATIONS = 200
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the file, and for a kernel KERNEL.npy and KERNEL.png beside it.
+
+    Raises:
+        ValueError: pairs that do not fit, or a parameter that is not sought.
+    """
+    check_paths(args, ("input", "measurement", "output"))
+    file = Path(args.output or f"{args.operator}.yaml").expanduser()
+    if file.exists() and not args.overwrite:
+        raise ValueError(f"{file} exists; choose another --output or add --overwrite")
+    bare = argparse.Namespace(**vars(args) | {"model": MODEL, "upscale": None})
+    node: dict[str, Any] = configure(bare, args.operator, ["none"], "none")["operator"]
+    name = args.parameter or _default(node)
+    start, made = _sought(node, name)
+    pairs = _pairs(args, made(start))
+    quarters = len(pairs) == 1
+    whole = least_squares(made, start, pairs, lambda r: [r])
+    if quarters:
+        parts = [least_squares(made, start, pairs, _quarter(k)) for k in range(4)]
+    else:
+        parts = [least_squares(made, start, [pair], lambda r: [r]) for pair in pairs]
+    values = torch.stack(parts)
+    error = values.std(0, correction=1) / len(values) ** 0.5
+    if name == "kernel":
+        from invdiff.operators.kernel_estimate import onto_simplex
+
+        whole = onto_simplex(whole.view(1, -1)).view_as(whole)
+    misfit = sum(float((y - made(whole)(x)).square().mean()) for x, y in pairs) / len(pairs)
+    said = _write(file, node, name, whole, error, misfit**0.5, len(pairs))
+    if not args.quiet:
+        print(said)
+
+
+def least_squares(
+    made: Callable[[Tensor], Operator], start: Tensor, pairs: Sequence[Pair], parts: Parts
+) -> Tensor:
+    """The parameter that explains some parts of the measurements best."""
+    theta = start.clone().requires_grad_()
+    optimiser = torch.optim.LBFGS(
+        [theta], max_iter=ITERATIONS, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
+    scale = sum(float(y.var()) for _, y in pairs)
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        operator = made(theta)
+        value = torch.stack(
+            [r.square().mean() for x, y in pairs for r in parts(y - operator(x))]
+        ).sum()
+        value = value / scale
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    found = theta.detach()
+    if not bool(found.isfinite().all()):
+        raise ValueError("the search did not end at a finite value; start it nearer to the truth")
+    return found
+
+
+def _quarter(k: int) -> Parts:
+    """One quarter of an image."""
+
+    def part(r: Tensor) -> list[Tensor]:
+        rows, columns = r.shape[-2] // 2, r.shape[-1] // 2
+        top, left = (k // 2) * rows, (k % 2) * columns
+        return [r[..., top : top + rows, left : left + columns]]
+
+    return part
+
+
+def _default(node: dict[str, Any]) -> str:
+    if "kernel" in node and "kernel_size" in node:
+        return "kernel"
+    raise ValueError(
+        f"say which parameter of {node['name']} is sought: --parameter NAME, one that is a number"
+    )
+
+
+def _sought(node: dict[str, Any], name: str) -> tuple[Tensor, Callable[[Tensor], Operator]]:
+    """Where the search starts, and the operator of a value."""
+    known = inspect.signature(load("operators", node["name"])).parameters
+    given = {k: v for k, v in node.items() if k != "name"}
+    if name == "kernel" and "kernel_size" in known:
+        size = given["kernel_size"] or 15
+        start = torch.full((size, size), 1 / size**2, dtype=torch.float64)
+    elif name in known and type(given.get(name)) in (int, float):
+        start = torch.tensor(float(given[name]), dtype=torch.float64)
+    else:
+        raise ValueError(
+            f"{node['name']} has no parameter {name!r} that is a number; known: {', '.join(known)}"
+        )
+    return start, lambda value: make_operator(node["name"], **given | {name: value})
+
+
+def _pairs(args: argparse.Namespace, operator: Operator) -> list[Pair]:
+    sharp, blurred = images.find_images(args.input), images.find_images(args.measurement)
+    if len(sharp) != len(blurred):
+        raise ValueError(
+            f"{len(sharp)} images and {len(blurred)} measurements are no pairs: give as many of "
+            "each, in the same order"
+        )
+    pairs = []
+    for one, other in zip(sharp, blurred, strict=True):
+        x, y = images.read_image(one).double(), images.read_image(other).double()
+        bound = operator.bind(tuple(x.shape[1:]))
+        if tuple(y.shape[1:]) != bound.measurement_shape:
+            raise ValueError(
+                f"{other} has shape {tuple(y.shape[1:])}, but {operator.kind} gives "
+                f"{bound.measurement_shape} of {one}, {tuple(x.shape[1:])}; of a photograph "
+                "without its border it is operator.border=valid"
+            )
+        pairs.append((x, y))
+    return pairs
+
+
+def _write(
+    file: Path,
+    node: dict[str, Any],
+    name: str,
+    value: Tensor,
+    error: Tensor,
+    misfit: float,
+    pairs: int,
+) -> str:
+    """Writes the file; returns what is said of it."""
+    from omegaconf import OmegaConf
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    of = f"{pairs} pair{'s' if pairs > 1 else ' (error from its quarters)'}"
+    if value.ndim:
+        beside = file.with_suffix(".npy")
+        np.save(beside, value.numpy())
+        write_image(file.with_suffix(".png"), picture(value))
+        relative = float(error.norm() / value.norm())
+        said = f"{name}: error {100 * relative:.1f} % of its norm, from {of}"
+        stored: Any = str(beside.resolve())
+    else:
+        said = f"{name}: {float(value):.5g} ± {float(error):.2g}, from {of}"
+        stored = float(value)
+    said += f"; A(x) is off y by {misfit:.4g} (root mean square)"
+    text = f"# {said}\n" + OmegaConf.to_yaml(OmegaConf.create(node | {name: stored}))
+    write_atomically(file, text)
+    return f"{said} -> {file}"

@@ -1,0 +1,93 @@
+"""A measurement whose operator is unknown, under any method: the operator is estimated along with
+the image.
+
+    x_s  <- a step of the method, whose measurement has the operator phi
+    phi  <- argmax p(y | x0, phi) p(phi),    x0 = x0(x_t) of the network in this step
+
+This is the alternation of Fast diffusion EM (Laroche, Almansa and Coupeté, WACV 2024,
+arXiv:2309.00287), with one particle and the network's estimate in its expectation; GibbsDDRM
+(Murata et al., ICML 2023, arXiv:2301.12686) draws phi by Langevin steps instead. The method notices
+nothing but another measurement in each step, so that every guidance and transition serves. The
+maximum is the operator's own: :meth:`invdiff.problem.Operator.learned`.
+
+While phi is uncertain y says less than its noise. So the measurement that the method sees has
+
+    sigma² + kappa² min(r_t, 1)²,    r_t = sigma_t / alpha_t
+
+for sigma² until r_t = ``SETTLED``, and phi is estimated from r_t = ``START`` on, below which x0 has
+edges: noisier estimates are means of many images, whose smoothness the kernel would make up for by
+becoming a point.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invdiff.network import Prediction
+from invdiff.problem import Measurement
+from invdiff.schedules import Level
+
+KAPPA = 0.3
+"""In the network's range [-1, 1]. With 0.1 the first estimates ring with the wrong kernel, which
+the next kernels then explain."""
+START, SETTLED = 1.0, 0.3
+LATE = 0.25
+"""The share of the last steps whose estimates are kept: how they spread tells how certain they
+are."""
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What a run knows of a measurement.
+
+    Attributes:
+        given: the measurement, with the latest operator and its own sigma.
+        measurement: as the method sees it.
+    """
+
+    given: Measurement | None
+    measurement: Measurement | None
+
+    @classmethod
+    def at_first(cls, given: Measurement | None, level: Level) -> Belief:
+        """Before the first step, at its level."""
+        return cls(given, _seen(given, level) if given is not None else None)
+
+    @property
+    def learns(self) -> bool:
+        """Whether anything is unknown."""
+        return self.given is not None and bool(self.given.operator.unknown)
+
+    def learned(self, p: Prediction | None, s: Level) -> Belief:
+        """After a step to s, in which the network predicted p."""
+        if self.given is None or not self.learns or p is None:
+            return self
+        given = self.given
+        if float(p.level.ratio) <= START:
+            given = replace(given, operator=given.operator.learned(p.x0, given.y))
+        return Belief(given, _seen(given, s))
+
+    @property
+    def estimates(self) -> dict[str, Tensor]:
+        """What is unknown as it is estimated now, (B, ...) each."""
+        if self.given is None:
+            return {}
+        operator = self.given.operator
+        return {
+            name: operator.state[name] for name in operator.unknown if name in operator.per_image
+        }
+
+
+def _seen(given: Measurement, level: Level) -> Measurement:
+    """The measurement with the noise that its unknown operator adds at a level."""
+    if not given.operator.unknown:
+        return given
+    ratio = float(level.ratio)
+    extra = KAPPA * min(ratio, 1.0) if ratio > SETTLED else 0.0
+    sigma: Any = given.sigma
+    wider = (sigma**2 + extra**2) ** 0.5
+    return replace(given, sigma=wider if isinstance(wider, float) else torch.as_tensor(wider))

@@ -1,0 +1,98 @@
+"""``invdiff calibrate``, what it writes, and values of an operator that are tried."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from invdiff.commands.main import main
+from invdiff.images import sample_photo, write_image
+from invdiff.operators.blur import blur
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sharp photograph, and as a camera has blurred it with a gaussian of 1.5 pixels."""
+    folder = tmp_path_factory.mktemp("pair")
+    x = sample_photo(SIDE)[0]
+    y = blur(sigma=1.5, kernel_size=9, border="valid").measure(x, sigma=0.005, seed=0).y
+    write_image(folder / "sharp.png", x[0])
+    write_image(folder / "blurred.png", y[0].clamp(0, 1))
+    return folder
+
+
+def calibrate(pair: Path, output: Path, *more: str) -> int:
+    given = ["--input", str(pair / "sharp.png"), "--measurement", str(pair / "blurred.png")]
+    border = ["operator.border=valid", "operator.kernel_size=9"]
+    return main(
+        ["calibrate", "--operator", "blur", *given, "--output", str(output), *more, *border]
+    )
+
+
+def test_a_number_is_found_with_its_error(
+    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert calibrate(pair, tmp_path / "camera.yaml", "--parameter", "sigma") == 0
+    said = capsys.readouterr().out
+    value, error = (float(v) for v in said.removeprefix("sigma: ").split(",")[0].split(" ± "))
+    assert abs(value - 1.5) < 0.02 and 0 < error < 0.05
+    assert calibrate(pair, tmp_path / "camera.yaml") == 2  # it is there already
+
+
+def test_a_kernel_is_found_and_goes_into_solve(pair: Path, tmp_path: Path) -> None:
+    assert calibrate(pair, tmp_path / "camera.yaml", "--quiet") == 0
+    true = blur(sigma=1.5, kernel_size=9).make_kernel().numpy()
+    found = np.load(tmp_path / "camera.npy")
+    assert np.linalg.norm(found - true) < 0.3 * np.linalg.norm(true)
+    assert abs(found.sum() - 1) < 1e-6 and found.min() >= 0
+    argv = ["solve", "--measurement", str(pair / "blurred.png"), "--sigma", "0.01", "--quiet"]
+    argv += ["--operator", str(tmp_path / "camera.yaml"), "--method", "diffpir", "--steps", "2"]
+    assert main([*argv, "--output", str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out/result.json").read_text())
+    assert record["config"]["operator"]["kernel"] == str(tmp_path / "camera.npy")
+
+
+def test_what_cannot_be_sought_is_refused(
+    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert calibrate(pair, tmp_path / "a.yaml", "--parameter", "border") == 2
+    assert "no parameter 'border' that is a number" in capsys.readouterr().err
+
+
+def test_an_unknown_kernel_is_written_beside_the_restoration(pair: Path, tmp_path: Path) -> None:
+    argv = ["solve", "--measurement", str(pair / "blurred.png"), "--sigma", "0.01", "--quiet"]
+    argv += ["--operator", "blur", "operator.kernel=unknown", "operator.kernel_size=9"]
+    argv += ["--method", "diffpir", "--steps", "5", "--num-samples", "2"]
+    assert main([*argv, "--output", str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out/result.json").read_text())
+    kernel = np.load(tmp_path / "out/kernel.npy")
+    assert kernel.shape == (9, 9) and abs(kernel.sum() - 1) < 1e-5
+    assert {"kernel.png", "kernel.npy", "kernel_std.npy"} <= set(record["files"])
+    assert record["unknown"]["kernel"]["samples"] == 2
+    # The measurement that is kept knows the kernel.
+    from invdiff.problem import Measurement
+
+    kept = Measurement.load(tmp_path / "out/measurement.safetensors")
+    assert kept.operator.unknown == ()
+    assert torch.allclose(kept.operator.make_kernel(), torch.from_numpy(kernel).double())
+
+
+def test_values_are_tried_on_a_measurement(
+    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["solve", "--operator", "blur", "operator.sigma=[0.5,1.5,4]", "--steps", "6"]
+    argv += ["--sigma", "0.01", "--method", "ddrm", "operator.border=valid"]
+    given = ["--measurement", str(pair / "blurred.png")]
+    assert main([*argv, *given, "--output", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert said.count("predicts what is held out") == 3 and said.count("fits best") == 1
+    record = json.loads((tmp_path / "out/result.json").read_text())
+    assert record["config"]["operator"]["sigma"] == 1.5
+    argv += ["--input", str(pair / "sharp.png"), "--output", str(tmp_path / "no")]
+    assert main(argv) == 2 and "give --measurement" in capsys.readouterr().err
