@@ -16,7 +16,14 @@ from invdiff.problem.operator import Operator, Shape
 
 def make_operator(operator: str | Any, **parameters: Any) -> Operator:
     """An operator by registered name with its parameters, or from a ``deepinv.physics.Physics``
-    object. NumPy arrays among the parameters become tensors."""
+    object. NumPy arrays among the parameters become tensors.
+
+    Examples:
+        >>> import torch, invdiff
+        >>> operator = invdiff.make_operator("sr", factor=4)
+        >>> operator(torch.rand(1, 3, 16, 16)).shape
+        torch.Size([1, 3, 4, 4])
+    """
     if isinstance(operator, str):
         parameters = {
             k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v

@@ -21,6 +21,13 @@ class Restoration:
         config: what was run, as plain data.
         trajectory: (steps, num_samples, B, C, H, W), the estimate x0 after each step, if it was
             asked for.
+
+    Examples:
+        >>> import invdiff
+        >>> denoiser = invdiff.Denoiser(lambda x, t: x, schedule=invdiff.schedules.linear(1000))
+        >>> result = invdiff.generate(denoiser, (2, 5), steps=4, seed=0)
+        >>> result.samples.shape, result.nfe
+        (torch.Size([1, 2, 5]), 4.0)
     """
 
     samples: Tensor
