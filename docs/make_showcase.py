@@ -1,4 +1,4 @@
-"""Makes docs/showcase.png, the picture of the README: four problems, restored by a classical
+"""Makes docs/showcase.png, the picture of the README: three problems, restored by a classical
 baseline, by a sampler of deepinv and by the method that is recommended here.
 
     python docs/make_showcase.py
@@ -30,7 +30,6 @@ PROBLEMS: list[tuple[str, dict[str, object], float, str, Baseline]] = [
     ("inpaint", {"fraction": 0.7}, 0.025, "biharmonic", peers.DiffPIR(zeta=1.0, lambda_=0.7)),
     ("sr", {"factor": 4}, 0.025, "bicubic", peers.DDRM(eta=0.5)),
     ("blur", {"sigma": 1.5}, 0.025, "wiener", peers.DDRM(eta=0.5)),
-    ("denoise", {}, 0.2, "tv", peers.DiffPIR(zeta=1.0, lambda_=0.7)),
 ]
 
 

@@ -40,7 +40,7 @@ BASE = re.compile(
 )
 MATHEMATICAL = re.compile(r"[=‖√∇²†]|<-| ~ |sqrt\(|grad_|argmin|_[a-z{]|^[-−+]?[\d.]+$")
 WORDS = re.compile(r"(?<![A-Za-z_])[A-Za-z]{3,}(?![A-Za-z_])")
-CODE = re.compile(r"\w\.\w+\(|^ *(?:from|import|invdiff|@|def) ", flags=re.MULTILINE)
+CODE = re.compile(r"[\w)]\.\w+\(|^ *(?:from|import|invdiff|@|def) ", flags=re.MULTILINE)
 MOST_WORDS = 7  # that a formula may have beside its symbols
 INLINE = re.compile(
     r"‖(?:[^‖`\n]|\n(?!\n)){1,60}‖(?:_\w)?²?"

@@ -16,7 +16,7 @@ from invdiff.images import grid
 cat = torch.from_numpy(data.chelsea()).permute(2, 0, 1)[None].float() / 255
 x = F.avg_pool2d(cat, 2)[..., :144, :208]
 measurement = invdiff.make_operator("denoise").measure(x, sigma=0.1, seed=0)
-denoiser = invdiff.load_model("photo64", tile=96, overlap=32)
+denoiser = invdiff.load_model("photo64", tile=96, tile_overlap=32)
 
 # %%
 method = invdiff.make_method("diffpir", lmbda=1.0, zeta=0.3)

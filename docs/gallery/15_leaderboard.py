@@ -19,8 +19,8 @@ def command(line):
 
 
 command(
-    "bench --operator inpaint --method ddrm --method diffpir --baseline pinv "
-    "images.crop=64 images.size=64 images.limit=2 steps=10 "
+    "bench --operator inpaint --method ddrm --baseline pinv "
+    "images.crop=64 images.size=64 images.limit=1 steps=4 "
     "--output board --quiet"
 )
 
