@@ -46,7 +46,7 @@ INLINE = re.compile(
     r"‖(?:[^‖`\n]|\n(?!\n)){1,60}‖(?:_\w)?²?"
     r"|(?<![\w`./])(?:grad_\{?x?_?\w+\}? )?(?:x|z|y|r|n|v|w|m|c|C|K|S|x0|z0|mu|eps|rho|std|tau|"
     r"score|alpha_bar|sigma|alpha|gamma|lambda|beta|zeta|phi)[~^]?_(?:\{[\w,]+\}|\w{1,2}(?:,i)?)'?²?"
-    r"(?:/(?:alpha|sigma)_\w)?(?![\w.`(=])"
+    r"(?:/(?:alpha|sigma)_\w)?(?![\w.`(=:])"
     r"|(?<![\w`./])x0\(x_t\)|(?<![\w`./=])(?:alpha|sigma|sqrt\([^()]*\))²(?!\w)"
 )
 
