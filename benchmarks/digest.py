@@ -151,12 +151,12 @@ def operator_version(operator: Operator) -> str:
     Of files among the parameters, such as masks, the content counts.
     """
     try:
-        name = name_of("operators", type(operator))
+        name = name_of("operators", operator)
     except ValueError:  # a deepinv Physics has no name
         name = type(operator).__qualname__
-    return _digest(
-        {"name": name, "code": of_code(type(operator)), "parameters": _plain(operator.parameters)}
-    )
+    made_by = {"versions": operator.versions} if operator.versions else {}
+    code, parameters = of_code(type(operator)), _plain(operator.parameters)
+    return _digest({"name": name, "code": code, "parameters": parameters, **made_by})
 
 
 def _plain(value: Any) -> Any:

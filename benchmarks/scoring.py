@@ -43,8 +43,7 @@ def metric_of(name: str) -> Metric:
     Raises:
         ValueError: nobody registers it; the family has no such member, or cannot make it here.
     """
-    family, colon, member = name.partition(":")
-    return load("metric_families", family)(member) if colon else load("metrics", name)
+    return load("metrics", name)
 
 
 def identity(name: str) -> schema.Metric:

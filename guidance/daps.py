@@ -104,7 +104,7 @@ class DAPS(Guidance):
         target = self.target(setting.measurement)
         target.check_noisy("DAPS with tau=0")
         if self.exact:
-            target.image_sigma("DAPS with exact=True")
+            target.whitened("DAPS with exact=True")  # refuses a sigma that is zero somewhere
             if not isinstance(target.operator, LinearOperator) or target.y.is_complex():
                 raise ValueError(
                     "DAPS with exact=True needs a linear operator and real y, but got "
@@ -156,6 +156,7 @@ class DAPS(Guidance):
 
     def solved(self, x0: Tensor, step: Step, measurement: Measurement) -> Tensor:
         """An exact draw of what the Langevin steps aim at."""
+        measurement = measurement.once("daps", lambda m: m.whitened("DAPS with exact=True"))
         operator = measurement.linear
         r, tau = float(step.t.ratio), measurement.image_sigma("DAPS")
         x = x0 + r * step.randn_like(x0)

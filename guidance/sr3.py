@@ -13,6 +13,9 @@ operator while sampling. cond is an image made from the measurement once:
                 function)
     pinv        A†y, for any linear operator;  adjoint: A*y
 
+A ControlNet's image can be made in the same way, ``to="control"``: the measurement itself, at the
+size that the ControlNet takes and clipped to [0, 1], guides the network beside a prompt.
+
 Networks take t, or the continuous noise level sqrt(alpha_bar) as in SR3: ``Denoiser(...,
 time=lambda t: schedule(t).alpha)``.
 """
@@ -28,6 +31,7 @@ from torch import Tensor
 
 from invdiff.network import Prediction
 from invdiff.problem import LinearOperator, Measurement
+from invdiff.problem.wrapped import Decoded
 from invdiff.sampling import Denoise, Guidance, Setting, Step
 from invdiff.sampling.step import tiled
 
@@ -42,9 +46,12 @@ class SR3(Guidance):
         cond: ``"upsampled"``, ``"pinv"``, ``"adjoint"``, the image itself, (B, cond_channels, H, W)
             in the network's range, or a function of the measurement (y in the network's range) that
             returns it.
+        to: the condition that it is given as: ``"cond"``, channels of the input, or an image
+            condition of the network, ``"control"`` of one with a ControlNet.
     """
 
     cond: str | Callable[[Measurement], Tensor] | Tensor = "upsampled"
+    to: str = "cond"
 
     per_image: ClassVar[tuple[str, ...]] = ("cond",)
     shipped: ClassVar[str] = "sr3x4"
@@ -58,12 +65,14 @@ class SR3(Guidance):
 
     @property
     def sets(self) -> tuple[str, ...]:
-        return ("cond",)
+        return (self.to,)
 
     def bind(self, setting: Setting) -> SR3:
         super().bind(setting)
-        if "cond" in setting.cond:
-            raise ValueError("cond is given twice, to SR3 and to the run; leave one out")
+        if self.to in setting.cond:
+            raise ValueError(f"{self.to} is given twice, to SR3 and to the run; leave one out")
+        if self.to != "cond":
+            return replace(self, cond=self._beside(setting).to(setting.device, setting.dtype))
         denoiser, (images, channels, *size) = setting.denoiser, setting.shape
         cond = self._image(setting.measurement, tuple(size), denoiser.upsampling)
         if not isinstance(cond, Tensor) or cond.ndim != len(setting.shape):
@@ -102,6 +111,23 @@ class SR3(Guidance):
             )
         return replace(self, cond=cond.to(setting.device, setting.dtype))
 
+    def _beside(self, setting: Setting) -> Tensor:
+        """The image in [0, 1] for an image condition beside the input."""
+        denoiser, measurement = setting.denoiser, setting.measurement
+        known = denoiser.facts.image_conditions
+        if self.to not in known:
+            raise ValueError(
+                f"{denoiser.name} takes no image as {self.to!r}; it takes "
+                f"{', '.join(map(repr, known)) or 'none'}; control= takes a ControlNet, "
+                "load_model(..., controlnet=...)"
+            )
+        if isinstance(measurement.operator, Decoded):
+            measurement = replace(measurement, operator=measurement.operator.inner)
+        size = tuple(n * known[self.to] for n in setting.shape[2:])
+        low, high = denoiser.image_range or (0.0, 1.0)
+        image = (self._image(measurement, size, denoiser.upsampling) - low) / (high - low)
+        return image.clamp(0, 1).expand(-1, max(3, image.shape[1]), -1, -1)
+
     def _image(self, measurement: Measurement, size: tuple[int, ...], mode: str) -> Tensor:
         y, operator = measurement.y, measurement.operator
         if isinstance(self.cond, Tensor):
@@ -131,4 +157,4 @@ class SR3(Guidance):
     ) -> Prediction:
         if not isinstance(self.cond, Tensor):
             raise TypeError("SR3 is bound to a run before it is called: SR3().bind(setting)")
-        return denoise(x_t, step.t, cond=tiled(self.cond, x_t))
+        return denoise(x_t, step.t, **{self.to: tiled(self.cond, x_t)})

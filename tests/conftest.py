@@ -26,3 +26,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The saved pipelines of tests/pipelines.py, each made when it is first asked for."""
+    from pipelines import saved
+
+    class Made(dict[str, Path]):
+        def __missing__(self, name: str) -> Path:
+            self[name] = saved(name, tmp_path_factory.mktemp(name))
+            return self[name]
+
+    return Made()

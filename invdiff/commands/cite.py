@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from invdiff.plugins.registry import UnknownNameError, value_of
+from invdiff.plugins.registry import UnknownNameError, family_of, value_of
 
 FILE = "references.bib"
 OWN = """@software{{invdiff,
@@ -83,13 +83,17 @@ def _named(config: Mapping[str, Any], kind: Any) -> Iterator[str]:
                 yield f"{KINDS.get(part, part)}.{node['name']}"
     operator = config.get("operator")
     if isinstance(operator, dict) and isinstance(operator.get("name"), str):
-        yield f"operators.{operator['name']}"
+        yield _plugin("operators", operator["name"])
 
 
 def _metrics(metrics: Any) -> Iterator[str]:
     for name in metrics if isinstance(metrics, dict) else ():
-        family, colon, _ = name.partition(":")
-        yield f"metric_families.{family}" if colon else f"metrics.{name}"
+        yield _plugin("metrics", name)
+
+
+def _plugin(kind: str, name: str) -> str:
+    """``kind.name`` of a plug-in, of a member of a family that family."""
+    return f"{family_of(kind, name)[0] or kind}.{name.partition(':')[0]}"
 
 
 def entries_of(plugin: str) -> Iterator[str]:

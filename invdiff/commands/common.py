@@ -67,7 +67,7 @@ def place_prompt(
     config: dict[str, Any], denoiser: Denoiser, args: argparse.Namespace, images: int = 1
 ) -> dict[str, Any]:
     """The configuration with what the network is shown of a prompt, under ``cond``, and of the
-    negative prompt (else of ``""``) at the methods that compare with one."""
+    negative prompt (else of the null prompt) at the methods that compare with one."""
     prompt, negative = args.prompt, args.negative_prompt
     if prompt is None and negative is None:
         return config
@@ -93,7 +93,7 @@ def place_prompt(
             f"guidance.negative={classes[0]} is a class; with --prompt use --negative-prompt"
         )
     given = denoiser.conditions_of(prompt, images)
-    other = denoiser.conditions_of(negative or "") if any(takes) else None
+    other = denoiser.negative_of(negative) if any(takes) else None
     guidance = [
         g | {"negative": other} if t else g for g, t in zip(config["guidance"], takes, strict=True)
     ]

@@ -92,6 +92,8 @@ def run(args: argparse.Namespace) -> None:
     if config["num_samples"] < 1:
         raise ValueError(f"num_samples must be at least 1, got {config['num_samples']}")
     denoiser, upscaler = load_models(args, config)
+    if not args.method and denoiser.facts.guided and args.negative_prompt is None:
+        config = configure(args, None, ["none"], "none")  # one branch is all that it takes
     layout = Layout(
         _labels(args.label, denoiser), config["num_samples"], args.interpolate is not None
     )

@@ -61,7 +61,7 @@ def saved_measurement(args: argparse.Namespace) -> Measurement | None:
     if not Path(args.measurement).is_file():
         raise ValueError(f"no measurement at {args.measurement}")
     measurement = Measurement.load(args.measurement)
-    name = name_of("operators", type(measurement.operator))
+    name = name_of("operators", measurement.operator)
     if args.operator not in (None, name):
         raise ValueError(
             f"{args.measurement} was measured by {name!r}, not by {args.operator!r}; leave "

@@ -19,8 +19,11 @@ from invdiff.plugins.registry import (
     PluginError,
     UnknownNameError,
     did_you_mean,
+    family_of,
     list_plugins,
     load,
+    members,
+    value_of,
 )
 
 FILES = {"protocols": "operator", "presets": "preset", "suites": "suite"}
@@ -48,7 +51,11 @@ def run(args: argparse.Namespace) -> None:
         described = describe(args.kind, args.name)
         print(json.dumps(described, indent=2) if args.json else _page(described))
         return
-    found = {kind: names(kind) for kind in ([args.kind] if args.kind else LISTED)}
+    found = (
+        {args.kind: names(args.kind) | members(args.kind)}
+        if args.kind
+        else {kind: names(kind) for kind in LISTED}
+    )
     if args.json:
         print(json.dumps(found, indent=2))
         return
@@ -66,6 +73,8 @@ def _in_short(kind: str, name: str) -> str:
         text = config_files(FILES[kind])[name][1].read_text(encoding="utf-8")
         comments = [line.lstrip("# ") for line in text.splitlines() if line.startswith("# ")]
         return first_sentence(" ".join(c for c in comments if not c.startswith("@package")))
+    if family_of(kind, name)[0] is not None:
+        return ""  # the line is in place of its origin
     try:
         return purpose(kind, name)
     except PluginError:  # the name is claimed twice; the origin says by whom
@@ -92,6 +101,8 @@ def describe(kind: str, name: str) -> dict[str, Any]:
         UnknownNameError: there is none; lists those there are and the nearest.
     """
     known = names(kind)
+    if family_of(kind, name)[0] is not None:
+        known[name] = value_of(kind, name)
     if name not in known and kind not in KINDS:
         raise UnknownNameError(
             f"{name!r} is not among the {kind}.{did_you_mean(name, known)} See invdiff list {kind}."
@@ -100,8 +111,9 @@ def describe(kind: str, name: str) -> dict[str, Any]:
     described = {"kind": kind, "name": name, "from": known[name]}
     if made is None:
         return described | {"text": config_files(FILES[kind])[name][1].read_text(encoding="utf-8")}
+    documented = kind in ("operators", "guidance") and family_of(kind, name)[0] is None
     module = (
-        inspect.getdoc(inspect.getmodule(made)) or "" if kind in ("operators", "guidance") else ""
+        inspect.getdoc(inspect.getmodule(made)) or "" if documented else ""
     )  # there it is the documentation
     paragraphs = (module or inspect.getdoc(made) or "").split("\n\n")
     return described | {
@@ -117,13 +129,13 @@ def _facts(kind: str, name: str, made: Any) -> list[str]:
     from invdiff.sampling import StatefulGuidance, make_method
 
     if kind == "operators":
-        operator = make_operator(name)
+        makes = getattr(made, "makes", None) or type(make_operator(name))
         is_ = (
             (SpectralOperator, "linear, with a singular value decomposition"),
             (LinearOperator, "linear"),
             (Operator, "nonlinear"),
         )
-        return [next(text for base, text in is_ if isinstance(operator, base))]
+        return [next(text for base, text in is_ if issubclass(makes, base))]
     if kind == "models" and any(
         p.kind is p.VAR_KEYWORD for p in inspect.signature(made).parameters.values()
     ):
@@ -140,7 +152,7 @@ def _facts(kind: str, name: str, made: Any) -> list[str]:
                 else f"needs {piece.requires.wanted()}"
             )
         if piece.one_sigma:
-            facts.append("needs one sigma per image, not per pixel")
+            facts.append("weighs pixels of different sigma in the units of their noise")
         if piece.particles:
             facts.append("the samples of an image are its particles")
     for guidance in method.chain:

@@ -423,7 +423,7 @@ def _configure(args: argparse.Namespace, saved: Measurement | None) -> dict[str,
 
 
 def _name_of(saved: Measurement) -> str:
-    return name_of("operators", type(saved.operator))
+    return name_of("operators", saved.operator)
 
 
 def _problem(args: argparse.Namespace) -> str:

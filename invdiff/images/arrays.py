@@ -19,12 +19,15 @@ def is_array(path: Path) -> bool:
     return path.suffix.lower() in ARRAYS
 
 
-def read_array(path: str | Path, what: str, max_values: int = 3 * PIXELS) -> Tensor:
+def read_array(
+    path: str | Path, what: str, max_values: int = 3 * PIXELS, allow_complex: bool = False
+) -> Tensor:
     """Reads a .npy file, or a tensor that ``torch.save`` wrote; nothing in it is executed.
 
     Args:
         what: what the file is to be, for messages: ``"a mask"``.
         max_values: numbers above which the file is refused before they are read.
+        allow_complex: whether complex numbers are taken.
 
     Returns:
         The array as it is stored: bool, whole numbers or floats.
@@ -44,10 +47,11 @@ def read_array(path: str | Path, what: str, max_values: int = 3 * PIXELS) -> Ten
             f"{path} cannot be read as {what}, it may be damaged or hold Python objects, which are "
             f"never loaded: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
         ) from error
-    if array.is_complex() or array.numel() == 0 or not bool(array.isfinite().all()):
+    refused = array.is_complex() and not allow_complex
+    if refused or array.numel() == 0 or not bool(array.isfinite().all()):
         raise ImageError(
-            f"{path} holds {array.dtype} of shape {tuple(array.shape)}; {what} needs real, finite "
-            "numbers, and at least one"
+            f"{path} holds {array.dtype} of shape {tuple(array.shape)}; {what} needs "
+            f"{'' if allow_complex else 'real, '}finite numbers, and at least one"
         )
     return array
 

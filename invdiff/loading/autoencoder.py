@@ -10,9 +10,9 @@ from torch import Tensor
 
 from invdiff.network import Autoencoder
 
-AUTOENCODERS = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
-"""Classes of diffusers that are read: KL with or without shift, VQ, and the small ones that stand
-in for either (TAESD)."""
+AUTOENCODERS = ("AutoencoderKL", "VQModel", "AutoencoderTiny", "AutoencoderDC")
+"""Classes of diffusers that are read: KL with or without shift, VQ, the small ones that stand in
+for either (TAESD), and the deep compression of Sana."""
 
 
 def from_diffusers(
@@ -44,13 +44,12 @@ def from_diffusers(
             "encode='sample' draws from the distribution of an AutoencoderKL; a "
             f"{name} encodes to one latent only"
         )
-    blocks = config.get("encoder_block_out_channels") or config["block_out_channels"]
-    factor = 2 ** (len(blocks) - 1)
+    factor = factor_of(config)
     _decode_in(net, decode, factor)
     net.eval().requires_grad_(False)
     coder = Scaled(net)
     return Autoencoder(
-        coder.mode if name == "AutoencoderKL" else coder.latents,
+        coder.latents,
         coder.images,
         channels=config.get("vq_embed_dim") or config["latent_channels"],
         factor=factor,
@@ -58,6 +57,12 @@ def from_diffusers(
         net=net,
         posterior=coder.posterior if encode == "sample" else None,
     )
+
+
+def factor_of(config: Any) -> int:
+    """How many pixels a side of a latent stands for, of an autoencoder's configuration."""
+    blocks = config.get("encoder_block_out_channels") or config["block_out_channels"]
+    return 2 ** (len(blocks) - 1)
 
 
 class Scaled:
@@ -73,13 +78,11 @@ class Scaled:
         latents = self.net.encode(self._own(x)).latent_dist
         return self._scaled(latents.mean, x), latents.std.to(x.dtype) * self.scale.to(x)
 
-    def mode(self, x: Tensor) -> Tensor:
-        """The most likely latent."""
-        return self.posterior(x)[0]
-
-    def latents(self, x: Tensor) -> Tensor:
-        """The only latent, of an autoencoder without a distribution."""
-        return self._scaled(self.net.encode(self._own(x)).latents, x)
+    def latents(self, x: Tensor, shifted: bool = True) -> Tensor:
+        """The only latent, or the most likely one; without ``shifted`` scaled only."""
+        found = self.net.encode(self._own(x), return_dict=False)[0]
+        latent = found if isinstance(found, Tensor) else found.mode()
+        return self._scaled(latent, x) if shifted else latent.to(x.dtype) * self.scale.to(x)
 
     def images(self, z: Tensor) -> Tensor:
         """The decoded images."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from invdiff.loading.autoencoder import AUTOENCODERS, from_diffusers
+from invdiff.loading.autoencoder import AUTOENCODERS, factor_of, from_diffusers
 from invdiff.loading.diffusers_class import read_network
 from invdiff.loading.folder_files import read_json, refuse_code
 from invdiff.network import Autoencoder
@@ -57,6 +57,17 @@ def has_autoencoder(folder: Path) -> bool:
     latents."""
     names = (str(read_json(f).get("_class_name")) for f in folder.glob("*/config.json"))
     return any(n.startswith(("Autoencoder", "AsymmetricAutoencoder", "VQModel")) for n in names)
+
+
+def pixels_of(folder: Path, coder: Autoencoder | None) -> int | None:
+    """How many pixels a side of a pipeline's state stands for: as the network's autoencoder has it,
+    else the pipeline's own, else 8 as diffusers' pipelines take it. None of a lone network."""
+    if not (folder / "model_index.json").is_file():
+        return None
+    if coder is not None:
+        return coder.factor
+    own = next((f for part in CODERS if (f := folder / part / "config.json").is_file()), None)
+    return 8 if own is None else factor_of(read_json(own))
 
 
 def _own(folder: Path) -> Path | None:

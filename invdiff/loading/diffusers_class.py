@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from invdiff.loading.folder_files import read_json, refuse_code, weights_in
+from invdiff.loading.folder_files import weights_in
 from invdiff.loading.state_dict import check_finite
 
 OLD = "Transformer2DModel"
@@ -73,24 +73,3 @@ def _from_pretrained(
         raise ValueError(
             f"the weights in {place} cannot be read, do they fit its config.json? {said}"
         ) from error
-
-
-def read_controlnet(folder: Path, net: torch.nn.Module, allow_pickle: bool) -> torch.nn.Module:
-    """The ControlNet of a folder, for that network.
-
-    Raises:
-        ValueError: it belongs to another one.
-    """
-    folder = folder / "controlnet" if (folder / "controlnet").is_dir() else folder
-    if type(net).__name__ != "UNet2DConditionModel":
-        raise ValueError(f"a ControlNet guides a UNet2DConditionModel, not a {type(net).__name__}")
-    refuse_code(folder)
-    config = read_json(folder / "config.json")
-    control, _ = read_network(folder, config, ("ControlNetModel",), allow_pickle)
-    mine, other = (tuple(m.config["block_out_channels"]) for m in (net, control))  # type: ignore[index, arg-type]
-    if mine != other:
-        raise ValueError(
-            f"this ControlNet belongs to another network: its blocks have {other} "
-            f"channels, the network's {mine}"
-        )
-    return control

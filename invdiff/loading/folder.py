@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from invdiff.loading import adapters
+from invdiff.loading.adapters import Adapters
 from invdiff.loading.classifier import load_classifier
-from invdiff.loading.coder import Given, coder_of, has_autoencoder
-from invdiff.loading.diffusers_class import read_controlnet, read_network
+from invdiff.loading.coder import Given, coder_of, has_autoencoder, pixels_of
+from invdiff.loading.control import read_control
+from invdiff.loading.diffusers_class import read_network
 from invdiff.loading.folder_files import (
     PARTS,
     network_in,
@@ -20,7 +25,10 @@ from invdiff.loading.folder_files import (
     refuse_code,
     storage,
 )
+from invdiff.loading.guided import scale_of
 from invdiff.loading.network import NETWORKS, Network
+from invdiff.loading.packed import Packed
+from invdiff.loading.prompts import Prompts, pipeline_of
 from invdiff.loading.scheduler import (
     DISTILLED,
     check_variance,
@@ -29,8 +37,9 @@ from invdiff.loading.scheduler import (
     settings_of,
 )
 from invdiff.loading.source import Source
-from invdiff.loading.text import TextEncoder
+from invdiff.loading.text_parts import is_text
 from invdiff.network import Autoencoder, Denoiser
+from invdiff.schedules import Flow
 
 
 def recognises(source: Source) -> bool:
@@ -50,27 +59,41 @@ def load(
     autoencoder: Given = True,
     encode: str = "mode",
     decode: str = "whole",
+    lora: adapters.Given = None,
+    textual_inversion: adapters.Given = None,
+    guidance_scale: float | None = None,
+    prompt_length: int | None = None,
+    offload: bool = False,
+    storage: str | None = None,
     **options: Any,
 ) -> Denoiser:
     """A Denoiser from a diffusers folder: a pipeline (``unet/`` or ``transformer/``,
     ``scheduler/``) or a lone network with its ``scheduler_config.json`` beside ``config.json``.
 
     A latent pipeline (``vae/`` or ``vqvae/``) is a prior on the images that its autoencoder
-    decodes; ``channels`` and ``image_size`` are theirs. With a ``tokenizer/`` and a
-    ``text_encoder/`` it has :meth:`~invdiff.network.Denoiser.conditions_of` prompts. Without an
-    autoencoder a network whose states have neither one nor three channels is a prior on latents:
-    ``data_range`` is None.
+    decodes; ``channels`` and ``image_size`` are theirs. With tokenizers and text encoders it has
+    :meth:`~invdiff.network.Denoiser.conditions_of` prompts. Without an autoencoder a network whose
+    states have neither one nor three channels is a prior on latents: ``data_range`` is None.
 
     Args:
         source: the folder; pickles (``.bin``) are read only with its ``allow_pickle``, where there
             are no other weights.
         weights: which network of a pipeline with several, e.g. ``"unet"``; by default the averaged
             one, ``"unet_ema"``.
-        controlnet: folder of a ``ControlNetModel`` for it; the conditions ``control`` and
-            ``control_scale`` are then taken, see :class:`~invdiff.loading.network.Network`.
+        controlnet: folder of a ControlNet for it; the conditions ``control`` and ``control_scale``
+            are then taken, see :class:`~invdiff.loading.network.Network`.
         autoencoder: by default the folder's own, if it has one; another one, as an object or the
             path of its folder; ``False`` or None: none, what is given and made are latents.
         encode, decode: how it is used, see :func:`~invdiff.loading.autoencoder.from_diffusers`.
+        lora: ``path.safetensors[:scale]`` of one LoRA, or a list; they are added to the weights.
+        textual_inversion: ``path.safetensors[:word]`` of an embedding for a word of prompts, or a
+            list.
+        guidance_scale: what a network that was distilled with classifier-free guidance takes as its
+            scale; by default what the pipeline's own call takes.
+        prompt_length: tokens of a prompt, by default as the pipeline's own call has it.
+        offload: the text encoders are dropped after each use and read again for the next.
+        storage: ``"bfloat16"`` or ``"float16"``: the dtype that the network and the text encoders
+            are kept and run in, for half the memory; states stay as they are. By default float32.
         options: of :class:`~invdiff.network.Denoiser`, on top of what the checkpoint says. With
             ``schedule`` and ``predicts`` a scheduler configuration may be missing or of an unknown
             kind.
@@ -80,17 +103,46 @@ def load(
             run.
     """
     folder = Path(source.given) if source.path is None else source.path
-    parts = _read(folder, weights, controlnet, options, source.allow_pickle)
+    dtype = _storage(storage, options)
+    added = Adapters.of(lora, textual_inversion)
+    parts = _read(folder, weights, options, source.allow_pickle)
+    if added.lora:
+        added.change_network(getattr(parts.net, "net", parts.net), pipeline_of(folder))
+    if storage is not None:
+        parts.net.to(dtype)
     coder = coder_of(folder, autoencoder, encode, decode, parts.channels, source.allow_pickle)
-    latent = coder is not None or (not autoencoder and has_autoencoder(folder))
+    control = None
+    if controlnet is not None:
+        control = read_control(Path(controlnet), parts.net, coder, source.allow_pickle).to(dtype)
+    adapter = Network(
+        parts.net,
+        cond_last=_cond_last(folder, parts.config, parts.channels),
+        sign=parts.implied.pop("sign", 1.0),
+        control=control,
+        pixels=pixels_of(folder, coder),
+        guidance_scale=scale_of(folder, parts.config, guidance_scale),
+    )
     text = None
-    if (folder / "text_encoder").is_dir() and parts.adapter.facts.takes("encoder_hidden_states"):
-        text = TextEncoder(folder, allow_pickle=source.allow_pickle)
-    found = _found(parts, coder, latent) | {"text": text} | parts.implied
+    if any(is_text(p.name) for p in folder.iterdir()) and adapter.facts.takes(
+        "encoder_hidden_states"
+    ):
+        text = Prompts(
+            folder,
+            adapter.facts.conditions or (),
+            allow_pickle=source.allow_pickle,
+            length=prompt_length,
+            offload=offload,
+            dtype=dtype,
+            adapters=added,
+        )
+    elif added.words or prompt_length is not None:
+        raise ValueError(f"{folder} has no text encoder, so it takes no words and no prompt length")
+    latent = coder is not None or (not autoencoder and has_autoencoder(folder))
+    found = _found(parts, adapter, coder, latent) | {"text": text} | parts.implied
     if found["data_range"] is not None and not _clips(parts.noise):
         found = {"clip": False} | found
-    denoiser = Denoiser(parts.adapter, **found)
-    denoiser.source = _source(parts, coder, text is not None)
+    denoiser = Denoiser(adapter, **found)
+    denoiser.source = _source(parts, adapter, coder, text is not None, added)
     return denoiser
 
 
@@ -102,14 +154,14 @@ def load_folder(folder: str | Path, *, allow_pickle: bool = False, **options: An
 @dataclass(frozen=True)
 class _Parts:
     """The parts of a folder that belong to its network: where it is, its configuration and its
-    weights' file, the network as a Denoiser calls it; its scheduler's settings and the options of a
-    Denoiser that they imply with the user's on top."""
+    weights' file, the network itself; its scheduler's settings and the options of a Denoiser that
+    they imply with the user's on top."""
 
     folder: Path
     place: Path
     file: str
     config: Mapping[str, Any]
-    adapter: Network
+    net: torch.nn.Module
     noise: Mapping[str, Any]
     implied: dict[str, Any]
     channels: int
@@ -117,32 +169,35 @@ class _Parts:
 
 
 def _read(
-    folder: Path,
-    weights: str | None,
-    controlnet: str | Path | None,
-    options: Mapping[str, Any],
-    allow_pickle: bool,
+    folder: Path, weights: str | None, options: Mapping[str, Any], allow_pickle: bool
 ) -> _Parts:
     place = network_in(folder, weights)
     scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
-    refuse_code(folder, place, scheduler, folder / "text_encoder", folder / "tokenizer")
+    texts = [part for part in sorted(folder.iterdir()) if part.is_dir() and is_text(part.name)]
+    refuse_code(folder, place, scheduler, *texts)
     config = read_json(place / "config.json")
     noise, implied = _noise(scheduler, options)
     net, file = read_network(place, config, NETWORKS, allow_pickle)
     config = {**net.config, **config}  # type: ignore[dict-item]
-    control = None
-    if controlnet is not None:
-        control = read_controlnet(Path(controlnet), net, allow_pickle)
+    if config["_class_name"] == "FluxTransformer2DModel":
+        net = Packed(net)
+        config = net.config
+        if "schedule" not in options and isinstance(implied["schedule"], Flow):
+            # diffusers' FluxPipeline hands its scheduler this grid.
+            implied["schedule"] = replace(implied["schedule"], spacing="trailing")
     channels, learned_variance = _channels(place, config, noise)
     if noise.get("_class_name") in DISTILLED or config.get("time_cond_proj_dim"):
         _warn_distilled(folder, config)
-    adapter = Network(
-        net,
-        cond_last=_cond_last(folder, config, channels),
-        sign=implied.pop("sign", 1.0),
-        controlnet=control,
-    )
-    return _Parts(folder, place, file, config, adapter, noise, implied, channels, learned_variance)
+    return _Parts(folder, place, file, config, net, noise, implied, channels, learned_variance)
+
+
+def _storage(given: str | None, options: Mapping[str, Any]) -> torch.dtype:
+    dtypes = {None: torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if given not in dtypes:
+        raise ValueError(f"storage must be 'bfloat16' or 'float16', got {given!r}")
+    if given is not None and options.get("dtype", torch.float32) == torch.float64:
+        raise ValueError("storage= and dtype=float64 contradict each other; leave one out")
+    return dtypes[given]
 
 
 def _noise(scheduler: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -197,10 +252,12 @@ def _warn_distilled(folder: Path, config: Mapping[str, Any]) -> None:
     )
 
 
-def _found(parts: _Parts, coder: Autoencoder | None, latent: bool) -> dict[str, Any]:
+def _found(
+    parts: _Parts, adapter: Network, coder: Autoencoder | None, latent: bool
+) -> dict[str, Any]:
     """Options of a Denoiser that the folder shows."""
     config, folder = parts.config, parts.folder
-    classes, null = _labels(parts.adapter, config)
+    classes, null = _labels(adapter, config)
     size = config.get("sample_size")
     factor = 1 if coder is None else coder.factor
     classifier = folder / "classifier"
@@ -234,20 +291,23 @@ def _clips(noise: Mapping[str, Any]) -> bool:
     return bool(noise.get("clip_sample", True)) and noise.get("clip_sample_range", 1.0) == 1.0
 
 
-def _source(parts: _Parts, coder: Autoencoder | None, prompted: bool) -> dict[str, Any]:
+def _source(
+    parts: _Parts, adapter: Network, coder: Autoencoder | None, prompted: bool, added: Adapters
+) -> dict[str, Any]:
     """Facts about the checkpoint, for people."""
-    beside = " with a ControlNet" if parts.adapter.controlnet is not None else ""
+    beside = " with a ControlNet" if adapter.control is not None else ""
     return {
         "kind": "diffusers folder",
         "path": str(parts.folder),
         "network": parts.config["_class_name"] + beside,
+        "LoRA": ", ".join(f"{file.name} x {scale:g}" for file, scale in added.lora) or None,
         "autoencoder": coder
         and f"{type(coder.net or coder).__name__}, {coder.channels} channels, 1/{coder.factor} "
         "of the side",
         "text encoder": "its own, for prompts" if prompted else None,
         "scheduler": parts.noise.get("_class_name"),
         "variance": parts.noise.get("variance_type"),
-        "needs": ", ".join(parts.adapter.facts.required) or None,
+        "needs": ", ".join(adapter.facts.required) or None,
         "weights": str((parts.place / parts.file).relative_to(parts.folder)),
         "storage": storage(parts.place / parts.file),
         **read_card(parts.folder),

@@ -15,8 +15,8 @@ from invdiff.network import Denoiser
 PATTERNS = (
     "*.json",
     "*diffusion_pytorch_model*.safetensors",
-    "text_encoder/model*.safetensors",
-    "tokenizer/merges.txt",
+    "text_encoder*/*.safetensors",
+    "tokenizer*/*",
     "README.md",
 )
 SKIPPED = ("*non_ema*",)

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from invdiff.loading.control import Control
+from invdiff.loading.guided import scale_condition
+from invdiff.loading.sizes import of_size
 from invdiff.network import Facts
 
 NETWORKS = (
@@ -20,10 +22,12 @@ NETWORKS = (
     "PixArtTransformer2DModel",
     "SD3Transformer2DModel",
     "SanaTransformer2DModel",
+    "FluxTransformer2DModel",
 )
 """Classes of diffusers whose forward takes an image-shaped state and its time, and conditions by
-keyword. Not among them are those that take packed patches (Flux, Qwen-Image, Chroma), count time
-otherwise (AuraFlow, Lumina) or need tables made outside (HunyuanDiT)."""
+keyword; Flux does so as :class:`~invdiff.loading.packed.Packed`. Not among them are others that
+take packed patches (Qwen-Image, Chroma), count time otherwise (AuraFlow, Lumina) or need tables
+made outside (HunyuanDiT)."""
 
 SQUARE = ("DiTTransformer2DModel",)
 """Those whose output is put together as if it were square."""
@@ -46,18 +50,23 @@ class Network(torch.nn.Module):
     """A network of diffusers as a Denoiser calls it.
 
     Conditions keep diffusers' names: ``encoder_hidden_states`` (B, L, D), ``pooled_projections``
-    (B, D), ``encoder_attention_mask`` (B, L), and those of :data:`ADDED`. With a ControlNet:
-    ``control``, the condition image in [0, 1], (B, C, kH, kW) for a state (B, ., H, W), k what the
-    ControlNet shrinks it by (8 for Stable Diffusion), and ``control_scale``, a number (default 1)
-    or (B,).
+    (B, D), ``encoder_attention_mask`` (B, L), and those of :data:`ADDED`. Those that follow from
+    the image's size are filled in where they are not given
+    (:func:`~invdiff.loading.sizes.of_size`). With a ControlNet: ``control``, the condition image in
+    [0, 1], (B, C, kH, kW) for a state (B, ., H, W), k what the ControlNet shrinks it by (8 for
+    Stable Diffusion), and ``control_scale``, a number (default 1) or (B,).
 
     Args:
         net: one of :data:`NETWORKS`.
         cond_last: channels of an image condition, which a Denoiser puts before the state and
             diffusers' pipelines after it.
         sign: of the output.
-        controlnet: a ``ControlNetModel`` whose residuals are added; ``net`` is then a
-            ``UNet2DConditionModel``.
+        control: a ControlNet, see :class:`~invdiff.loading.control.Control`.
+        pixels: how many pixels of the image a side of the state stands for; None: not known, and
+            nothing follows from the size.
+        guidance_scale: of a network that was distilled with classifier-free guidance and takes its
+            scale (Flux-dev, LCM), where the conditions ``guidance`` or ``timestep_cond`` are not
+            given.
 
     Attributes:
         facts: see :class:`~invdiff.network.Facts`.
@@ -70,29 +79,31 @@ class Network(torch.nn.Module):
         *,
         cond_last: int = 0,
         sign: float = 1.0,
-        controlnet: torch.nn.Module | None = None,
+        control: Control | None = None,
+        pixels: int | None = None,
+        guidance_scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.net, self.cond_last, self.sign, self.controlnet = net, cond_last, sign, controlnet
+        self.net, self.cond_last, self.sign, self.control = net, cond_last, sign, control
         config: Mapping[str, Any] = net.config  # type: ignore[assignment]
         self.keywords = _keywords(net)
         self.time_scale = float(config.get("timestep_scale") or 1.0)
-        required = _required(net, config) + (("control",) if controlnet is not None else ())
-        taken = self.keywords - {"added_cond_kwargs", "class_labels", "return_dict"}
-        conditions = taken | {"label", *required}
+        sized, self._sized = of_size(net, config, pixels)
+        self._scale = scale_condition(config, guidance_scale)
+        required = tuple(name for name in _required(net, config) if name not in sized)
+        required += ("control",) if control is not None else ()
+        taken = self.keywords - {"added_cond_kwargs", "class_labels", "return_dict", "more"}
+        conditions = taken | {"label", *required, *sized}
         if "added_cond_kwargs" in self.keywords:
             conditions |= set(ADDED)
-        images: dict[str, int] = {}
-        if controlnet is not None:
+        if control is not None:
             conditions |= {"control_scale"}
-            hint: Mapping[str, Any] = controlnet.config  # type: ignore[assignment]
-            self.shrinks = 2 ** (len(hint["conditioning_embedding_out_channels"]) - 1)
-            images = {"control": self.shrinks}
         self.facts = Facts(
             conditions=conditions,
             required=required,
-            image_conditions=images,
+            image_conditions={} if control is None else {"control": control.shrinks},
             cond_last=cond_last > 0,
+            guided=self._scale is not None,
         )
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, **cond: Any) -> Tensor:
@@ -100,10 +111,12 @@ class Network(torch.nn.Module):
         if absent:
             raise ValueError(f"{type(self.net).__name__} cannot run without {', '.join(absent)}")
         self._check_size(*x.shape[2:])
-        cond = {
+        cond = self._sized(x) | {
             k: v.to(x.dtype) if isinstance(v, Tensor) and v.is_floating_point() else v
             for k, v in cond.items()
         }
+        if self._scale is not None:
+            cond = self._scale(x) | cond
         control, scale = cond.pop("control", None), cond.pop("control_scale", 1.0)
         if self.cond_last:
             x = torch.cat([x[:, self.cond_last :], x[:, : self.cond_last]], dim=1)
@@ -114,8 +127,8 @@ class Network(torch.nn.Module):
         if added := {k: cond.pop(k) for k in ADDED if k in cond}:
             cond["added_cond_kwargs"] = added
         t = t * self.time_scale if self.time_scale != 1 else t
-        if self.controlnet is not None:
-            cond |= self._residuals(x, t, control, scale, cond)
+        if self.control is not None:
+            cond |= self.control(x, t, control, scale, cond)
         return self.sign * self.net(x, timestep=t, return_dict=False, **cond)[0]
 
     def _check_size(self, height: int, width: int) -> None:
@@ -134,40 +147,6 @@ class Network(torch.nn.Module):
                 "images, or denoise in square windows with "
                 "model.tile=..., at most the shorter side"
             )
-
-    def _residuals(
-        self, x: Tensor, t: Tensor, control: Tensor, scale: float | Tensor, cond: dict[str, Any]
-    ) -> dict[str, Any]:
-        net: Any = self.controlnet
-        shape = (
-            len(x),
-            net.config["conditioning_channels"],
-            *(self.shrinks * n for n in x.shape[2:]),
-        )
-        rows, columns = (wanted - n for wanted, n in zip(shape[2:], control.shape[2:], strict=True))
-        if (
-            control.shape[:2] != shape[:2]
-            or min(rows, columns) < 0
-            or max(rows / shape[2], columns / shape[3]) >= 0.5
-        ):
-            raise ValueError(
-                f"the ControlNet is conditioned on an image of shape {shape} beside the "
-                f"state, got control of shape {tuple(control.shape)}"
-            )
-        if isinstance(scale, Tensor):
-            scale = scale.view(-1, 1, 1, 1)
-        shared = {k: v for k, v in cond.items() if k in inspect.signature(net.forward).parameters}
-        # The state may have been padded to the network's multiple, below and to the right; an
-        # inpainting network's is longer.
-        down, middle = net(
-            x[:, : net.config["in_channels"]],
-            timestep=t,
-            controlnet_cond=F.pad(control, (0, columns, 0, rows), mode="replicate"),
-            conditioning_scale=scale,
-            return_dict=False,
-            **shared,
-        )
-        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
     def enable_gradient_checkpointing(self) -> None:
         """diffusers' own, for gradients through large networks."""

@@ -4,7 +4,6 @@ it predicts, the grid it is sampled on."""
 from __future__ import annotations
 
 import inspect
-import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -173,19 +172,6 @@ def _betas(given: dict[str, Any]) -> Discrete:
 
 def _flow(given: dict[str, Any]) -> dict[str, Any]:
     T = int(given["num_train_timesteps"])
-    if given.get("use_dynamic_shifting"):
-        low, high = given["base_shift"], given["max_shift"]
-        is_mu = given.get("time_shift_type") == "linear"
-        low, high = (low, high) if is_mu else (math.exp(low), math.exp(high))
-        raise ValueError(
-            "the timestep shift of this network depends on the image's size "
-            "(use_dynamic_shifting); give the one of yours, "
-            "schedule=invdiff.schedules.flow(shift=S) with S = "
-            f"{'mu' if is_mu else 'exp(mu)'}: {low:.3g} for {given['base_image_seq_len']} "
-            "patches, "
-            f"{high:.3g} for {given['max_image_seq_len']}, mu linear in the number of "
-            "patches between"
-        )
     predicts = _look_up(
         FLOW_PREDICTION_TYPES,
         {"prediction_type": "flow_prediction"} | given,
@@ -194,6 +180,15 @@ def _flow(given: dict[str, Any]) -> dict[str, Any]:
     )
     if given.get("use_flow_sigmas"):  # DPM-Solver and UniPC go down from 1 - 1/T; here from 1
         schedule = schedules.Flow(given.get("flow_shift") or 1.0)
+    elif given.get("use_dynamic_shifting"):
+        schedule = schedules.SizedFlow(
+            noise_first=bool(given.get("invert_sigmas")),
+            spacing="uniform",
+            sigma_min=1 / T,
+            shifts=(given["base_shift"], given["max_shift"]),
+            patches=(given["base_image_seq_len"], given["max_image_seq_len"]),
+            linear=given.get("time_shift_type") == "linear",
+        )
     else:  # diffusers' grid runs down to the shifted 1/T and is then shifted once more
         shift = given["shift"]
         lowest = shift / T / (1 + (shift - 1) / T)

@@ -64,8 +64,11 @@ def encoded_prompts(
     return {name: value[each] for name, value in text(distinct).items()}
 
 
-def with_image(x: Tensor, cond: Tensor | None, channels: int, name: str) -> Tensor:
-    """``[cond, x]``: the input of a network that is conditioned on an image of so many channels.
+def with_image(
+    x: Tensor, cond: Tensor | None, channels: int, name: str, last: bool = False
+) -> Tensor:
+    """``[cond, x]``: the input of a network that is conditioned on an image of so many channels;
+    ``[x, cond]`` if it comes last.
 
     Raises:
         ValueError: there is no image, or it does not have the state's batch and size.
@@ -81,4 +84,4 @@ def with_image(x: Tensor, cond: Tensor | None, channels: int, name: str) -> Tens
             f"{name} is conditioned on an image of shape {expected} beside the state, got "
             f"cond of shape {tuple(cond.shape)}"
         )
-    return torch.cat([cond.to(x), x], dim=1)
+    return torch.cat([x, cond.to(x)] if last else [cond.to(x), x], dim=1)

@@ -59,6 +59,7 @@ class Denoiser:
         cond_channels: channels of the image that the network is conditioned on, given to it as
             ``cond`` in the network's range: its input is ``[cond, x_t]`` (SR3, Palette). A network
             without it is given ``cond`` as a keyword if it takes one.
+        cond_last: its input is ``[x_t, cond]`` instead.
         factor: of a network trained for super-resolution, how many times larger its images are than
             those that it is conditioned on.
         classifier: a :class:`~invdiff.network.NoisyClassifier` of the same data, for classifier
@@ -111,6 +112,7 @@ class Denoiser:
         num_classes: int | None = None,
         null_label: int | bool | None = None,
         cond_channels: int | None = None,
+        cond_last: bool = False,
         factor: int | None = None,
         classifier: NoisyClassifier | None = None,
         autoencoder: Autoencoder | None = None,
@@ -142,7 +144,8 @@ class Denoiser:
         self.null_label = num_classes if null_label is None else int(null_label)
         if null_label is False:
             self.null_label = None
-        self.cond_channels, self.factor, self.classifier = cond_channels, factor, classifier
+        self.cond_channels, self.cond_last = cond_channels, cond_last
+        self.factor, self.classifier = factor, classifier
         self.autoencoder, self.text = autoencoder, text
         self.time, self.quantize, self.sigma_data = time, quantize, sigma_data
         self.multiple, self.dtype, self.channels_last = multiple, dtype, channels_last
@@ -314,6 +317,29 @@ class Denoiser:
             )
         return encoded_prompts(self.text, prompt, images)
 
+    def negative_of(
+        self, prompt: str | Sequence[str] | None = None, images: int = 1
+    ) -> dict[str, Tensor]:
+        """The conditions that classifier-free guidance compares with: ``CFG(negative=
+        denoiser.negative_of("blurry"))``. Pipelines may encode what they move away from in another
+        way than a prompt.
+
+        Args:
+            prompt: what images are not to show; None: what the pipeline compares with where it is
+                given nothing, an empty prompt or zeros.
+            images: how many entries, of one prompt for all.
+
+        Raises:
+            ValueError, TypeError: as :meth:`conditions_of`.
+        """
+        negative = getattr(self.text, "negative", None)
+        if negative is None:
+            return self.conditions_of("" if prompt is None else prompt, images)
+        if prompt is None:
+            return negative(None, images)
+        many = images if isinstance(prompt, str) else None
+        return encoded_prompts(lambda p: negative(p, len(p)), prompt, many)
+
     def _conditions(self, cond: dict[str, Any], x: Tensor) -> dict[str, Any]:
         label = cond.get("label")
         if self.num_classes is None:
@@ -330,7 +356,8 @@ class Denoiser:
         if self.predicts == "edm":
             x = x / at.alpha * edm_scalings(at, self.sigma_data)[0]
         if self.cond_channels is not None:
-            x = with_image(x, cond.pop("cond", None), self.cond_channels, self.name)
+            image = cond.pop("cond", None)
+            x = with_image(x, image, self.cond_channels, self.name, self.cond_last)
         fitted = Fitted(x, self.multiple, self.facts.fixed_size, self.channels_last)
         x, t = fitted.given(x, t, first_weight(self.net))
         with self._autocast(x.device.type):

@@ -51,5 +51,5 @@ def describe_model(denoiser: Denoiser) -> dict[str, Any]:
 def _image_condition(denoiser: Denoiser) -> str | None:
     if denoiser.cond_channels is None:
         return None
-    side = "after" if denoiser.facts.cond_last else "before"
+    side = "after" if denoiser.cond_last or denoiser.facts.cond_last else "before"
     return f"{denoiser.cond_channels} channels {side} the state's"

@@ -28,6 +28,8 @@ class Facts:
             it was trained, ``"bicubic"`` or ``"bilinear"``.
         cond_last: it was trained with that image after the state's channels, not before them; it
             is called with the image first nevertheless.
+        guided: it was distilled with classifier-free guidance and takes its scale, so that it needs
+            no other branch.
         file: the file that identifies it, where its weights cannot be told from its parameters.
     """
 
@@ -37,6 +39,7 @@ class Facts:
     fixed_size: tuple[int, int] | None = None
     upsampling: str = "bicubic"
     cond_last: bool = False
+    guided: bool = False
     file: Path | None = None
 
     def takes(self, condition: str) -> bool:

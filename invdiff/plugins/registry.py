@@ -27,6 +27,7 @@ KINDS = (
     "loaders",
     "metrics",
     "metric_families",
+    "operator_families",
     "baselines",
     "launchers",
     "suites",
@@ -34,6 +35,10 @@ KINDS = (
     "configs",
     "formats",
 )
+
+FAMILIES = {"operators": "operator_families", "metrics": "metric_families"}
+"""Kinds of which a package may register a family: ``FAMILY:MEMBER`` is what the family, called with
+the member's name, gives. A family may list its members: ``members()``, name -> one line."""
 
 
 class UnknownNameError(ValueError):
@@ -113,29 +118,54 @@ def _normal(package: str) -> str:
 
 
 def load(kind: str, name: str) -> Any:
-    """The object registered as ``name``.
+    """The object registered as ``name``, or the member of a registered family, ``FAMILY:MEMBER``.
 
     Raises:
         UnknownNameError: nobody registers it; lists the known names and the nearest.
         PluginError: two packages claim it, or importing it failed.
     """
     point = _point(kind, name)
+    family, member = family_of(kind, name)
     try:
-        return point.load()
+        loaded = point.load()
     except Exception as error:
         raise PluginError(
             f"{_SINGULAR[kind]} {name!r} of package {package_of(point)} cannot be loaded: "
             f"{type(error).__name__}: {error}"
         ) from error
+    return loaded if family is None else loaded(member)
+
+
+def family_of(kind: str, name: str) -> tuple[str | None, str]:
+    """The kind that the family of ``FAMILY:MEMBER`` is registered in, and the member; of any other
+    name None and the name itself."""
+    _, colon, member = name.partition(":")
+    return (FAMILIES[kind], member) if colon and kind in FAMILIES else (None, name)
+
+
+def members(kind: str) -> dict[str, str]:
+    """``FAMILY:MEMBER`` -> one line, of the families of a kind that list their members; a family
+    that is broken lists none."""
+    found = dict[str, str]()
+    for family in _found(FAMILIES[kind]) if kind in FAMILIES else ():
+        try:
+            listed: dict[str, str] = getattr(load(FAMILIES[kind], family), "members", dict)()
+        except PluginError:
+            continue
+        found |= {f"{family}:{name}": line for name, line in listed.items()}
+    return found
 
 
 def value_of(kind: str, name: str) -> str:
     """Where the object registered as ``name`` is, ``module`` or ``module:object``, which is not
-    imported. Raises as :func:`load`."""
+    imported; of a member of a family, where the family is. Raises as :func:`load`."""
     return _point(kind, name).value
 
 
 def _point(kind: str, name: str) -> EntryPoint:
+    family, _ = family_of(kind, name)
+    if family is not None:
+        return _point(family, name.partition(":")[0])
     found = _found(kind)
     if name not in found:
         raise UnknownNameError(
@@ -165,6 +195,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 _SINGULAR = {
     "operators": "operator",
+    "operator_families": "family of operators",
     "guidance": "method",
     "transitions": "transition",
     "itineraries": "itinerary",
@@ -183,14 +214,16 @@ _SINGULAR = {
 
 
 def name_of(kind: str, factory: Any) -> str:
-    """The name under which a class or function is registered.
+    """The name under which a class or function is registered, or the class of an object.
 
     A class that a registered factory returns states that factory's name as ``registered_as``, for
-    itself alone.
+    itself alone; an object whose name its class does not tell has it as an attribute.
     """
     stated = getattr(factory, "__dict__", {}).get("registered_as")
     if stated is not None:
         return str(stated)
+    if not callable(factory) or not hasattr(factory, "__qualname__"):
+        return name_of(kind, type(factory))
     value = f"{factory.__module__}:{factory.__qualname__}"
     for name, points in _found(kind).items():
         if any(p.value == value for p in points):

@@ -13,10 +13,18 @@ from torch import Tensor
 from invdiff.plugins.registry import call, load
 from invdiff.problem.operator import Operator, Shape
 
+PHYSICS = ("check", "complex_images")
+"""Parameters that go with a Physics object as well."""
+
 
 def make_operator(operator: str | Any, **parameters: Any) -> Operator:
     """An operator by registered name with its parameters, or from a ``deepinv.physics.Physics``
     object. NumPy arrays among the parameters become tensors.
+
+    Args:
+        operator: a registered name, a member of a registered family such as ``"deepinv:MRI"``, or a
+            Physics, which takes ``check`` (False: a linear one is not tested when it is bound) and
+            ``complex_images`` (True: A* gives complex images).
 
     Examples:
         >>> import torch, invdiff
@@ -30,11 +38,11 @@ def make_operator(operator: str | Any, **parameters: Any) -> Operator:
             for k, v in parameters.items()
         }
         return call(load("operators", operator), f"operator {operator!r}", parameters)
-    if parameters:
+    if parameters and (isinstance(operator, Operator) or not set(parameters) <= set(PHYSICS)):
         raise TypeError(
             f"parameters go with an operator's name; {type(operator).__name__} is an object already"
         )
-    return as_operator(operator)
+    return as_operator(operator, **parameters)
 
 
 def remade(
@@ -47,14 +55,15 @@ def remade(
     return factory(**parameters)._changed(shape=shape, state=dict(state))
 
 
-def as_operator(operator: Any) -> Operator:
-    """Passes an Operator through and adapts a ``deepinv.physics.Physics``."""
+def as_operator(operator: Any, **options: bool) -> Operator:
+    """Passes an Operator through and adapts a ``deepinv.physics.Physics``, with the options of
+    :func:`~invdiff.problem.physics.from_physics`."""
     if isinstance(operator, Operator):
         return operator
     if any(base.__module__.startswith("deepinv.physics") for base in type(operator).__mro__):
         from invdiff.problem.physics import from_physics
 
-        return from_physics(operator)
+        return from_physics(operator, **options)
     raise TypeError(
         "an operator is a registered name, an invdiff Operator or a deepinv Physics, got "
         f"{type(operator).__name__}"

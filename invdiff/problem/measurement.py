@@ -16,7 +16,7 @@ from invdiff.problem import measurement_file
 from invdiff.problem.make import as_operator
 from invdiff.problem.operator import LinearOperator, Operator, check_tensor, of_kind
 from invdiff.problem.spectral import SpectralOperator, compact, inverted
-from invdiff.problem.wrapped import Rescaled
+from invdiff.problem.wrapped import Rescaled, whitened
 
 LARGEST = 1e15
 """Of sigma: beyond it float32 cannot hold sigma²."""
@@ -125,6 +125,29 @@ class Measurement:
                 "give one sigma per image"
             )
         return self.sigma.view(-1, *(1,) * len(self.image_shape))
+
+    def whitened(self, who: str) -> Measurement:
+        """The same measurement in units in which every pixel has the same noise, so that sigma is
+        one number per image: W y = W A x + c n with W = diag(c / sigma), c² the mean of sigma² over
+        an image. The likelihood is the same up to a constant; itself where there is one sigma per
+        image.
+
+        Raises:
+            ValueError: sigma is zero somewhere, and not everywhere.
+        """
+        if isinstance(self.sigma, float) or self.sigma[0].numel() == 1:
+            return self
+        sigma = self.sigma.expand(self.y.shape)
+        scale = sigma.square().flatten(1).mean(1).sqrt()
+        across = scale.view(-1, *(1,) * (self.y.ndim - 1))
+        measured = self.operator._like(sigma)._observed(torch.ones_like(sigma)) > 0
+        if not sigma.is_meta and bool(((sigma <= 0) & measured).any()):
+            raise ValueError(
+                f"{who} weighs the pixels of this measurement by 1/sigma, but sigma is zero at "
+                "some of them; give these a sigma > 0"
+            )
+        weights = torch.where(sigma > 0, across / sigma.where(sigma > 0, 1.0), 1.0)
+        return Measurement(weights * self.y, whitened(self.operator, weights), scale)
 
     @property
     def mean_variance(self) -> Tensor | float:

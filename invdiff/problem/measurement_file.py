@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from invdiff.problem.make import remade
 from invdiff.problem.operator import Operator
 
 FORMAT = 1
+WIDE = " complex128"
+"""Ends the name of a tensor that is stored as pairs of real numbers, since the format has no type
+for it."""
 
 
 def describe(operator: Operator, sigma: Tensor | float) -> dict[str, Any]:
@@ -26,9 +31,10 @@ def describe(operator: Operator, sigma: Tensor | float) -> dict[str, Any]:
         ValueError: the operator is not registered, so it cannot be recorded by name.
     """
     assert operator.shape is not None
-    return {
+    made_by = {"versions": operator.versions} if operator.versions else {}
+    return made_by | {
         "format": FORMAT,
-        "operator": name_of("operators", type(operator)),
+        "operator": name_of("operators", operator),
         "parameters": _plain(operator.parameters),
         "image_shape": list(operator.shape),
         "sigma": sigma if isinstance(sigma, float) else None,
@@ -64,7 +70,13 @@ def write(path: Path, y: Tensor, operator: Operator, sigma: Tensor | float) -> N
 
     tensors, description = tensors_of(y, operator, sigma), describe(operator, sigma)
     metadata = {"invdiff": json.dumps(description | {"hash": digest(tensors, description)})}
-    write_atomically(path, save(tensors, metadata))
+    stored = {
+        f"{k}{WIDE}" if v.dtype == torch.complex128 else k: (
+            torch.view_as_real(v).contiguous() if v.dtype == torch.complex128 else v
+        )
+        for k, v in tensors.items()
+    }
+    write_atomically(path, save(stored, metadata))
 
 
 def read(path: Path) -> tuple[Tensor, Operator, Tensor | float]:
@@ -82,6 +94,7 @@ def read(path: Path) -> tuple[Tensor, Operator, Tensor | float]:
             f"{path} was written by a newer invdiff (format {description['format']}); "
             f"this one reads up to {FORMAT}"
         )
+    _compare(path, description.get("versions", {}))
     parameters, sigma = description["parameters"], description["sigma"]
     state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     try:
@@ -106,9 +119,14 @@ def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get("invdiff")
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+            stored = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read as a measurement: {error}") from error
+    # Made anew, not viewed: the file's memory need not be aligned as complex numbers have to be.
+    tensors = {
+        k.removesuffix(WIDE): torch.complex(v[..., 0], v[..., 1]) if k.endswith(WIDE) else v
+        for k, v in stored.items()
+    }
     if metadata is None:
         raise ValueError(f"{path} is a safetensors file, but not a measurement saved by invdiff")
     try:
@@ -133,11 +151,28 @@ def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, described
 
 
+def _compare(path: Path, versions: Mapping[str, str]) -> None:
+    """Warns where an operator was made by another version of a package."""
+    for package, recorded in versions.items():
+        try:
+            here = version(package)
+        except PackageNotFoundError as error:
+            raise ValueError(
+                f"{path} was measured by {package} {recorded}, which is not installed here"
+            ) from error
+        if here != recorded:
+            warnings.warn(
+                f"{path} was measured by {package} {recorded}, here is {here}: its operator may "
+                "not be the same",
+                stacklevel=4,
+            )
+
+
 def _plain(value: Any) -> Any:
     """A parameter as plain data. Operators among it become mappings of their name and parameters;
     tensors are left out."""
     if isinstance(value, Operator):
-        return {"name": name_of("operators", type(value)), **_plain(value.parameters)}
+        return {"name": name_of("operators", value), **_plain(value.parameters)}
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items() if not isinstance(v, Tensor)}
     if isinstance(value, list | tuple):

@@ -119,6 +119,16 @@ class Operator(ABC):
         unless nothing is assumed beyond a border."""
         return x
 
+    def of_complex_images(self) -> Operator:
+        """This operator for complex images; the same unless it tells them from real ones."""
+        return self
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Package -> version, of what this operator is made by besides this package; recorded
+        with a measurement."""
+        return {}
+
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences, for the user, about what a bound operator assumes of the measurement."""
@@ -173,8 +183,8 @@ class Operator(ABC):
         """Simulates ``y = A(x) + sigma * n``, with Poisson noise of the given gain before it.
 
         Args:
-            x: (B, C, H, W) images in [0, 1], or any (B, ...). Warns of what looks like images in
-                another range.
+            x: (B, C, H, W) images in [0, 1], or any (B, ...), complex ones too. Warns of what
+                looks like images in another range.
             sigma: standard deviation of the Gaussian noise, in the units of y; a number or one per
                 image.
             seed: of the noise; image k draws its own stream.
@@ -186,7 +196,7 @@ class Operator(ABC):
         from invdiff.problem.measurement import Measurement, per_image
 
         check_tensor(x, "x")
-        if not x.is_floating_point():
+        if not x.is_floating_point() and not x.is_complex():
             raise TypeError(
                 f"x must be a float tensor, images in [0, 1]; got {x.dtype} (divide 8-bit "
                 "values by 255)"
@@ -197,8 +207,10 @@ class Operator(ABC):
                 f"got {gain:.6g}"
             )
         _check_range(x)
-        operator = self.bind(tuple(x.shape[1:]))
+        operator = (self.of_complex_images() if x.is_complex() else self).bind(tuple(x.shape[1:]))
         y = operator(x)
+        if gain > 0 and y.is_complex():
+            raise ValueError(f"Poisson noise is of real counts, but {self.kind} gives complex y")
         std = per_image(sigma, y)
         generators = [generator_of("measurement", seed, k) for k in (image_ids or range(len(y)))]
         if gain > 0:
@@ -306,10 +318,11 @@ class Operator(ABC):
 
     def _like(self, x: Tensor) -> Self:
         real = x.real.dtype if x.is_complex() else x.dtype
-        first = next(
-            (v for v in self.state.values() if v.is_floating_point() or v.is_complex()), None
-        )
-        if first is None or (first.device == x.device and _real_of(first.dtype) == real):
+        if all(
+            v.device == x.device and _real_of(v.dtype) == real
+            for v in self.state.values()
+            if v.is_floating_point() or v.is_complex()
+        ):
             return self
         memo, key = self._memo, (x.device, real)
         if key not in memo:
@@ -444,6 +457,8 @@ def _check_range(x: Tensor) -> None:
     """Warns where x looks like images, but not like images in [0, 1]: latents, vectors and toys of
     a few pixels are as they are."""
     if x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < 16 or x.is_meta or len(x) == 0:
+        return
+    if x.is_complex():
         return
     low, high = (float(v) for v in x.detach().aminmax())
     if low < -0.5 or high > 1.5:

@@ -9,7 +9,9 @@ motion kernels.
 
 Noise and sensor model of the physics are not part of A: give the noise to the measurement as sigma.
 The physics is copied and called without keyword arguments, which in deepinv would change it for
-good.
+good. Images and measurements that are no real tensors are seen as one tensor each, see
+:mod:`invdiff.problem.views`. A physics that says it is linear is tested when it is bound: with
+random u and y, <A u, y> = <u, A* y>.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ import contextlib
 import copy
 import dataclasses
 import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from importlib.metadata import version
+from typing import Any, Protocol, Self
 
 import deepinv
 import torch
@@ -29,6 +33,27 @@ from torch import Tensor
 from invdiff.noise import generator_of, seed_of
 from invdiff.problem.operator import LinearOperator, Operator, Shape
 from invdiff.problem.spectral import SpectralOperator
+from invdiff.problem.views import SAME, View, views
+
+DOT = 1e-3
+"""Of ‖A u‖ ‖y‖: by how much <A u, y> and <u, A* y> may differ, a hundred times what float32
+makes of them."""
+
+
+class Recipe(Protocol):
+    """How a physics that is known by name is made for images of one shape."""
+
+    @property
+    def name(self) -> str:
+        """The name that it is registered by."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What makes this recipe again."""
+
+    def __call__(self, shape: Shape) -> Iterator[Physics]:
+        """The physics, with what is not said about the image's size filled in, in each way that
+        the size may be meant."""
 
 
 def motion_kernel(size: int, intensity: float, seed: int) -> Tensor:
@@ -61,14 +86,45 @@ def edm_network(kind: str, config: dict[str, Any]) -> torch.nn.Module:
         return deepinv.models.NCSNpp(model_type=kind, pretrained=None, **config)
 
 
-def from_physics(physics: Physics) -> Operator:
-    """A ``deepinv.physics.Physics`` as an operator. The object given is copied, never changed."""
+def from_physics(physics: Physics, check: bool = True, complex_images: bool = False) -> Operator:
+    """A ``deepinv.physics.Physics`` as an operator. The object given is copied, never changed.
+
+    Args:
+        check: whether a linear one is tested when it is bound.
+        complex_images: whether images are complex, which A* then gives; else they are real, also
+            where the physics itself wants complex ones.
+    """
     if not isinstance(physics, Physics):
         raise TypeError(
             f"from_physics takes a deepinv.physics.Physics, got {type(physics).__name__}"
         )
     kind = LinearPhysicsOperator if isinstance(physics, LinearPhysics) else PhysicsOperator
-    return kind(_copy(physics), state=_tensors(physics))
+    return kind(_copy(physics), state=_tensors(physics), check=check, complex_images=complex_images)
+
+
+def by_recipe(
+    recipe: Recipe,
+    linear: bool,
+    check: bool,
+    complex_images: bool,
+    shape: Shape | None,
+    state: Mapping[str, Tensor],
+) -> Operator:
+    """A physics by name, which is made when it is bound; with a shape it is bound, to the tensors
+    in ``state``."""
+    kind = LinearPhysicsOperator if linear else PhysicsOperator
+    made = kind(
+        recipe=recipe, check=check, complex_images=complex_images, registered_as=recipe.name
+    )
+    if shape is None:
+        return made
+    bound = made.bind(shape)
+    if set(state) != set(bound.state):
+        raise ValueError(
+            f"{made.kind} of deepinv {version('deepinv')} has the tensors "
+            f"{', '.join(bound.state) or '(none)'}, but {', '.join(state) or '(none)'} were given"
+        )
+    return bound._with_state(state) if state else bound
 
 
 def _copy(physics: Physics) -> Physics:
@@ -83,28 +139,63 @@ def _tensors(physics: Physics) -> dict[str, Tensor]:
     return {
         name: tensor.detach()
         for name, tensor in named.items()
-        if not name.startswith("noise_model.")
+        if not name.startswith("noise_model.") and not name.endswith("initial_random_state")
     }
 
 
 @dataclass(frozen=True, eq=False)
 class PhysicsOperator(Operator):
-    """Any ``deepinv.physics.Physics``; made by :func:`from_physics`. It cannot be written to a
-    file.
+    """Any ``deepinv.physics.Physics``, of an object (:func:`from_physics`), which cannot be written
+    to a file, or by name (:func:`by_recipe`).
 
     Attributes:
-        physics: the copy.
+        physics: the copy; None by name and not bound.
+        recipe: how it is made, by name.
+        check: whether a linear one is tested when it is bound.
+        complex_images: whether images are complex.
         output_shape: shape of a measurement, once bound.
         images: how many images the physics holds parameters for; 1 where they are shared.
+        view: how its images and measurements are seen as one tensor, once bound.
+        alone: whether images are given to it one by one, since it mixes those of a batch.
+        registered_as: the name that it is recorded by; None of an object.
     """
 
     physics: Any = None
+    recipe: Recipe | None = dataclasses.field(default=None, kw_only=True, repr=False)
+    check: bool = dataclasses.field(default=True, kw_only=True, repr=False)
+    complex_images: bool = dataclasses.field(default=False, kw_only=True, repr=False)
     output_shape: Shape | None = dataclasses.field(default=None, kw_only=True, repr=False)
     images: int = dataclasses.field(default=1, kw_only=True, repr=False)
+    view: View = dataclasses.field(default=SAME, kw_only=True, repr=False)
+    alone: bool = dataclasses.field(default=False, kw_only=True, repr=False)
+    registered_as: str | None = dataclasses.field(default=None, kw_only=True, repr=False)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {"deepinv": version("deepinv")}
+
+    @property
+    def kind(self) -> str:
+        return f"deepinv's {type(self.physics).__name__}" if self.recipe is None else self._name
+
+    @property
+    def _name(self) -> str:
+        return type(self.physics).__name__ if self.recipe is None else self.recipe.name
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(f"{self._name}: {note}" for note in self.view.notes)
 
     @property
     def parameters(self) -> dict[str, Any]:
-        return {"physics": type(self.physics).__name__}
+        if self.recipe is None:
+            return {"physics": self._name}
+        options = {"check": (self.check, True), "complex_images": (self.complex_images, False)}
+        changed = {name: value for name, (value, usual) in options.items() if value != usual}
+        return self.recipe.parameters | changed
+
+    def of_complex_images(self) -> Self:
+        return self if self.complex_images else dataclasses.replace(self, complex_images=True)
 
     def bind(self, shape: Shape) -> Self:
         if self.shape is not None:
@@ -112,61 +203,107 @@ class PhysicsOperator(Operator):
         shape = tuple(int(n) for n in shape)
         memo = self._memo
         if shape not in memo:
-            y = self._try(shape)
-            memo[shape] = self._bound(shape, tuple(y.shape[1:]), len(y))
+            memo[shape] = self._settled(shape)
         return memo[shape]
+
+    def _settled(self, shape: Shape) -> Self:
+        """Bound and tested, the physics made for this shape where it is known by name.
+
+        Raises:
+            ValueError: it does not work on such images, or is not what it says.
+        """
+        errors = []
+        for physics in [self.physics] if self.recipe is None else self.recipe(shape):
+            own = dataclasses.replace(self, physics=physics, state=_tensors(physics))
+            if self.recipe is None:
+                own = self
+            try:
+                bound = own._viewed(shape)
+                if bound.check:
+                    bound._check(bound)
+                return bound
+            except ValueError as error:
+                errors.append(error)
+        raise errors[0]
+
+    def _viewed(self, shape: Shape) -> Self:
+        """Bound under the first view in which A takes an image; parameters held for several images
+        make one several measurements."""
+        errors = []
+        for view in views(shape, self.complex_images):
+            try:
+                given = self.physics.A(view.given(self._zeros(shape)))
+                seen = view.of(given)
+                y = seen.measured(given)
+                self._check_view(shape, seen, y)
+            except Exception as error:
+                errors.append(error)
+            else:
+                viewed = dataclasses.replace(self, view=seen)
+                if len(y) == 1:
+                    viewed = dataclasses.replace(viewed, alone=not viewed._batches(shape))
+                return viewed._bound(shape, tuple(y.shape[1:]), len(y))
+        raise ValueError(
+            f"{self.kind} does not work on images of shape {shape}: {_said(errors[0])}"
+        ) from errors[0]
+
+    def _batches(self, shape: Shape) -> bool:
+        """Whether it takes two images at once, and neither changes what the other gives."""
+        like = self._zeros(shape)
+        if like.is_meta:
+            return True
+        draw = generator_of("batches")
+        x = torch.rand(2, *shape, generator=draw, dtype=like.real.dtype).to(like)
+        with torch.no_grad():
+            alone = torch.cat([self._forward(x[:1]), self._forward(x[1:])])
+            try:
+                both = self._forward(x)
+            except Exception:  # whatever a class raises that was written for one image
+                return False
+        return both.shape == alone.shape and bool((both - alone).norm() <= 1e-3 * alone.norm())
 
     def _bound(self, shape: Shape, output_shape: Shape, images: int) -> Self:
         return dataclasses.replace(self, shape=shape, output_shape=output_shape, images=images)
 
-    def _try(self, shape: Shape) -> Tensor:
-        """A(0) for one image; parameters held for several images make it several measurements."""
-        name = type(self.physics).__name__
-        try:
-            y = self.physics.A(self._zeros(shape))
-        except Exception as error:
-            raise ValueError(
-                f"deepinv's {name} does not work on images of shape {shape}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        if not isinstance(y, Tensor):
-            raise ValueError(
-                f"deepinv's {name} gives a {type(y).__name__}; only physics that give one "
-                "tensor are supported"
-            )
-        return y
+    def _check_view(self, shape: Shape, view: View, y: Tensor) -> None:
+        """Refuses a view in which images only broadcast; nothing tells it of a nonlinear one."""
+
+    def _check(self, bound: PhysicsOperator) -> None:
+        """Tests what it says of itself, once bound; nothing of a nonlinear one."""
 
     def _zeros(self, shape: Shape) -> Tensor:
         like = next(
             (v for v in self.state.values() if v.is_floating_point() or v.is_complex()),
             torch.zeros(()),
         )
-        return torch.zeros(1, *shape, dtype=like.real.dtype, device=like.device)
+        zeros = torch.zeros(1, *shape, dtype=like.real.dtype, device=like.device)
+        return torch.complex(zeros, zeros) if self.complex_images else zeros
 
     def image_shape(self, measurement_shape: Shape) -> Shape:
-        candidates = []
-        size = getattr(self.physics, "img_size", None)
-        if isinstance(size, tuple | list | torch.Size) and len(size) > 0:
-            candidates.append(tuple(int(n) for n in size))
-        if isinstance(self.physics, LinearPhysics):
-            with contextlib.suppress(
-                Exception
-            ):  # a candidate less; what remains is tried all the same
-                candidates.append(
-                    tuple(self.physics.A_adjoint(self._zeros(measurement_shape)).shape[1:])
-                )
-        candidates.append(measurement_shape)
-        for shape in candidates:
-            try:
-                if tuple(self._try(shape).shape[1:]) == measurement_shape:
+        for shape in self._candidates(measurement_shape):
+            with contextlib.suppress(ValueError):  # not this one; what remains is tried
+                if self._settled(shape).measurement_shape == measurement_shape:
                     return shape
-            except ValueError:
-                continue
-        raise ValueError(
-            f"deepinv's {type(self.physics).__name__} does not tell which images give "
-            f"measurements of shape {measurement_shape}; "
-            "say it: invdiff.make_operator(physics).bind((C, H, W))"
+        how = (
+            f"invdiff.make_operator({self.recipe.name!r}, ...).bind((C, H, W)), or img_size=[C,H,W]"
+            if self.recipe is not None
+            else "invdiff.make_operator(physics).bind((C, H, W))"
         )
+        raise ValueError(
+            f"{self.kind} does not tell which images give measurements of shape "
+            f"{measurement_shape}; say it: {how}"
+        )
+
+    def _candidates(self, measurement_shape: Shape) -> Iterator[Shape]:
+        given = {} if self.recipe is None else self.recipe.parameters
+        size = given.get("img_size", getattr(self.physics, "img_size", None))
+        if isinstance(size, tuple | list | torch.Size) and len(size) > 0:
+            yield tuple(int(n) for n in size)
+        if isinstance(self.physics, LinearPhysics):
+            with contextlib.suppress(Exception):  # a candidate less
+                zeros = self._zeros(measurement_shape)
+                yield tuple(self.physics.A_adjoint(zeros).shape[1:])
+        yield measurement_shape
 
     @property
     def measurement_shape(self) -> Shape:
@@ -185,7 +322,7 @@ class PhysicsOperator(Operator):
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Self:
         moved = super().to(device, dtype)
-        return moved._with_state(moved.state)
+        return moved._with_state(moved.state) if self.physics is not None else moved
 
     def select(self, images: Tensor) -> Self:
         selected = super().select(images)
@@ -210,7 +347,13 @@ class PhysicsOperator(Operator):
         return dataclasses.replace(self, physics=physics, state=state)
 
     def _forward(self, x: Tensor) -> Tensor:
-        return self.physics.A(x)
+        return self._each(lambda own: self.view.measured(self.physics.A(self.view.given(own))), x)
+
+    def _each(self, do: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        """What ``do`` makes of a batch, image by image where it must."""
+        if not self.alone or len(batch) < 2:
+            return do(batch)
+        return torch.cat([do(own) for own in batch.split(1)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,14 +363,70 @@ class LinearPhysicsOperator(PhysicsOperator, LinearOperator):
 
     def _bound(self, shape: Shape, output_shape: Shape, images: int) -> Self:
         bound = super()._bound(shape, output_shape, images)
-        if not isinstance(self.physics, DecomposablePhysics):
+        if not isinstance(self.physics, DecomposablePhysics) or not self.view.plain:
             return bound
         fields = {f.name: getattr(bound, f.name) for f in dataclasses.fields(bound)}
         spectral = SpectralPhysicsOperator(**fields)
         return spectral if spectral.is_exact() else bound  # type: ignore[return-value]
 
+    def _check_view(self, shape: Shape, view: View, y: Tensor) -> None:
+        try:
+            back = tuple(view.image(self.physics.A_adjoint(view.parts_of(y))).shape[1:])
+        except Exception:  # an adjoint that does not work is for the dot test to tell
+            return
+        if back != shape:
+            raise ValueError(f"its adjoint gives images of shape {back}")
+
+    def _check(self, bound: PhysicsOperator) -> None:
+        """The dot test: <A u, y> = <u, A* y> for a random u, and a y that is half A u.
+
+        Raises:
+            ValueError: they differ, or A* does not work.
+        """
+        assert isinstance(bound, LinearPhysicsOperator)
+        assert bound.shape is not None
+        like = bound._zeros(bound.shape)
+        if like.is_meta:
+            return
+        draw = generator_of("dot_test")
+        u = torch.randn(bound.images, *bound.shape, generator=draw, dtype=like.dtype)
+        u = u.to(like.device)
+        try:
+            with torch.no_grad():
+                au = bound._forward(u)
+                w = torch.randn(au.shape, generator=draw, dtype=au.dtype).to(au)
+                size = float(au.norm())
+                y = w / w.norm() + (au / size if size > 0 else 0.0)
+                left, right = _dot(au, y), _dot(u, bound._adjoint(y))
+        except Exception as error:
+            raise ValueError(
+                f"the adjoint of {self.kind} does not work for images of shape {bound.shape}: "
+                f"{_said(error)}; check=False (operator.check=false) takes A alone"
+            ) from error
+        scale = max(size * float(y.norm()), 1e-12)
+        if not abs(left - right) <= DOT * scale:
+            raise ValueError(
+                f"{self.kind} is wrong on images of shape {bound.shape}: <A u, y> = {left:.4g}, "
+                f"but <u, A* y> = {right:.4g}, so A* is not the adjoint of A (or A not linear); "
+                "check=False (operator.check=false) takes it all the same, for methods that "
+                "differentiate A and have no use for A*, such as dps"
+            )
+
     def _adjoint(self, y: Tensor) -> Tensor:
-        return self.physics.A_adjoint(y)
+        return self._each(
+            lambda own: self.view.image(self.physics.A_adjoint(self.view.parts_of(own))), y
+        )
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    """The real inner product, in float64."""
+    wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
+    return float((a.to(wide).conj() * b.to(wide)).sum().real)
+
+
+def _said(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,8 +56,10 @@ class Piece:
     Attributes:
         requires: the kind of operator it needs, checked before sampling; None where it needs no
             measurement.
-        one_sigma: whether it needs one noise level per image and none per pixel, checked before
-            sampling.
+        one_sigma: whether it needs one noise level per image and none per pixel. A run whose
+            measurement has one per pixel (Poisson noise) is then made on the measurement in units
+            in which the noise is the same everywhere, see
+            :meth:`invdiff.problem.Measurement.whitened`.
         per_image: fields that hold, once bound, a tensor of one entry per image (or a mapping of
             such tensors).
         particles: whether the samples of an image are one particle system, weighed against each

@@ -103,6 +103,11 @@ class Schedule(ABC):
         t = t.detach().clone()
         return torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))[1]
 
+    def sized(self, shape: Sequence[int]) -> Schedule:
+        """The schedule for states of shape (B, C, H, W): itself, unless its grid depends on their
+        size."""
+        return self
+
     def times(self, steps: int, spacing: str | Sequence[float] | None = None) -> Tensor:
         """The times a sampler visits, noisiest first, the clean end not included.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -143,6 +144,37 @@ class Flow(Schedule):
         sigma = 1 - t if self.noise_first else t
         sigma = self.shift * sigma / (1 + (self.shift - 1) * sigma)
         return 1 - sigma if self.noise_first else sigma
+
+
+@dataclass(frozen=True)
+class SizedFlow(Flow):
+    """A flow whose grid is shifted the more, the larger the image (Esser et al. 2024, section
+    5.3.2): log(shift), or the shift itself with ``linear``, is linear in the number of patches.
+    Until :meth:`sized` says how many there are, the shift is that of ``patches[0]``.
+
+    Args:
+        shifts, patches: the value at two numbers of patches.
+        linear: the value is the shift and not its logarithm.
+        side: of a patch.
+    """
+
+    shifts: tuple[float, float] = (0.5, 1.15)
+    patches: tuple[int, int] = (256, 4096)
+    linear: bool = False
+    side: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "shift", self._at(self.patches[0]))
+
+    def _at(self, patches: int) -> float:
+        (low, high), (few, many) = self.shifts, self.patches
+        value = low + (high - low) * (patches - few) / (many - few)
+        return value if self.linear else math.exp(value)
+
+    def sized(self, shape: Sequence[int]) -> Flow:
+        rows, columns = (n // self.side for n in shape[2:])
+        return Flow(self._at(rows * columns), self.noise_first, self.spacing, self.sigma_min)
 
 
 def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> VP:

@@ -54,7 +54,7 @@ def invert(
             "inversion needs a deterministic transition, e.g. DDIM(eta=0) or Heun(); "
             f"{transition} draws noise"
         )
-    schedule = schedule or denoiser.schedule
+    schedule = (schedule or denoiser.schedule).sized(denoiser.state_shape(tuple(x.shape)))
     levels = Straight()(schedule, steps)[-2::-1]  # least noisy first, the clean end left out
     state = (
         encoded(denoiser, into_range(denoiser, x.to(denoiser.device or x.device, dtype)))
@@ -113,7 +113,8 @@ def interpolate(
         raise ValueError(f"an interpolation has at least 2 frames, its two ends, got {frames}")
     if seeds[0] == seeds[1]:
         raise ValueError(f"an interpolation goes from one seed to another, got {seeds[0]} twice")
-    first = (itinerary or Straight())(schedule or denoiser.schedule, steps)[0]
+    schedule = (schedule or denoiser.schedule).sized(denoiser.state_shape((1, *shape)))
+    first = (itinerary or Straight())(schedule, steps)[0]
     device = denoiser.device or torch.device("cpu")
     a, b = (
         noise_of(seed, [(0, image_id)], device).randn_like(

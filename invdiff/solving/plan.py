@@ -51,6 +51,12 @@ class Plan:
         """Whether the samples of an image are meant as draws from its posterior."""
         return all(piece.posterior for piece in (*self.chain, self.transition))
 
+    @property
+    def one_sigma(self) -> str | None:
+        """The name of a piece that needs one sigma per image; None where there is none."""
+        pieces = (*self.chain, self.transition)
+        return next((type(piece).__name__ for piece in pieces if piece.one_sigma), None)
+
     def bind(self, setting: Setting) -> Plan:
         """The plan made ready for a run.
 

@@ -131,7 +131,7 @@ def recommend(
     if isinstance(measurement, Operator):
         measurement = _probe(measurement, denoiser)
     try:
-        operator = name_of("operators", type(measurement.operator))
+        operator = name_of("operators", measurement.operator)
     except ValueError:  # one that is not registered
         operator = type(measurement.operator).__name__
     found = recorded(operator, denoiser.name, limit)

@@ -97,6 +97,7 @@ class Run:
         schedule = (
             denoiser.schedule if options.schedule is None else make_schedule(options.schedule)
         )
+        schedule = schedule.sized(denoiser.state_shape(shape))
         levels = plan.itinerary(schedule, options.steps)
         ids = list(range(shape[0]) if options.image_ids is None else options.image_ids)
         if len(ids) != shape[0]:
@@ -118,6 +119,8 @@ class Run:
         if measurement is not None and denoiser.autoencoder is not None:
             operator = Decoded(measurement.operator, denoiser.autoencoder, shape=state_shape[1:])
             measurement = replace(measurement, operator=operator)
+        if measurement is not None and plan.one_sigma is not None:
+            measurement = measurement.whitened(plan.one_sigma)
         sets = {name for guidance in plan.chain for name in guidance.sets}
         resolved = resolve_conditions(denoiser, cond, shape[0], device, sets)
         if denoiser.cond_channels is not None and "cond" not in sets | set(cond):
@@ -398,7 +401,7 @@ def resolve_conditions(
                 "name. A method's parameters go with the method: make_method('dps', "
                 "zeta=0.5)"
             )
-    absent = [name for name in denoiser.required if cond.get(name) is None]
+    absent = [n for n in denoiser.required if cond.get(n) is None and n not in given]
     if absent:
         how = (
             ""

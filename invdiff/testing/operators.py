@@ -335,7 +335,7 @@ def saved(case: Case) -> str:
     """A measurement's description is plain data, and the operator read from its file is the
     same."""
     try:
-        name = name_of("operators", type(case.operator))
+        name = name_of("operators", case.operator)
     except ValueError:
         raise Skip(
             "its class is not registered under invdiff.operators, so a file cannot name it"

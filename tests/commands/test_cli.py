@@ -61,7 +61,7 @@ def test_list_describes_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert ddrm["summary"].startswith("Denoising diffusion restoration models (Kawar")
     assert ddrm["facts"][:2] == [
         "needs a SpectralOperator",
-        "needs one sigma per image, not per pixel",
+        "weighs pixels of different sigma in the units of their noise",
     ]
     assert main(["list", "operators", "compose"]) == 0
     compose = capsys.readouterr().out

@@ -401,11 +401,19 @@ def test_every_frame_and_zero_noise(name: str, schedule: str) -> None:
 
 def test_sigmas_per_pixel() -> None:
     measurement = make_operator("denoise").measure(images(), gain=0.1)
-    for refused, who in ((diffpir(), "DiffPIR"), (daps(tau=0, exact=True), "DAPS with exact=True")):
-        with pytest.raises(ValueError, match=f"{who} needs one sigma per image"):
-            solve(measurement, tanh(), refused, steps=3)
-    for taken in (reddiff(), daps(tau=0, langevin_steps=2), daps(exact=True)):
+    for taken in (
+        reddiff(),
+        daps(tau=0, langevin_steps=2),
+        daps(exact=True),
+        daps(tau=0, exact=True),
+        diffpir(),
+    ):
         assert bool(solve(measurement, tanh(), taken, steps=3).x.isfinite().all())
+    holes = torch.where(measurement.y > 0.5, 0.0, torch.as_tensor(measurement.sigma))
+    partly = Measurement(measurement.y, measurement.operator, holes)
+    for refused, who in ((diffpir(), "DiffPIR"), (daps(tau=0, exact=True), "DAPS")):
+        with pytest.raises(ValueError, match=f"{who}.* sigma is zero"):
+            solve(partly, tanh(), refused, steps=3)
 
 
 def test_diffpir_refuses_a_nonlinear_operator() -> None:

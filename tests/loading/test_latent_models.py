@@ -17,16 +17,14 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
-    DDIMScheduler,
     LDMPipeline,
     StableDiffusionPipeline,
-    UNet2DConditionModel,
     UNet2DModel,
     VQModel,
 )
 from oracles import D, built, rand
+from pipelines import CODER, LENGTH, PROMPTS, UNET, ddim, saved
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import invdiff
 from invdiff import schedules
@@ -42,112 +40,14 @@ from invdiff.transitions import DDIM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-UNET: dict[str, Any] = {
-    "sample_size": 8,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "attention_head_dim": 4,
-}
-CODER: dict[str, Any] = {
-    "block_out_channels": (8, 8),
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "norm_num_groups": 4,
-    "latent_channels": 4,
-    "sample_size": 16,
-}
-WORDS = ("a", "cat", "dog", "on", "the", "moon", "blurry")
-LENGTH = 8
-PROMPTS = ["a cat on the moon", "the dog"]
 SHAPE = (2, 3, 16, 16)
-SCHEDULER = DDIMScheduler(
-    clip_sample=False,
-    steps_offset=1,
-    beta_schedule="scaled_linear",
-    beta_start=0.00085,
-    beta_end=0.012,
-)
-
-
-def tokenizer(folder: Path) -> Any:
-    """Whole words and letters; no merges reach further than the words."""
-    merges: list[tuple[str, str]] = []
-    for word in WORDS:
-        parts = [*word[:-1], word[-1] + "</w>"]
-        while len(parts) > 1:
-            merges.append((parts[0], parts[1]))
-            parts = [parts[0] + parts[1], *parts[2:]]
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    vocabulary = [
-        "<|startoftext|>",
-        *letters,
-        *(c + "</w>" for c in letters),
-        *dict.fromkeys(x + y for x, y in merges),
-        "<|endoftext|>",
-    ]
-    folder.mkdir()
-    (folder / "vocab.json").write_text(
-        json.dumps({token: k for k, token in enumerate(dict.fromkeys(vocabulary))})
-    )
-    (folder / "merges.txt").write_text(
-        "#version: 0.2\n" + "".join(f"{x} {y}\n" for x, y in dict.fromkeys(merges))
-    )
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"model_max_length": LENGTH, "tokenizer_class": "CLIPTokenizer"})
-    )
-    return CLIPTokenizer.from_pretrained(folder)
-
-
-def text_encoder(words: Any) -> Any:
-    sizes = {
-        "hidden_size": 8,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    ends = {
-        "bos_token_id": words.bos_token_id,
-        "eos_token_id": words.eos_token_id,
-        "pad_token_id": words.pad_token_id,
-    }
-    return built(
-        CLIPTextModel,
-        config=CLIPTextConfig(
-            vocab_size=len(words), max_position_embeddings=LENGTH, **sizes, **ends
-        ),
-    )
-
-
-def text_unet() -> Any:
-    blocks = {
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    }
-    net = built(UNet2DConditionModel, **UNET, **blocks, cross_attention_dim=8)
-    for name, p in net.named_parameters():
-        if "attn2.to_" in name:
-            p *= 12  # so that the text counts
-    return net
+SCHEDULER = ddim()
 
 
 @pytest.fixture(scope="module")
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text-to-image pipeline in the layout of Stable Diffusion."""
-    place = tmp_path_factory.mktemp("sd")
-    words = tokenizer(place / "words")
-    parts = {
-        "vae": built(AutoencoderKL, **CODER, shift_factor=None),
-        "text_encoder": text_encoder(words),
-        "unet": text_unet(),
-    }
-    nothing = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    StableDiffusionPipeline(
-        **parts, tokenizer=words, scheduler=SCHEDULER, **nothing
-    ).save_pretrained(place / "pipeline")
-    return place / "pipeline"
+    return saved("sd", tmp_path_factory.mktemp("sd"))
 
 
 @pytest.fixture
@@ -262,7 +162,7 @@ def test_conditions_are_encode_prompt_s(
     ours = load(text_folder).conditions_of(prompts)
     assert list(ours) == ["encoder_hidden_states"]
     torch.testing.assert_close(ours["encoder_hidden_states"], theirs.float(), atol=2e-6, rtol=0)
-    cut = [str(w.message) for w in recwarn if "longer than 8 tokens" in str(w.message)]
+    cut = [str(w.message) for w in recwarn if "was truncated" in str(w.message)]
     assert len(cut) == sum(len(p) > 100 for p in prompts)
 
 
@@ -665,24 +565,22 @@ TEXTLESS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "text_encoder has 1 missing keys, nothing was loaded",
     ),
     "class": (
-        lambda f: edit(f / "text_encoder" / "config.json", architectures=["T5EncoderModel"]),
-        "a T5EncoderModel as text encoder",
+        lambda f: edit(f / "model_index.json", text_encoder=["transformers", "MyTextModel"]),
+        "text_encoder/ is a transformers.MyTextModel, which the installed transformers .* does not",
     ),
-    "two": (
-        lambda f: shutil.copytree(f / "text_encoder", f / "text_encoder_2"),
-        "several text encoders",
+    "pipeline": (
+        lambda f: edit(f / "model_index.json", _class_name="DiTPipeline"),
+        "is a DiTPipeline, whose prompts diffusers does not encode",
     ),
-    "tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "no tokenizer/"),
+    "index": (lambda f: (f / "model_index.json").unlink(), "has no model_index.json"),
+    "tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "has no tokenizer/"),
     "pickle": (
         lambda f: (f / "text_encoder" / "model.safetensors").rename(
             f / "text_encoder" / "pytorch_model.bin"
         ),
         "pickles",
     ),
-    "none": (
-        lambda f: shutil.rmtree(f / "text_encoder"),
-        "has no text encoder, so it takes no prompt",
-    ),
+    "encoder": (lambda f: shutil.rmtree(f / "text_encoder"), "has no text_encoder/"),
 }
 
 

@@ -692,3 +692,18 @@ class _Timeless(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return self.net(x)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_the_image_condition_comes_first_or_last(last: bool) -> None:
+    given = []
+
+    def net(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        given.append(x)
+        return x[:, :1]
+
+    denoiser = invdiff.Denoiser(net, schedule=schedules.vp(), cond_channels=2, cond_last=last)
+    x, cond = rand(2, 1, 4, 4), rand(2, 2, 4, 4, seed=1)
+    denoiser(x, denoiser.schedule(0.5), cond=cond)
+    pair = [x, cond] if last else [cond, x]
+    torch.testing.assert_close(given[0], torch.cat(pair, dim=1))
