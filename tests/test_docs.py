@@ -272,12 +272,12 @@ def test_links_become_those_of_the_site(generate: ModuleType) -> None:
 def test_docstrings_become_markdown() -> None:
     prose = imported("prose")
     text = (
-        "Moves by A* y, see :class:`~invdiff.sampling.Step` (arXiv:2209.14687):\n\n    x = A* "
-        "y   with ``a``\n"
+        "Moves by A* y, see :class:`~invdiff.sampling.Step` (arXiv:2209.14687):\n\n    first A* "
+        "y, with ``a``\n"
     )
     assert prose.markdown(text) == (
         "Moves by A\\* y, see `Step` "
-        "([arXiv:2209.14687](https://arxiv.org/abs/2209.14687)):\n\n    x = A* y   with a\n"
+        "([arXiv:2209.14687](https://arxiv.org/abs/2209.14687)):\n\n    first A* y, with a\n"
     )
     assert prose.sections(
         "About.\n\nArgs:\n    a, b: of both,\n        on two lines.\n    c: "
