@@ -1,8 +1,9 @@
 """Writes the pages of the site that follow from the code: one per plug-in, the protocols, the
 command line, the public names.
 
-Run by mkdocs-gen-files at every build. Hand-written pages link to files of the repository, which
-works on GitHub; here such a link becomes one to the page that was made from the file.
+A plain step that docs/build.py takes before Sphinx. Hand-written pages link to files of the
+repository, which works on GitHub; here such a link becomes one to the page that was made from the
+file.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import inspect
 import os
 import posixpath
 import re
+import shlex
 import sys
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +27,13 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(DOCS))
 
+from notebooks import Page, name_of  # noqa: E402
 from prose import cell, markdown, sections, yaml_comments  # noqa: E402
 
+import invdiff  # noqa: E402
 from invdiff import _HOME  # noqa: E402
 from invdiff.commands.arguments import make_parser  # noqa: E402
+from invdiff.commands.cite import entries_of  # noqa: E402
 from invdiff.config import protocols  # noqa: E402
 from invdiff.plugins.registry import list_plugins, load  # noqa: E402
 from invdiff.problem import (  # noqa: E402
@@ -39,6 +45,8 @@ from invdiff.problem import (  # noqa: E402
 from invdiff.sampling import StatefulGuidance, make_method  # noqa: E402
 
 EXAMPLES: dict[str, dict[str, str]] = yaml.safe_load((DOCS / "examples.yaml").read_text())
+NAMES: dict[str, Any] = yaml.safe_load((DOCS / "names.yaml").read_text())
+"""What a plug-in is called, and where the authors' code is."""
 GROUPS = {
     "methods": "guidance",
     "operators": "operator",
@@ -60,32 +68,73 @@ SOURCE_PATTERNS = (
     (r"operators/(\w+)\.py", r"operators/\1.md"),
     (r"invdiff/zoo/(\w+)/README\.md", r"models/\1.md"),
 )
-WIDE = "---\nhide: [toc]\n---\n\n"  # room for equations and tables
 API = {
     "solve": ["solve", "generate", "invert", "interpolate", "upscale", "Restoration"],
-    "pieces": [
-        "Denoiser",
-        "Prediction",
-        "load_model",
-        "recommend",
-        "self_check",
-        "Measurement",
-        "make_operator",
-        "Method",
-        "make_method",
-        "list_plugins",
-    ],
-    "contracts": [
-        "Operator",
-        "LinearOperator",
-        "SpectralOperator",
-        "Guidance",
-        "Transition",
-        "Itinerary",
-        "Step",
-    ],
+    "denoiser": ["Denoiser", "Prediction", "load_model", "self_check"],
+    "measurement": ["Measurement", "make_operator"],
+    "method": ["Method", "make_method", "recommend", "list_plugins"],
+    "operator": ["Operator", "LinearOperator", "SpectralOperator"],
+    "guidance": ["Guidance", "Transition", "Itinerary", "Step"],
+}
+API_TITLES = {
+    "solve": "Solving and generating",
+    "denoiser": "Networks",
+    "measurement": "Measurements",
+    "method": "Choosing methods",
+    "operator": "Operators (classes)",
+    "guidance": "Guidance, transitions, itineraries (classes)",
 }
 MODULES = ("schedules", "transitions", "itineraries", "benchmarks.metrics", "images", "testing")
+SECTIONS: dict[str, tuple[str, list[str]]] = {
+    "start": (
+        "Start",
+        [
+            "installation",
+            "quickstart",
+            "your-problem",
+            "choosing",
+            "concepts",
+            "notation",
+            "masks",
+            "science",
+            "tutorial",
+        ],
+    ),
+    "guides": (
+        "Guides",
+        [
+            "loading-your-checkpoint",
+            "weights",
+            "gpu",
+            "troubleshooting",
+            "coming-from",
+            "conditional",
+            "saved-measurements",
+            "configuration",
+            "leaderboard",
+            "records",
+            "scaling-out",
+            "reproducing",
+            "writing-a-plugin",
+            "citing",
+        ],
+    ),
+    "pieces": ("Other pieces", ["transitions/index", "itineraries/index", "models/index"]),
+    "measured": ("Measured", ["measurements", "exactness"]),
+    "reference": (
+        "Reference",
+        [
+            "cli",
+            *(f"api/{page}" for page in API),
+            *(f"api/{module}" for module in MODULES),
+            "versions",
+            "changelog",
+            "contributing",
+            "design",
+        ],
+    ),
+}
+"""The site's parts: a page that lists what is in it, and what stands in its side bar."""
 
 
 # Pages of plug-ins --------------------------------------------------------------------------------
@@ -107,7 +156,10 @@ def method_page(name: str) -> str:
         facts.append(
             ("Conditions", f"gives the network its {', '.join(given)}: stands first in a chain")
         )
-    facts += [("File", f"`guidance/{inspect.getmodule(factory).__name__.rsplit('.', 1)[-1]}.py`")]
+    module = inspect.getmodule(factory)
+    facts += [("File", f"`guidance/{module.__name__.rsplit('.', 1)[-1]}.py`")]
+    if code := NAMES["code"].get(name):
+        facts.append(("Authors' code", f"<{code}>"))
     return _page(name, "methods", factory, facts) + _presets(name)
 
 
@@ -157,24 +209,45 @@ def _page(
     text = sections(own)[0] if own else inspect.cleandoc(inspect.getmodule(factory).__doc__ or "")
     rows = "".join(f"| **{what}** | {value} |\n" for what, value in facts)
     table = f"| | |\n| --- | --- |\n{rows}\n" if rows else ""
+    said = markdown(text).replace("Symbols:", "[Symbols](../notation.md):", 1)
     return (
-        f"{WIDE}# {name}\n\n{markdown(text)}\n\n{_example(kind, name)}{table}\n## "
-        f"Parameters\n\n{_parameters(kind, name, factory)}\n"
+        f"# {title(kind, name)}\n\n`{FLAGS[kind]}{name}`\n\n{said}\n\n"
+        f"{_example(kind, name)}{table}\n## Parameters\n\n{_parameters(kind, name, factory)}\n"
     )
 
 
+FLAGS = {
+    "methods": "--method ",
+    "operators": "--operator ",
+    "transitions": "transition.name=",
+    "itineraries": "itinerary.name=",
+}
+
+
+def title(kind: str, name: str) -> str:
+    """What a plug-in is called; its registered name where nothing else is said."""
+    return str(NAMES["titles"].get(kind, {}).get(name, name))
+
+
 def _example(kind: str, name: str) -> str:
-    command = "\n".join(part.strip() for part in EXAMPLES[kind][name].split("&&"))
+    lines = [part.strip() for part in EXAMPLES[kind][name].split("&&")]
+    command = "\n".join(wrapped(line) for line in lines)
     shown = f"```sh\n{command}\n```\n\n"
     if "FOLDER" in command:
         return f"{shown}No picture: this needs a latent network, and none ships in the package.\n\n"
     small = "invdiff solve" in command and "--input" not in command
-    caption = (
-        "\n/// caption\nThe same, with a photograph of 64×64 pixels as `--input`.\n///"
-        if small
-        else ""
-    )
-    return f"{shown}![{command.splitlines()[-1]}](../pictures/{kind}-{name}.png){caption}\n\n"
+    caption = "\n\n*The same, with a photograph of 64×64 pixels as `--input`.*" if small else ""
+    return f"{shown}![{lines[-1]}](../pictures/{kind}-{name}.png){caption}\n\n"
+
+
+def wrapped(command: str, width: int = 80) -> str:
+    """A command in lines of at most so many columns, as a shell reads them."""
+    parts, lines = shlex.split(command, posix=False), [""]
+    for part in parts:
+        if lines[-1] and len(lines[-1]) + len(part) + 3 > width:
+            lines.append("   ")
+        lines[-1] += (" " if lines[-1] else "") + part
+    return " \\\n".join(lines)
 
 
 def _parameters(kind: str, name: str, factory: Any) -> str:
@@ -291,8 +364,7 @@ def _presets(method: str) -> str:
             line for line in file.read_text().splitlines() if not line.startswith("#")
         )
         found.setdefault(source, []).append(
-            f'??? note "{operator}"\n\n'
-            + _indented(f"{markdown(comment)}\n\n```yaml\n{values}\n```\n")
+            f"::::{{dropdown}} {operator}\n{markdown(comment)}\n\n```yaml\n{values}\n```\n::::\n"
         )
     return "".join(
         f"\n## As published{source.removeprefix('paper').replace('_', ': ', 1)}\n\n"
@@ -303,14 +375,18 @@ def _presets(method: str) -> str:
     )
 
 
-def _indented(text: str) -> str:
-    return "".join(f"    {line}\n" if line else "\n" for line in text.splitlines())
-
-
-def index(title: str, kind: str, names: Mapping[str, str]) -> str:
+def index(heading: str, kind: str, names: Mapping[str, str]) -> str:
     """A page that lists others."""
-    rows = "".join(f"| [`{name}`]({name}.md) | {cell(about)} |\n" for name, about in names.items())
-    return f"# {title}\n\n| name | |\n| --- | --- |\n{rows}\n"
+    rows = "".join(
+        f"| [{title(kind, name)}]({name}.md) | `{name}` | {cell(about)} |\n"
+        for name, about in names.items()
+    )
+    return f"# {heading}\n\n| | name | |\n| --- | --- | --- |\n{rows}\n" + toctree(names)
+
+
+def toctree(pages: Iterable[str]) -> str:
+    """What stands below a page in the side bar."""
+    return "\n```{toctree}\n:hidden:\n\n" + "\n".join(pages) + "\n```\n"
 
 
 def _first_sentence(docstring: str | None) -> str:
@@ -335,11 +411,11 @@ def protocol_list() -> str:
             f"### {name}\n\n{markdown(what.strip())}\n\n```sh\ninvdiff solve --operator {name} "
             "--method dps\n```\n\n"
         )
-        block += '??? note "Its values"\n\n' + _indented(f"```yaml\n{values}\n```\n")
+        block += f"::::{{dropdown}} Its values\n```yaml\n{values}\n```\n::::\n"
         parts.append(
             block
             + (
-                f'\n!!! warning "Where repositories differ"\n\n{_indented(differ)}'
+                f"\n:::{{admonition}} Where repositories differ\n:class: warning\n\n{differ}\n:::\n"
                 if differ
                 else ""
             )
@@ -380,31 +456,30 @@ def _action(action: argparse.Action) -> str:
 
 
 def api_pages() -> dict[str, str]:
-    """Public names and modules, for mkdocstrings."""
+    """Public names and modules, for autodoc."""
     listed = {n for names in API.values() for n in names}
     assert listed == {n for n, home in _HOME.items() if home not in MODULES}, (
         "API must list the public names of invdiff"
     )
-    titles = {
-        "solve": "Solving and generating",
-        "pieces": "Networks, measurements, methods",
-        "contracts": "Contracts",
-    }
-    pages = {
-        f"api/{page}.md": f"# {titles[page]}\n\n"
-        + "\n\n".join(
-            f"::: invdiff.{_HOME[n]}.{n}\n    options:\n      heading_level: 2\n      "
-            "show_root_full_path: false"
-            for n in names
-        )
-        for page, names in API.items()
-    }
+    made = {}
+    for page, names in API.items():
+        parts = []
+        for name in names:
+            made_of = getattr(invdiff, name)
+            kind = "class" if inspect.isclass(made_of) else "function"
+            parts.append(f".. auto{kind}:: invdiff.{_HOME[name]}.{name}\n")
+        made[f"api/{page}.rst"] = _headed(API_TITLES[page]) + "\n".join(parts)
     for module in MODULES:
-        pages[f"api/{module}.md"] = (
-            f"# invdiff.{module}\n\n::: invdiff.{module}\n    options:\n      "
-            "show_root_heading: false\n"
+        made[f"api/{module}.rst"] = _headed(f"invdiff.{module}") + (
+            f".. automodule:: invdiff.{module}\n   :imported-members:\n"
+            if module in ("transitions", "itineraries")
+            else f".. automodule:: invdiff.{module}\n"
         )
-    return pages
+    return made
+
+
+def _headed(text: str) -> str:
+    return f"{text}\n{'=' * len(text)}\n\n"
 
 
 # The site -----------------------------------------------------------------------------------------
@@ -446,28 +521,74 @@ def pages() -> dict[str, str]:
         made[page] = relinked((ROOT / source).read_text(), source, page)
     for file in sorted(DOCS.glob("*.md")):
         made[file.name] = relinked(file.read_text(), f"docs/{file.name}", file.name)
-    made |= {
-        page: WIDE + made[page]
-        for page in ("methods.md", "operators.md", "measurements.md", "exactness.md")
-    }
-    made["index.md"] = "---\nhide: [navigation, toc]\n---\n\n" + made["index.md"]
+    made["methods.md"] = overview(made["methods.md"])
     made["reproducing.md"] += "\n" + protocol_list()
-    for kind in ("methods", "operators", "transitions", "itineraries", "models"):
-        names = sorted(
-            p.removeprefix(f"{kind}/")
-            for p in made
-            if p.startswith(f"{kind}/") and not p.endswith("index.md")
+    made["citing.md"] += "\n" + references()
+    for kind, home in (("methods", "methods.md"), ("operators", "operators.md")):
+        made[home] += toctree(
+            p.removesuffix(".md") for p in sorted(made, key=str.lower) if p.startswith(f"{kind}/")
         )
-        overview = f"../{kind}.md" if f"{kind}.md" in made else "index.md"
-        made[f"{kind}/SUMMARY.md"] = f"* [Overview]({overview})\n" + "".join(
-            f"* [{n.removesuffix('.md')}]({n})\n" for n in names
-        )
-    made["api/SUMMARY.md"] = "".join(
-        f"* [{_title(text)}]({p.removeprefix('api/')})\n"
-        for p, text in made.items()
-        if p.startswith("api/")
+    made["index.md"] += toctree(
+        ["start", "guides", "gallery/index", "methods", "operators", "pieces", "measured"]
+        + ["reference"]
     )
     return made
+
+
+def overview(text: str) -> str:
+    """The overview of methods as it is shown: with a picture of each, its columns to be sorted."""
+    before, begin, rest = text.partition("<!-- methods:")
+    table, end, after = rest.partition("<!-- end -->")
+    _, _, table = table.partition("-->")
+    rows = []
+    for line in table.strip().splitlines():
+        named = re.search(r"`(\w+)` \|", line)
+        picture = f"![](pictures/methods-{named[1]}.png)" if named else ""
+        shown = picture if named and (DOCS / picture[4:-1]).exists() else ""
+        if line.startswith("| ---"):
+            shown = "---"
+        rows.append(f"{line} {shown} |")
+    assert begin and end
+    return f"{before}::::{{div}} sortable methods\n\n" + "\n".join(rows) + f"\n\n::::{after}"
+
+
+def contents(made: Mapping[str, str]) -> dict[str, str]:
+    """The pages of the site's parts, which list what is in them."""
+    found = {}
+    for name, (heading, below) in SECTIONS.items():
+        rows = []
+        for page in below:
+            text = made.get(f"{page}.md") or made.get(f"{page}.rst") or f"# {page}\n"
+            first = re.sub(r"^# ", "", text.lstrip().splitlines()[0])
+            suffix = "md" if f"{page}.md" in made else "rst"
+            rows.append(f"- [{first}]({page}.{suffix})")
+        found[f"{name}.md"] = f"# {heading}\n\n" + "\n".join(rows) + "\n" + toctree(below)
+    return found
+
+
+def references() -> str:
+    """The BibTeX entry of every plug-in that has one."""
+    parts = []
+    for kind, known in (("guidance", "methods"), ("operators", "operators")):
+        for name in list_plugins(kind):
+            entries = list(dict.fromkeys(entries_of(f"{kind}.{name}")))
+            if entries:
+                shown = "\n\n".join(broken(entry) for entry in entries)
+                parts.append(
+                    f"::::{{dropdown}} {title(known, name)} (`{name}`)\n```bibtex\n{shown}\n```\n"
+                    "::::"
+                )
+    return "\n\n".join(parts) + "\n"
+
+
+def broken(entry: str) -> str:
+    """A BibTeX entry with one field a line."""
+    lines = re.sub(r", (?=[a-z]+ = \{)", ",\n  ", entry)
+    return "\n".join(
+        part
+        for line in lines.splitlines()
+        for part in textwrap.wrap(line, 80, subsequent_indent="    ", break_long_words=False)
+    )
 
 
 _INTRODUCTIONS = {
@@ -478,10 +599,6 @@ _INTRODUCTIONS = {
     "itineraries": "\nWhich noise levels a run visits, in which order. Where a level is noisier "
     "than the one before, fresh noise is added.\n",
 }
-
-
-def _title(text: str) -> str:
-    return text.splitlines()[0].removeprefix("# ")
 
 
 def _card(name: str, text: str) -> str:
@@ -519,39 +636,48 @@ def relinked(text: str, source: str, page: str) -> str:
     return re.sub(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)", change, text)
 
 
-def tutorial() -> tuple[str, dict[str, bytes]]:
-    """docs/tutorial.py, run: its text, code and output as Markdown, and its pictures."""
-    import jupytext
-    from nbclient import NotebookClient
-    from nbconvert import MarkdownExporter
-    from traitlets.config import Config
-
-    notebook = jupytext.read(DOCS / "tutorial.py")
-    NotebookClient(
-        notebook, timeout=900, config=Config(KernelManager={"transport": "ipc"})
-    ).execute()
-    for ran in notebook.cells:
-        if ran.cell_type == "code":  # without progress bars and their like
-            ran.outputs = [o for o in ran.outputs if o.get("name") != "stderr"]
-    text, resources = MarkdownExporter().from_notebook_node(
-        notebook, {"unique_key": "tutorial", "output_files_dir": "tutorial"}
+def gallery(ran: Mapping[Path, Page]) -> tuple[dict[str, str], dict[str, bytes]]:
+    """The pages of the tutorial and the examples, with what they drew, and the gallery's index."""
+    made, files, cards = dict[str, str](), dict[str, bytes](), []
+    for script, page in ran.items():
+        name, own = name_of(script), script.name == "tutorial.py"
+        folder = "" if own else "gallery/"
+        first, _, rest = page.text.strip().partition("\n")
+        text = f"{first}\n\n{{download}}`Download as a notebook <{name}.ipynb>`\n{rest}\n"
+        source = str(script.relative_to(ROOT))
+        made[f"{folder}{name}.md"] = relinked(text, source, f"{folder}{name}.md")
+        files |= {f"{folder}{path}": data for path, data in page.files.items()}
+        if not own:
+            cards.append(
+                f":::{{grid-item-card}} {page.title}\n:link: {name}\n:link-type: doc\n"
+                f":img-top: {page.thumbnail}\n\n{markdown(page.summary)}\n:::\n"
+            )
+    names = [name_of(s) for s in ran if s.name != "tutorial.py"]
+    made["gallery/index.md"] = (
+        "# Gallery\n\nEach was run as it stands, on a processor, and can be downloaded as a "
+        "notebook. The network that ships is small; one of your own takes its place in one "
+        "line.\n\n::::{grid} 1 2 3 3\n:gutter: 3\n\n" + "\n".join(cards) + "::::\n" + toctree(names)
     )
-    return WIDE + relinked(text, "docs/tutorial.py", "tutorial.md"), resources["outputs"]
+    return made, files
 
 
-def write() -> None:
-    """Hands everything to mkdocs."""
-    import mkdocs_gen_files
-
+def write(target: Path, ran: Mapping[Path, Page]) -> None:
+    """The whole source of the site as files below a folder; those that did not change are left
+    alone, so that Sphinx reads what changed."""
     made = pages()
-    made["tutorial.md"], pictures = tutorial()
-    for path, text in made.items():
-        with mkdocs_gen_files.open(path, "w") as file:
-            file.write(text)
-    for path, data in pictures.items():
-        with mkdocs_gen_files.open(path, "wb") as file:
-            file.write(data)
-
-
-if __name__ == "<run_path>":
-    write()
+    examples, files = gallery(ran)
+    made |= examples
+    made |= contents(made)
+    content = {path: text.encode() for path, text in made.items()} | files
+    for picture in [*DOCS.glob("*.png"), *DOCS.glob("*.svg"), *DOCS.glob("pictures/*.png")]:
+        content[str(picture.relative_to(DOCS))] = picture.read_bytes()
+    for file in DOCS.glob("_static/*"):
+        content[f"_static/{file.name}"] = file.read_bytes()
+    for path, data in content.items():
+        file = target / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists() or file.read_bytes() != data:
+            file.write_bytes(data)
+    for file in target.rglob("*"):
+        if file.is_file() and str(file.relative_to(target)) not in content:
+            file.unlink()

@@ -77,7 +77,7 @@ def make(names: list[str]) -> None:
             continue
         with tempfile.TemporaryDirectory() as folder, chdir(folder):
             degrade()
-            command = found["commands"].strip().splitlines()[-1]
+            command = found["commands"].replace("\\\n", "").strip().splitlines()[-1]
             arguments = shlex.split(command, comments=True)[1:]
             print(f"{found['title']}: {command}")
             if main([*arguments, "--output", "out", "--quiet"]):

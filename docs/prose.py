@@ -1,14 +1,19 @@
-"""Docstrings and configuration comments as Markdown. Standard library only."""
+"""Docstrings and configuration comments as Markdown, and docstrings for Sphinx's autodoc."""
 
 from __future__ import annotations
 
 import inspect
 import re
+import sys
+from pathlib import Path
 from textwrap import dedent
+
+sys.path.insert(0, str(Path(__file__).parent))
+import maths
 
 ROLE = re.compile(r":(?:class|func|mod|meth|data|attr|exc):`~?([^`]+)`")
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
-SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):$", flags=re.MULTILINE)
+SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Examples):$", flags=re.MULTILINE)
 CODE = re.compile(r"(``.+?``|`[^`]+`)", flags=re.DOTALL)
 
 
@@ -29,18 +34,43 @@ def cell(text: str) -> str:
     )
 
 
-def docstring(text: str) -> str:
-    """A docstring whose sections are still to be read: their text without paragraphs of its own."""
-    start = SECTION.search(text)
-    if start is None:
-        return markdown(text)
-    return markdown(text[: start.start()]) + _inline(
-        ROLE.sub(lambda role: f"`{_name(role)}`", text[start.start() :])
-    )
+def rest(lines: list[str]) -> list[str]:
+    """A docstring in Google's style as reStructuredText: formulas rendered, papers as links, and
+    what is mathematics or code not read as markup."""
+    blocks = re.split(r"(\n{2,})", "\n".join(lines))
+    found = "".join(_rest_block(block) for block in blocks)
+    return found.split("\n")
+
+
+def _rest_block(block: str) -> str:
+    if block.startswith("    ") and ">>>" not in block and not SECTION.search(block):
+        if maths.is_block(block):
+            return ".. raw:: html\n\n    " + maths.block(block)
+        return ".. code-block:: text\n\n" + _shown(block)
+    if ">>>" in block:
+        return block
+    parts = re.split(r"(``.+?``|:\w+:`[^`]+`)", block, flags=re.DOTALL)
+    return "".join(part if i % 2 else _rest_prose(part) for i, part in enumerate(parts))
+
+
+def _rest_prose(text: str) -> str:
+    parts = re.split(f"({maths.INLINE.pattern})", text)
+    done = []
+    for i, part in enumerate(parts):
+        if i % 2:
+            done.append(f"\\ :m:`{maths.formula(part)}`\\ ")
+        else:
+            escaped = re.sub(r"([*|`])", r"\\\1", part)
+            escaped = re.sub(r"(?<=\w)_(?=\W|$)", r"\\_", escaped)
+            done.append(ARXIV.sub(r"`arXiv:\1 <https://arxiv.org/abs/\1>`__", escaped))
+    return "".join(done)
 
 
 def _shown(block: str) -> str:
-    """What stands indented is shown as it is, but for the marks of code within."""
+    """What stands indented is shown as it is, but for the marks of code within; formulas are
+    rendered."""
+    if block.startswith("    ") and maths.is_block(block):
+        return maths.block(block)
     return ROLE.sub(_name, block).replace("``", "")
 
 
@@ -63,6 +93,11 @@ def _inline(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
+    found = re.split(f"({maths.INLINE.pattern})", text)
+    return "".join(maths.formula(p) if i % 2 else _marked(p) for i, p in enumerate(found))
+
+
+def _marked(text: str) -> str:
     text = re.sub(r"([*<])", r"\\\1", text)
     return ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 

@@ -93,9 +93,9 @@ def names(kind: str) -> dict[str, str]:
 
 
 def describe(kind: str, name: str) -> dict[str, Any]:
-    """The description of a name as plain data: ``summary``, ``facts`` about what it is and needs,
-    and ``parameters`` (name -> ``default`` where it has one, and ``text``); of files their
-    ``text``.
+    """The description of a name as plain data: ``summary``, ``formulas`` of its update,
+    ``facts`` about what it is and needs, and ``parameters`` (name -> ``default`` where it has one,
+    and ``text``); of files their ``text``.
 
     Raises:
         UnknownNameError: there is none; lists those there are and the nearest.
@@ -115,9 +115,10 @@ def describe(kind: str, name: str) -> dict[str, Any]:
     module = (
         inspect.getdoc(inspect.getmodule(made)) or "" if documented else ""
     )  # there it is the documentation
-    text = _plain((module or inspect.getdoc(made) or "").split("\n\n")[0])
+    paragraphs = (module or inspect.getdoc(made) or "").split("\n\n")
     return described | {
-        "summary": text,
+        "summary": _plain(paragraphs[0]),
+        "formulas": _formulas(paragraphs),
         "facts": _facts(kind, name, made),
         "parameters": _parameters(made),
     }
@@ -208,6 +209,12 @@ def _arguments(made: Any) -> dict[str, str]:
     return {name: _plain(text) for names, text in entries for name in names.split(", ")}
 
 
+def _formulas(paragraphs: list[str]) -> str:
+    """The first indented block, which is the update, as it stands; empty where there is none."""
+    found = next((p for p in paragraphs if p.startswith("    ")), "")
+    return textwrap.dedent(found).replace("``", "").rstrip()
+
+
 def _plain(text: str) -> str:
     """One line without the marks of reStructuredText."""
     return " ".join(re.sub(r":\w+:`~?([^`]+)`|``([^`]+)``", r"\1\2", text).split())
@@ -219,6 +226,8 @@ def _page(described: dict[str, Any]) -> str:
         return "\n".join([*lines, "", described["text"].rstrip()])
     width = shutil.get_terminal_size((120, 24)).columns
     lines += textwrap.wrap(described["summary"], width)
+    if described["formulas"]:
+        lines += ["", textwrap.indent(described["formulas"], "    "), ""]
     lines += [f"- {fact}" for fact in described["facts"]]
     how = f" ({PREFIX[described['kind']]}.NAME=VALUE)" if described["kind"] in PREFIX else ""
     lines += ["", f"parameters{how}:"] if described["parameters"] else []

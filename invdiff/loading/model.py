@@ -57,6 +57,11 @@ def load_model(
     Raises:
         ValueError: nothing is there, no loader or more than one recognises it, the hub does not
             answer, or the checkpoint is not understood.
+
+    Examples:
+        >>> import invdiff
+        >>> invdiff.load_model("photo64").channels
+        3
     """
     if "schedule" in options:
         options["schedule"] = make_schedule(options["schedule"])

@@ -90,6 +90,14 @@ class Denoiser:
             tile_batch: windows at once.
         channels, image_size: what the network was trained on, for messages and defaults.
         name: its name in records and messages.
+
+    Examples:
+        >>> import torch, invdiff
+        >>> net = lambda x, t: torch.zeros_like(x)  # knows nothing: eps = 0
+        >>> schedule = invdiff.schedules.linear(1000)
+        >>> denoiser = invdiff.Denoiser(net, predicts="eps", schedule=schedule)
+        >>> denoiser(torch.ones(1, 3, 8, 8), schedule(torch.tensor(0))).x0.shape
+        torch.Size([1, 3, 8, 8])
     """
 
     def __init__(

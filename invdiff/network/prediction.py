@@ -23,6 +23,16 @@ class Prediction:
         variance_fraction: learned variance f in [0, 1], log var = f log(beta) + (1 - f) log(beta
             tilde).
         clip_range: what the network clips x0 to; None where it does not.
+
+    Examples:
+        >>> import torch, invdiff
+        >>> level = invdiff.schedules.flow()(torch.tensor(0.5))
+        >>> one = torch.ones(1, 2)
+        >>> p = invdiff.Prediction(one, level, x0=one, eps=one)
+        >>> p.move_x0(one).eps  # moves x0 and keeps eps
+        tensor([[1., 1.]])
+        >>> p.move(one).eps  # derives eps again
+        tensor([[0., 0.]])
     """
 
     x_t: Tensor

@@ -58,6 +58,11 @@ def self_check(denoiser: Denoiser) -> list[str]:
     takes. Networks on latents, or that need conditions, are not checked, see
     :func:`why_unchecked`; of a network without a ``data_range``, which may be one of images, that
     is said.
+
+    Examples:
+        >>> import invdiff
+        >>> invdiff.self_check(invdiff.load_model("photo64"))
+        []
     """
     if (why := why_unchecked(denoiser)) is not None:
         return [f"{denoiser.name} was not checked: {why}"] if why is NO_RANGE else []

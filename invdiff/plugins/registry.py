@@ -71,7 +71,13 @@ def _name(package: Distribution) -> str:
 
 def list_plugins(kind: str) -> dict[str, str]:
     """Name -> where it comes from, e.g. ``{"dps": "invdiff (invdiff.guidance.dps:DPS)"}``. Imports
-    nothing."""
+    nothing.
+
+    Examples:
+        >>> import invdiff
+        >>> invdiff.list_plugins("guidance")["dps"]
+        'invdiff (invdiff.guidance.dps:DPS)'
+    """
     return {
         name: "; ".join(f"{package_of(p)} ({p.value})" for p in points)
         for name, points in _found(kind).items()

@@ -25,6 +25,12 @@ def make_operator(operator: str | Any, **parameters: Any) -> Operator:
         operator: a registered name, a member of a registered family such as ``"deepinv:MRI"``, or a
             Physics, which takes ``check`` (False: a linear one is not tested when it is bound) and
             ``complex_images`` (True: A* gives complex images).
+
+    Examples:
+        >>> import torch, invdiff
+        >>> operator = invdiff.make_operator("sr", factor=4)
+        >>> operator(torch.rand(1, 3, 16, 16)).shape
+        torch.Size([1, 3, 4, 4])
     """
     if isinstance(operator, str):
         parameters = {

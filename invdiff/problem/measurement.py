@@ -56,6 +56,13 @@ class Measurement:
         operator: A; it is bound to the image shape here if it was not.
         sigma: standard deviation of the noise: a number, one per image, or per pixel (any tensor
             that broadcasts to y).
+
+    Examples:
+        >>> import torch, invdiff
+        >>> operator = invdiff.make_operator("denoise")
+        >>> measurement = invdiff.Measurement(torch.ones(1, 1, 2, 2), operator, sigma=0.1)
+        >>> measurement.norm(torch.zeros(1, 1, 2, 2))  # one value per image
+        tensor([2.])
     """
 
     y: Tensor

@@ -49,6 +49,17 @@ class Operator(ABC):
     Attributes:
         shape: shape of one image, (C, H, W) or (d,), once bound.
         state: the tensors made for that shape.
+
+    Examples:
+        >>> import torch
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True, eq=False)
+        ... class Square(Operator):
+        ...     '''y = x².'''
+        ...     def _forward(self, x):
+        ...         return x**2
+        >>> Square()(torch.tensor([[[[0.5]]]]))
+        tensor([[[[0.2500]]]])
     """
 
     shape: Shape | None = field(default=None, kw_only=True, repr=False, compare=False)
@@ -372,7 +383,22 @@ def _real_of(dtype: torch.dtype) -> torch.dtype:
 @dataclass(frozen=True, eq=False)
 class LinearOperator(Operator):
     """``y = A x``. ``pinv`` and ``prox`` are solved by conjugate gradients unless a subclass knows
-    better."""
+    better.
+
+    Examples:
+        >>> import torch
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True, eq=False)
+        ... class Twice(LinearOperator):
+        ...     '''y = 2 x.'''
+        ...     def _forward(self, x):
+        ...         return 2 * x
+        ...     def _adjoint(self, y):
+        ...         return 2 * y
+        >>> operator = Twice().bind((1, 1, 1))
+        >>> operator.pinv(torch.full((1, 1, 1, 1), 3.0))
+        tensor([[[[1.5000]]]])
+    """
 
     @abstractmethod
     def _adjoint(self, y: Tensor) -> Tensor:

@@ -17,7 +17,15 @@ class SpectralOperator(LinearOperator):
     """``A = U diag(s) V*`` with s >= 0, all spectral arrays of one layout: ``Vt(x)``, ``Ut(y)`` and
     ``singular_values`` are elementwise compatible, with zeros where y has no component. Adjoint,
     pseudo-inverse and proximal map follow. Singular values below ``rcond`` times the largest count
-    as zero in the pseudo-inverse."""
+    as zero in the pseudo-inverse.
+
+    Examples:
+        >>> import torch, invdiff
+        >>> operator = invdiff.make_operator("inpaint", mask=torch.tensor([[[1.0, 0.0]]]))
+        >>> operator = operator.bind((1, 1, 2))
+        >>> operator.singular_values.tolist()
+        [[[1.0, 0.0]]]
+    """
 
     rcond = 1e-5
 

@@ -24,6 +24,14 @@ class Method:
         guidance: none, one, or a chain of which the first stands nearest to the network.
         transition: how the next state is drawn.
         itinerary: which levels are visited.
+
+    Examples:
+        >>> import invdiff
+        >>> from invdiff.guidance.dps import DPS
+        >>> from invdiff.transitions import Heun
+        >>> method = invdiff.Method(DPS(zeta=2.0), Heun())
+        >>> method.transition
+        Heun(s_churn=0.0, s_min=0.0, s_max=inf, s_noise=1.0)
     """
 
     guidance: Guidance | Sequence[Guidance] | None = None
@@ -63,6 +71,11 @@ def make_method(method: Any, **parameters: Any) -> Method:
     Raises:
         ValueError: an unknown name or parameter; two different transitions or itineraries in a
             list.
+
+    Examples:
+        >>> import invdiff
+        >>> invdiff.make_method("diffpir", lmbda=0.5).chain[0].lmbda
+        0.5
     """
     if isinstance(method, str):
         made = call(load("guidance", method), f"method {method!r}", parameters)

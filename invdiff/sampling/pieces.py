@@ -137,6 +137,17 @@ class Guidance(Piece, ABC):
             what works on the prediction, and no other guidance of the chain sets the same.
         scale: the fields that turn it off where all of them are 0; none where it cannot be turned
             off.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Nudge(Guidance):
+        ...     zeta: float = 0.1
+        ...     def __call__(self, denoise, x_t, step, measurement):
+        ...         p = denoise(x_t, step.t)
+        ...         return p.move_x0(-self.zeta * p.x0)
+        >>> Nudge(zeta=0.2)
+        Nudge(zeta=0.2)
     """
 
     requires: ClassVar[type[Operator] | None] = Operator
@@ -186,6 +197,11 @@ class Transition(Piece, ABC):
 
     Contract: the network is read through ``p.x0`` and ``p.eps`` only, so that shifting x0 by dx
     shifts x_s by exactly ``alpha_s * dx``.
+
+    Examples:
+        >>> from invdiff.transitions import DDIM
+        >>> DDIM(eta=0.0).deterministic
+        True
     """
 
     @property
@@ -277,7 +293,15 @@ def renoise(x_t: Tensor, t: Level, s: Level, step: Step, scale: float = 1.0) -> 
 
 
 class Itinerary(ABC):
-    """Which noise levels are visited, in which order; it may climb back up."""
+    """Which noise levels are visited, in which order; it may climb back up.
+
+    Examples:
+        >>> import invdiff
+        >>> from invdiff.itineraries import Straight
+        >>> levels = Straight()(invdiff.schedules.linear(1000), 5)
+        >>> len(levels), float(levels[-1].sigma)
+        (6, 0.0)
+    """
 
     @abstractmethod
     def __call__(self, schedule: Schedule, steps: int) -> list[Level]:

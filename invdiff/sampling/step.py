@@ -31,6 +31,19 @@ class Step:
             level with less noise than t.
         particles: how many consecutive rows of the state are samples of one image: the particle
             system of pieces that say so (:attr:`Piece.particles`), 1 for all others.
+
+    Examples:
+        >>> import torch, invdiff
+        >>> seen = []
+        >>> class Look(invdiff.Guidance):
+        ...     requires = None
+        ...     def __call__(self, denoise, x_t, step, measurement):
+        ...         seen.append((step.index, step.count))
+        ...         return denoise(x_t, step.t)
+        >>> denoiser = invdiff.Denoiser(lambda x, t: x, schedule=invdiff.schedules.linear(1000))
+        >>> _ = invdiff.generate(denoiser, (1, 2), Look(), steps=3)
+        >>> seen
+        [(0, 3), (1, 3), (2, 3)]
     """
 
     index: int

@@ -23,7 +23,14 @@ SPACINGS = ("uniform", "leading", "trailing", "quadratic", "karras")
 class Level(NamedTuple):
     """One noise level: ``x_t = alpha * x0 + sigma * eps``. In an itinerary all three are 0-d
     float64 CPU tensors, so they broadcast against any state on any device and may be branched on
-    for free."""
+    for free.
+
+    Examples:
+        >>> import torch, invdiff
+        >>> level = invdiff.schedules.flow()(torch.tensor(0.25, dtype=torch.float64))
+        >>> float(level.alpha), float(level.sigma)
+        (0.75, 0.25)
+    """
 
     t: Tensor
     alpha: Tensor
@@ -44,6 +51,13 @@ class Schedule(ABC):
         spacing: the spacing used when none is asked for.
         from_noise: whether its noisiest level drowns the image, so that a run may start from noise
             alone.
+
+    Examples:
+        >>> import torch, invdiff
+        >>> schedule = invdiff.schedules.cosine(1000)
+        >>> level = schedule(torch.tensor(999))
+        >>> bool(level.sigma > 0.99)
+        True
     """
 
     from_noise: bool = True

@@ -48,6 +48,11 @@ def upscale(
 
     Raises:
         ValueError: pieces that do not fit each other or the images, before sampling.
+
+    Examples:
+        >>> import torch, invdiff
+        >>> invdiff.upscale(torch.rand(1, 3, 8, 8), "bicubic").shape
+        torch.Size([1, 3, 32, 32])
     """
     return make_upscaler(how, **options)(x, seed=seed, progress=progress)
 

@@ -40,6 +40,12 @@ def invert(
         x: (B, ...) images in [0, 1] for image networks.
         steps, transition, schedule, cond: as they will be used on the way back,
             ``generate(denoiser, x_T=..., ...)``.
+
+    Examples:
+        >>> import torch, invdiff
+        >>> denoiser = invdiff.Denoiser(lambda x, t: x, schedule=invdiff.schedules.linear(1000))
+        >>> invdiff.invert(denoiser, torch.ones(1, 2), steps=4).shape
+        torch.Size([1, 2])
     """
     check_image(denoiser, tuple(x.shape[1:]))
     transition = transition or DDIM()
@@ -95,6 +101,13 @@ def interpolate(
 
     Returns:
         (frames, C, H, W), in the network's own frame and range.
+
+    Examples:
+        >>> import invdiff
+        >>> schedule = invdiff.schedules.linear(1000)
+        >>> denoiser = invdiff.Denoiser(lambda x, t: x, schedule=schedule)
+        >>> invdiff.interpolate(denoiser, (1, 8, 8), (0, 1), 5, steps=4).shape
+        torch.Size([5, 1, 8, 8])
     """
     if frames < 2:
         raise ValueError(f"an interpolation has at least 2 frames, its two ends, got {frames}")

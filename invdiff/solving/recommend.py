@@ -120,6 +120,12 @@ def recommend(
 
     Raises:
         ValueError: no method that was measured accepts the operator with this network.
+
+    Examples:
+        >>> import invdiff
+        >>> choice = invdiff.recommend(invdiff.make_operator("sr"), invdiff.load_model("photo64"))
+        >>> choice.evaluations <= 125
+        True
     """
     limit = evaluations_of(budget)
     if isinstance(measurement, Operator):

@@ -24,6 +24,13 @@ class Restoration:
             asked for.
         unknown: what was estimated of an unknown operator along with the images, by name: (late
             steps, num_samples, B, ...), the last step last.
+
+    Examples:
+        >>> import invdiff
+        >>> denoiser = invdiff.Denoiser(lambda x, t: x, schedule=invdiff.schedules.linear(1000))
+        >>> result = invdiff.generate(denoiser, (2, 5), steps=4, seed=0)
+        >>> result.samples.shape, result.nfe
+        (torch.Size([1, 2, 5]), 4.0)
     """
 
     samples: Tensor

@@ -42,6 +42,14 @@ def solve(
     Raises:
         ValueError: pieces that do not fit each other, named on both sides, before sampling starts;
             sampling that turns non-finite (:class:`~invdiff.sampling.NonFiniteError`).
+
+    Examples:
+        >>> import invdiff
+        >>> x, _ = invdiff.images.sample_photo(32)
+        >>> measurement = invdiff.make_operator("inpaint").measure(x, sigma=0.025)
+        >>> denoiser = invdiff.load_model("photo64")
+        >>> invdiff.solve(measurement, denoiser, "ddrm", steps=2).x.shape
+        torch.Size([1, 3, 32, 32])
     """
     return _solving(measurement, denoiser, method, options)(num_samples)
 
@@ -89,6 +97,12 @@ def generate(
         x_T: a state to start from instead of noise, in the network's own frame and range, e.g. from
             :func:`invert`; the transition is then DDIM(eta=0) unless one is given.
         options: as in :func:`solve`.
+
+    Examples:
+        >>> import invdiff
+        >>> denoiser = invdiff.load_model("digits32")
+        >>> invdiff.generate(denoiser, (2, 1, 32, 32), steps=2, label=3).x.shape
+        torch.Size([2, 1, 32, 32])
     """
     if shape is None:
         if x_T is None or denoiser.autoencoder is not None:
