@@ -134,7 +134,10 @@ class Denoiser:
     ) -> None:
         self._options = {k: v for k, v in locals().items() if k not in ("self", "net")}
         if dtype not in DTYPES:
-            raise ValueError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
+            raise ValueError(
+                "dtype must be torch.float32, torch.float64, torch.bfloat16 or torch.float16, got "
+                f"{dtype!r}"
+            )
         self.predicts, self.schedule = spelled(predicts), make_schedule(schedule)
         self.data_range = _checked_range(data_range)
         if clip and data_range is None:

@@ -57,7 +57,12 @@ def solve_windows(
     Returns:
         The whole images. ``nfe`` and ``nbe`` count the evaluations of all windows, which are
         smaller than the image.
+
+    Raises:
+        ValueError: no windows, which means that the image is to be restored as a whole.
     """
+    if not found:
+        raise ValueError("no windows were found: restore the whole image, invdiff.solve")
     operator = measurement.operator
     assert isinstance(operator, DiagonalOperator)
     s = operator.singular_values
