@@ -62,7 +62,15 @@ SOURCE_PATTERNS = (
 )
 WIDE = "---\nhide: [toc]\n---\n\n"  # room for equations and tables
 API = {
-    "solve": ["solve", "generate", "invert", "interpolate", "upscale", "Restoration"],
+    "solve": [
+        "solve",
+        "generate",
+        "invert",
+        "interpolate",
+        "log_likelihood",
+        "upscale",
+        "Restoration",
+    ],
     "pieces": [
         "Denoiser",
         "Prediction",
