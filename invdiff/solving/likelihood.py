@@ -59,7 +59,7 @@ def log_likelihood(
     (Hutchinson 1990, Skilling 1989), the same along the way, so that what is integrated is smooth.
     The image is taken as the state at the schedule's least noisy level. At the noisiest one the
     density is that of noise around the network's own mean: around 0, as the paper has it, leaves an
-    error of the order of mean/rho_T.
+    error of the order of mean/rho_T; what is left is a share of the order of var(x)/rho_T².
 
     Args:
         x: (B, ...), images in [0, 1] for image networks.

@@ -51,7 +51,8 @@ def test_the_density_of_a_mixture(frame: str) -> None:
     x = torch.cat([MEANS + 0.3 * rand(2, 3), 2 * rand(1, 3, seed=4)])
     found = log_likelihood(mixture(schedule), x, probes=None, rtol=1e-7, atol=1e-7)
     exact = mixture_log_density(x, MEANS, math.hypot(STD, low))
-    torch.testing.assert_close(found.nats, exact, atol=2e-3, rtol=0)
+    # The end of the flow is taken as noise: var/rho_T² of the log density, 2e-4 at the most here.
+    torch.testing.assert_close(found.nats, exact, atol=2e-3, rtol=2e-4)
     torch.testing.assert_close(found.bits_per_dimension, -found.nats / (3 * math.log(2)))
     assert bool((found.evaluations > 10).all())
 
