@@ -13,16 +13,13 @@ A metric is a function with up to six attributes, all optional, that tables and 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-import invdiff.zoo
+from invdiff.benchmarks.lpips import network
 
 _TOLERANCE = 1e-3
 _Metric = TypeVar("_Metric", bound=Callable[[Tensor, Tensor], Tensor])
@@ -51,6 +48,27 @@ def psnr(x: Tensor, reference: Tensor) -> Tensor:
     """
     x, reference = _checked(x, reference)
     return (-10 * (x.double() - reference.double()).square().mean((1, 2, 3)).log10()).float().cpu()
+
+
+@rated(title="NMSE", better="lower")
+def nmse(x: Tensor, reference: Tensor) -> Tensor:
+    """Normalised mean squared error ``sum |x - reference|^2 / sum |reference|^2``, of numbers whose
+    zero is the lower end of the data's range; PSNR and SSIM take the width of that range as 1.
+
+    Args:
+        x, reference: (B, C, H, W), not clipped.
+
+    Returns:
+        (B,), lower is better, 0 for identical images.
+    """
+    if x.shape != reference.shape or x.ndim != 4:
+        raise ValueError(
+            f"x and reference must both be (B, C, H, W), got {tuple(x.shape)} and "
+            f"{tuple(reference.shape)}"
+        )
+    x, reference = x.detach().double().cpu(), reference.detach().double().cpu()
+    error, size = ((v.square()).sum((1, 2, 3)) for v in (x - reference, reference))
+    return (error / size).float()
 
 
 @rated(title="SSIM", better="higher", backend="scikit-image")
@@ -101,35 +119,7 @@ def lpips(x: Tensor, reference: Tensor) -> Tensor:
         raise ValueError(f"LPIPS compares images of 1 or 3 channels, got {x.shape[1]}")
     x, reference = (2 * v.float().expand(-1, 3, -1, -1) - 1 for v in (x, reference))
     with torch.no_grad():
-        return _lpips_network(x.device)(x, reference).view(-1).cpu()
-
-
-@cache
-def _lpips_network(device: torch.device) -> torch.nn.Module:
-    # torchvision warns of the arguments lpips passes, and its AlexNet draws weights that are then
-    # replaced.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from lpips import LPIPS
-
-        network = LPIPS(net="alex", pnet_rand=True, verbose=False)
-    features = _alexnet_features()
-    # lpips cuts `features` into slices whose layers keep their numbers: features.3.bias is
-    # slice2.3.bias.
-    names = {
-        ".".join(["features", *name.split(".")[1:]]): name for name in network.net.state_dict()
-    }
-    network.net.load_state_dict({name: features[source] for source, name in names.items()})
-    return network.to(device).requires_grad_(False)
-
-
-def _alexnet_features() -> dict[str, Tensor]:
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth"
-    if cached.is_file():
-        return torch.load(cached, map_location="cpu", weights_only=True)
-    from safetensors.torch import load_file
-
-    return load_file(invdiff.zoo.FOLDER / "alexnet" / "features.safetensors")
+        return network(x.device)(x, reference).view(-1).cpu()
 
 
 def _checked(x: Tensor, reference: Tensor, smallest: int = 1) -> tuple[Tensor, Tensor]:

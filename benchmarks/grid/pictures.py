@@ -9,7 +9,7 @@ from torch import Tensor
 
 from invdiff.benchmarks.schema import Values
 from invdiff.files import sha256, write_atomically
-from invdiff.images import std_map, write_image
+from invdiff.images import std_map, viewable, write_image
 from invdiff.problem import Measurement
 
 
@@ -42,7 +42,7 @@ def write_pictures(
     files = {what: f"pictures/{stem}.png" for what, (stem, _) in pictures.items()}
     for what, (_, picture) in pictures.items():
         if what not in ("truth", "measurement") or not (folder / files[what]).exists():
-            write_image(folder / files[what], picture)
+            write_image(folder / files[what], viewable(picture))
     return files
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
-import os
 import platform
 import sys
 import threading
@@ -15,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,37 +41,6 @@ def check_paths(args: argparse.Namespace, flags: Sequence[str]) -> None:
     for flag in flags:
         if getattr(args, flag) == "":
             raise ValueError(f"--{flag} is empty; leave it out or give a path")
-
-
-def check_output(output: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
-    """Refuses, before any work, an output folder that cannot be written or would lose something."""
-    there = next(p for p in (output, *output.absolute().parents) if p.exists())
-    if not there.is_dir():
-        raise ValueError(
-            f"{there} is a file, so {output} cannot be the output folder; choose another --output"
-        )
-    if not os.access(there, os.W_OK):
-        raise ValueError(f"{there} is not writable; choose another --output")
-    if output.exists() and any(output.iterdir()) and not overwrite:
-        raise ValueError(
-            f"{output} exists and is not empty; choose another --output or add --overwrite"
-        )
-    for path in inputs:
-        if path.resolve().is_relative_to(output.resolve()):
-            raise ValueError(
-                f"{path} lies in the output folder {output} and could be overwritten; "
-                "choose another --output"
-            )
-
-
-def clear(folder: Path) -> None:
-    """Makes the folder, and removes what an earlier run recorded that it wrote there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    record = folder / "result.json"
-    if record.is_file():
-        for name in json.loads(record.read_text()).get("files", []):
-            if Path(name).name == name:
-                (folder / name).unlink(missing_ok=True)
 
 
 def place_label(

@@ -20,10 +20,11 @@ from invdiff.files import write_atomically
 REQUEST = "run.json"
 """The file with the request; the same request goes on in the same folder."""
 OURS = re.compile(
-    r"(restored|measurement|truth|comparison|mean|std|upscaled|sample_\d+)\.png|trajectory\.gif"
-    r"|measurement\.safetensors|result\.json"
+    r"(restored|measurement|truth|comparison|mean|std|upscaled|grid|upscaled_grid|trajectory"
+    r"|(sample|upscaled)_\d+)\.png|(trajectory|interpolation)\.gif"
+    r"|(restored|mean|std)\.npy|measurement\.safetensors|result\.json"
 )
-"""The files that a restoration writes."""
+"""The files that `solve` and `generate` write into the folder of a result."""
 
 
 def digest(request: dict[str, Any]) -> str:
@@ -107,6 +108,14 @@ def finished(folder: Path, request: str) -> dict[str, Any] | None:
     return record if all((folder / name).is_file() for name in record.get("files", [])) else None
 
 
+def clear(folder: Path) -> None:
+    """Removes what an earlier run wrote, the record first, which says that the rest is there."""
+    (folder / "result.json").unlink(missing_ok=True)
+    for old in folder.iterdir():
+        if OURS.fullmatch(old.name):
+            old.unlink()
+
+
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
     """A folder beside the image's to write its files to. In the end they take the place of what an
@@ -115,10 +124,7 @@ def replaced(folder: Path) -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(dir=folder, prefix=".new-"))
     try:
         yield made
-        (folder / "result.json").unlink(missing_ok=True)
-        for old in folder.iterdir():
-            if OURS.fullmatch(old.name):
-                old.unlink()
+        clear(folder)
         for new in sorted(made.iterdir(), key=lambda path: path.name == "result.json"):
             new.replace(folder / new.name)
     finally:

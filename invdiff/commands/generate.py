@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,16 @@ from invdiff.commands.common import (
     Watch,
     batch_size,
     check_numbers,
-    check_output,
     check_paths,
     check_reading,
-    clear,
     configure,
     load_models,
     place_label,
     place_prompt,
     record_of,
 )
+from invdiff.commands.folder import choose_folder, claim, clear, digest
+from invdiff.commands.folder import finished as finished_before
 from invdiff.config import build_method
 from invdiff.files import write_atomically
 from invdiff.network import Denoiser
@@ -88,8 +89,6 @@ def run(args: argparse.Namespace) -> None:
     methods = args.method or ["none" if args.label is None and args.prompt is None else "cfg"]
     config = configure(args, None, methods, "none")
     check_numbers(config, {key: (int,) for key in ("steps", "seed", "num_samples")})
-    output = Path(args.output or f"invdiff-generate-{'-'.join(methods)}")
-    check_output(output, args.overwrite)
     if config["num_samples"] < 1:
         raise ValueError(f"num_samples must be at least 1, got {config['num_samples']}")
     denoiser, upscaler = load_models(args, config)
@@ -113,12 +112,22 @@ def run(args: argparse.Namespace) -> None:
         else None
     )
     check_reading(args, config, denoiser)
+    request = _request(args, config, denoiser)
+    default = f"invdiff-generate-{'-'.join(methods)}"
+    output = choose_folder(args.output, default, request, args.overwrite, [])
+    if not args.overwrite and (record := finished_before(output, digest(request))) is not None:
+        if not args.quiet:
+            print(f"{output}: finished before; --overwrite runs it again", file=sys.stderr)
+        if args.json:
+            print(json.dumps(record, indent=2))
+        return
 
     names = [f"sample_{k:03d}.png" for k in range(layout.count)]
     written: list[str] = []
 
     def finished(x: Tensor, first: int) -> None:
         if not written:
+            claim(output, request)
             clear(output)
         written.extend(_write(output, x, names[first : first + len(x)]))
 
@@ -157,7 +166,7 @@ def run(args: argparse.Namespace) -> None:
     }
     if upscaler is not None:
         record["upscale"] = _upscale(args, upscaler, result.x, config, layout, output, written)
-    record["files"] = [*written, "result.json"]
+    record["request"], record["files"] = digest(request), [*written, "result.json"]
     write_atomically(output / "result.json", json.dumps(record, indent=2) + "\n")
     if args.json:
         print(json.dumps(record, indent=2))
@@ -173,6 +182,19 @@ def run(args: argparse.Namespace) -> None:
                 f"enlarged by {upscaler.factor}, {record['upscale']['seconds']:.1f} s -> "
                 f"{output}/upscaled_grid.png"
             )
+
+
+def _request(
+    args: argparse.Namespace, config: dict[str, Any], denoiser: Denoiser
+) -> dict[str, Any]:
+    """The request as plain data."""
+    asked = {
+        "invdiff": version("invdiff"),
+        "config": config,
+        "weights": denoiser.hash,
+        "pictures": {"gif": args.gif, "trajectory": args.trajectory},
+    }
+    return json.loads(json.dumps(asked, default=str))
 
 
 def _labels(text: str | None, denoiser: Denoiser) -> list[int] | list[None]:

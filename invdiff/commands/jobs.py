@@ -15,10 +15,13 @@ from torch import Tensor
 
 from invdiff import images
 from invdiff.files import sha256
+from invdiff.images.formats import split_part
+from invdiff.images.formats.scan import Scan, find_files, is_scan
 from invdiff.network import Denoiser
 from invdiff.noise import seed_of
 from invdiff.plugins.registry import name_of
-from invdiff.problem import Measurement, Operator
+from invdiff.problem import LinearOperator, Measurement, Operator
+from invdiff.problem.operator import poisson_sigma
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Job:
     read: Callable[[], Tensor | Measurement]
     degraded: bool = False
     id: int = 0
+    scan: Scan | None = None
+    """The file of science that the image is a slice of."""
 
 
 def saved_measurement(args: argparse.Namespace) -> Measurement | None:
@@ -76,18 +81,18 @@ def find_jobs(args: argparse.Namespace, denoiser: Denoiser, saved: Measurement |
             for k, name in enumerate(names)
         ]
     if args.measurement is not None or args.input is not None:
-        paths = images.find_images(args.input if args.measurement is None else args.measurement)
-        channels = denoiser.channels if args.measurement is None else None
-        return [
-            Job(
-                name,
-                _source(path),
-                partial(images.read_image, path, channels),
-                args.measurement is not None,
-                image_id(path.name),
-            )
-            for name, path in zip(_unique_names(paths), paths, strict=True)
-        ]
+        degraded = args.measurement is not None
+        found = find_files(args.measurement if degraded else args.input)
+        channels = None if degraded else denoiser.channels
+        jobs: list[Job] = []
+        for name, source in zip(_unique_names(found), found, strict=True):
+            if is_scan(source, args.range):
+                jobs += _slices(name, Scan(source, args.range, args.axes), degraded, channels)
+                continue
+            file = Path(source)
+            read = partial(images.read_image, file, channels)
+            jobs.append(Job(name, _source(file), read, degraded, image_id(file.name)))
+        return jobs
     truth, name = images.sample_photo(128)
     return [Job(name, {"file": f"scikit-image: {name}"}, lambda: truth)]
 
@@ -98,16 +103,39 @@ def image_id(file: str) -> int:
     return seed_of("image", file) % 2**48
 
 
+def _slices(name: str, scan: Scan, degraded: bool, channels: int | None) -> list[Job]:
+    """The slices of a file of science; those that are degraded are read in its units."""
+    file, part = split_part(scan.path)
+    low, high = scan.range
+    source = {**_source(file), "part": part, "range": [low, high], "unit": scan.volume.unit}
+    first = image_id(file.name)
+    return [
+        Job(
+            name + scan.names[k].removeprefix(scan.stem),
+            source | {"slice": k},
+            partial(scan.slices.__getitem__, [k]) if degraded else partial(scan.image, k, channels),
+            degraded,
+            first + k,
+            scan,
+        )
+        for k in range(len(scan))
+    ]
+
+
 def _source(path: Path) -> dict[str, str]:
     return {"file": path.name, "path": str(path), "sha256": sha256(path)}
 
 
-def _unique_names(paths: Sequence[Path]) -> list[str]:
+def _unique_names(paths: Sequence[str | Path]) -> list[str]:
     """A folder name for each file: its stem where that tells them apart, else more of the path."""
-    for candidate in ([p.stem for p in paths], [p.name for p in paths]):
+    files = [split_part(path)[0] for path in paths]
+    stems = [
+        Scan(p).stem if is_scan(p) else file.stem for p, file in zip(paths, files, strict=True)
+    ]
+    for candidate in (stems, [file.name for file in files]):
         if len(set(candidate)) == len(paths):
             return candidate
-    return [f"{k:03d}_{p.name}" for k, p in enumerate(paths)]
+    return [f"{k:03d}_{file.name}" for k, file in enumerate(files)]
 
 
 def measure(
@@ -119,13 +147,15 @@ def measure(
         return x, None
     if job.degraded:
         operator = operator.of_file(Path(job.source["path"]))
+        if job.scan is not None:
+            x = _in_unit_range(x, operator, job.scan.range, config["gain"])
         if (
             x.shape[1] == 1
             and denoiser.channels == 3
             and operator.image_shape(tuple(x.shape[1:]))[0] == 1
         ):
             x = x.expand(-1, 3, -1, -1)  # a grey photograph for a prior of colour ones
-        return _with_noise(x, operator, config["sigma"]), None
+        return _with_noise(x, operator, config["sigma"], config["gain"]), None
     shape = operator.fit(tuple(x.shape[1:]))
     if shape != tuple(x.shape[1:]):
         top, left = ((n - m) // 2 for n, m in zip(x.shape[-2:], shape[-2:], strict=True))
@@ -139,8 +169,27 @@ def measure(
     return operator.measure(x, **noise, image_ids=[job.id]), x
 
 
-def _with_noise(y: Tensor, operator: Operator, sigma: float | str) -> Measurement:
-    if sigma != "auto":
-        return Measurement(y, operator, sigma)
-    known = Measurement(torch.ones_like(y), operator).y
-    return Measurement(y, operator, images.estimate_sigma(y, known)[0])
+def _in_unit_range(
+    y: Tensor, operator: Operator, data_range: tuple[float, float], gain: float
+) -> Tensor:
+    """The measurement of an image whose range is [0, 1], from y, that of one in ``data_range``.
+
+    Raises:
+        ValueError: a range that does not begin at 0, with an operator that is not linear or with
+            Poisson noise.
+    """
+    low, high = data_range
+    if low != 0:
+        if not isinstance(operator, LinearOperator) or gain > 0:
+            kind = "Poisson noise" if gain > 0 else f"{operator.kind}, which is not linear,"
+            raise ValueError(f"{kind} needs a --range that begins at 0, got {low:g},{high:g}")
+        black = torch.full((1, *operator.image_shape(tuple(y.shape[1:]))), low, dtype=y.real.dtype)
+        y = y - operator(black)
+    return y / (high - low)
+
+
+def _with_noise(y: Tensor, operator: Operator, sigma: float | str, gain: float) -> Measurement:
+    if sigma == "auto":
+        known = Measurement(torch.ones_like(y), operator).y
+        sigma = images.estimate_sigma(y, known)[0]
+    return Measurement(y, operator, poisson_sigma(y, float(sigma), gain) if gain > 0 else sigma)

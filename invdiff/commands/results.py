@@ -51,34 +51,36 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 
 def write_pictures(
-    folder: Path, truth: Tensor | None, measurement: Measurement, result: Restoration
+    folder: Path, truth: Tensor | None, measurement: Measurement, result: Restoration, scan: bool
 ) -> None:
-    """Writes the images and the side-by-side picture."""
-    files = {"restored.png": result.x[0]}
-    panels = {"restored": result.x[0]}
-    if (
-        measurement.y.ndim == 4
-        and measurement.y.shape[1] in (1, 3)
-        and not measurement.y.is_complex()
-    ):
-        files["measurement.png"] = measurement.y[0]
-        panels = {"measurement": measurement.y[0], **panels}
+    """Writes the images and the side-by-side picture; those of a scan are windowed."""
+    x = result.x[0].cpu()
+    window = images.window_of(x) if scan else (0.0, 1.0)
+
+    def picture(image: Tensor) -> Tensor:
+        return images.viewable(image.cpu(), window)
+
+    y = measurement.y
+    files = {"restored.png": picture(x)}
+    panels = {"restored": picture(x)}
+    if len(x) == 2:
+        panels["phase"] = images.phase(x)
+    if y.ndim == 4 and y.shape[1] in (1, 3) and not y.is_complex():
+        files["measurement.png"] = picture(y[0])
+        panels = {"measurement": picture(y[0]), **panels}
     if len(result.samples) > 1:
-        files |= {f"sample_{i}.png": sample[0] for i, sample in enumerate(result.samples)}
-        files |= {"mean.png": result.mean[0], "std.png": images.std_map(result.std[0].cpu())}
+        spread_of = images.std_map(result.std[0].cpu())
+        files |= {f"sample_{i}.png": picture(sample[0]) for i, sample in enumerate(result.samples)}
+        files |= {"mean.png": picture(result.mean[0]), "std.png": spread_of}
         # Methods that look for one image differ by their noise, not by what is uncertain.
         spread = "std" if result.config["posterior"] else "std (no posterior)"
-        panels |= {"mean": result.mean[0], spread: images.std_map(result.std[0].cpu())}
+        panels |= {"mean": picture(result.mean[0]), spread: spread_of}
     if truth is not None:
-        files["truth.png"] = truth[0]
-        panels = {
-            "truth": truth[0],
-            **panels,
-            "error": images.error_map(result.x[0].cpu(), truth[0]),
-        }
-    files["comparison.png"] = images.grid([p.cpu() for p in panels.values()], labels=list(panels))
-    for name, picture in files.items():
-        images.write_image(folder / name, picture.cpu())
+        files["truth.png"] = picture(truth[0])
+        panels = {"truth": picture(truth[0]), **panels, "error": images.error_map(x, truth[0])}
+    files["comparison.png"] = images.grid(list(panels.values()), labels=list(panels))
+    for name, image in files.items():
+        images.write_image(folder / name, image)
 
 
 def metrics(x: Tensor, truth: Tensor) -> dict[str, float | str | None]:

@@ -46,6 +46,7 @@ from invdiff.commands.results import (
     write_pictures,
     write_record,
 )
+from invdiff.commands.scans import write_arrays, write_scans
 from invdiff.commands.tune import tuned
 from invdiff.config import build_method, build_operator
 from invdiff.config.advice import misfit, untuned
@@ -106,11 +107,15 @@ class Session:
         if not self.args.quiet:
             print(text, file=sys.stderr)
 
+    def folder(self, job: Job, jobs: Sequence[Job]) -> Path:
+        """Where the result of one of the jobs is written."""
+        return self.output if len(jobs) == 1 else self.output / job.name
+
     def __call__(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
         """Restores every image; each result is complete on disk when it is yielded."""
         waiting: list[Todo] = []
         for k, job in enumerate(jobs):
-            folder = self.output if len(jobs) == 1 else self.output / job.name
+            folder = self.folder(job, jobs)
             record = None if self.args.overwrite else finished(folder, digest(self.request))
             if record is not None:
                 self.say(f"{job.name}: finished before; --overwrite runs it again")
@@ -272,7 +277,9 @@ class Session:
         claim(self.output, self.request)
         record["request"] = digest(self.request)
         with replaced(todo.folder) as made:
-            write_pictures(made, truth, measurement, result)
+            write_pictures(made, truth, measurement, result, job.scan is not None)
+            if job.scan is not None:
+                write_arrays(made, result)
             if self.args.gif:
                 frames = [*watch.estimates[0].values(), result.x[0].cpu()]
                 images.write_gif(made / "trajectory.gif", frames)
@@ -333,11 +340,19 @@ def run(args: argparse.Namespace) -> None:
         why,
         Forecast(len(jobs) * config["num_samples"], not args.quiet, _cheaper(config, args.model)),
     )
+    for scan in dict.fromkeys(job.scan for job in jobs if job.scan is not None):
+        for note in scan.notes:
+            restore.say(note)
     records: list[dict[str, Any]] = []
+    done: dict[Path, Job] = {}
     for job, record in restore(jobs):
         records.append(record)
+        if "error" not in record:
+            done[restore.folder(job, jobs)] = job
         if not args.quiet and not args.json and "error" not in record:
-            print(summary(job.name, record, output if len(jobs) == 1 else output / job.name))
+            print(summary(job.name, record, restore.folder(job, jobs)))
+    for line in write_scans(done, output):
+        restore.say(line)
     failed = [r["name"] for r in records if "error" in r]
     if len(jobs) > 1 and len(failed) < len(jobs):
         _write_summary(output, records)

@@ -133,6 +133,37 @@ def _wrapped(
     return lines
 
 
+def viewable(x: Tensor, window: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+    """A picture for people, (1 or 3, H, W) in [0, 1], of data that need not be one.
+
+    Args:
+        x: (C, H, W). Two channels are real and imaginary part, of which this is the magnitude; more
+            than three are averaged.
+        window: the values that become black and white.
+    """
+    low, high = window
+    return ((_visible(x) - low) / (high - low)).clamp(0, 1)
+
+
+def window_of(x: Tensor) -> tuple[float, float]:
+    """The window, of :func:`viewable`, that the middle 99 % of the values of x lie in."""
+    import numpy as np
+
+    low, high = np.quantile(_visible(x).double().cpu().numpy(), [0.005, 0.995]).tolist()
+    return (low, high) if high > low else (0.0, 1.0)
+
+
+def phase(x: Tensor) -> Tensor:
+    """The phase (1, H, W) of the real and imaginary part (2, H, W), from -pi, black, to pi."""
+    return torch.atan2(x[1:], x[:1]) / math.tau + 0.5
+
+
+def _visible(x: Tensor) -> Tensor:
+    if len(x) in (1, 3):
+        return x
+    return x.square().sum(0, keepdim=True).sqrt() if len(x) == 2 else x.mean(0, keepdim=True)
+
+
 def error_map(x: Tensor, reference: Tensor) -> Tensor:
     """Heat picture of the error per pixel, root mean square over channels: black is 0, yellow 0.2
     and more.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -30,17 +30,21 @@ class ImageError(ValueError):
     """A file that cannot be used as an image, or an image that cannot be written."""
 
 
-def find_images(pattern: str | Path) -> list[Path]:
+def find_images(pattern: str | Path, scans: Sequence[str] = ()) -> list[Path]:
     """The images that a file, a folder (not its sub-folders) or a glob names, sorted; hidden files
     are left out.
+
+    Args:
+        scans: other suffixes that are taken, of files of science; where a folder or a glob has
+            pictures as well, those alone.
 
     Raises:
         ImageError: nothing is there, or it is no image by its suffix.
     """
-    allowed = f"images end in {', '.join(SUFFIXES)}"
+    allowed = f"images end in {', '.join((*SUFFIXES, *scans))}"
     path = Path(pattern).expanduser()
     if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
+        if not path.name.lower().endswith((*SUFFIXES, *scans)):
             raise ImageError(
                 f"{pattern} is no image by its suffix {path.suffix!r}; {allowed}. Convert "
                 "the file first."
@@ -51,11 +55,9 @@ def find_images(pattern: str | Path) -> list[Path]:
         if path.is_dir()
         else [Path(p) for p in glob.glob(str(path), recursive=True)]
     )
-    found = sorted(
-        p
-        for p in candidates
-        if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
-    )
+    files = sorted(p for p in candidates if not p.name.startswith(".") and p.is_file())
+    found = [p for p in files if p.suffix.lower() in SUFFIXES]
+    found = found or [p for p in files if p.name.lower().endswith(tuple(scans))]
     if not found:
         what = "folder" if path.is_dir() else "glob" if glob.has_magic(str(path)) else "path"
         state = (
@@ -344,6 +346,6 @@ def sample_photo(size: int = 128) -> tuple[Tensor, str]:
 
     if not 1 <= size <= 256:
         raise ValueError(f"the sample photo has 1 to 256 pixels a side, got {size}")
-    photo: Any = data.chelsea()
-    crop = torch.from_numpy(photo[20:276, 100:356].copy()).permute(2, 0, 1)[None].float() / 255
+    # Its file, since data.chelsea() imports what writes and converts images, too.
+    crop = read_image(Path(data.__file__).parent / "chelsea.png")[..., 20:276, 100:356]
     return functional.adaptive_avg_pool2d(crop, size), "chelsea"

@@ -204,7 +204,7 @@ class Operator(ABC):
         )
         y = y + std * noise.to(y.device)  # Measurement drops it where nothing is measured
         if gain > 0:
-            std = torch.sqrt(torch.as_tensor(std) ** 2 + gain * y.clamp(min=gain))
+            std = poisson_sigma(y, std, gain)
         return Measurement(y, operator, std)
 
     @property
@@ -262,13 +262,15 @@ class Operator(ABC):
         memo = self._memo
         if "measurement_shape" in memo:
             return memo["measurement_shape"]
+        # On an image of zeros: the meta device, which would do without one, makes torch import its
+        # compiler, two seconds.
         state = {k: v[:1] if k in self.per_image else v for k, v in self.state.items()}
-        probe = self._changed(state=state).to("meta", torch.float32)
-        memo["measurement_shape"] = tuple(
-            probe._forward(torch.empty(1, *self.shape, dtype=torch.float32, device="meta")).shape[
-                1:
-            ]
-        )
+        held = next((v for v in state.values() if v.is_floating_point() or v.is_complex()), None)
+        zeros = torch.zeros(1, *self.shape) if held is None else held.new_zeros(1, *self.shape)
+        with torch.no_grad():
+            memo["measurement_shape"] = tuple(
+                self._changed(state=state)._forward(zeros.real).shape[1:]
+            )
         return memo["measurement_shape"]
 
     def _changed(self, **changes: Any) -> Self:
@@ -391,6 +393,12 @@ class LinearOperator(Operator):
     def prox(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
         """argmin_x  gamma/2 ‖A x − y‖² + 1/2 ‖x − z‖², gamma a number or one per image."""
         return self._for_image(z)._prox(z, y, broadcastable(gamma, z.ndim))
+
+
+def poisson_sigma(y: Tensor, sigma: float | Tensor, gain: float) -> Tensor:
+    """The standard deviation of ``y = gain * Poisson(A(x) / gain) + sigma * n`` at each pixel, as
+    estimated from y itself: ``sqrt(sigma^2 + gain * y)``, with at least one count."""
+    return torch.sqrt(torch.as_tensor(sigma) ** 2 + gain * y.clamp(min=gain))
 
 
 def check_tensor(x: object, what: str) -> None:

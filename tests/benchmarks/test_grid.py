@@ -93,7 +93,7 @@ def test_images_are_centre_squares_averaged_over_areas(photos: Path) -> None:
     whole = read_image(photos / "b.png")[..., 16:80, 8:72]
     torch.testing.assert_close(x, whole.view(1, 3, 32, 2, 32, 2).mean((3, 5)))
     assert Dataset(str(photos))["c"].shape == (1, 3, 64, 72) and [
-        p.stem for p in Dataset(str(photos), limit=2).paths
+        image["name"] for image in Dataset(str(photos), limit=2).identities()
     ] == ["a", "b"]
     assert Dataset(str(photos), channels=1)["a"].shape == (1, 1, 96, 80)
 

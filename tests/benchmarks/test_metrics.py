@@ -13,8 +13,8 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from invdiff.benchmarks import metrics
-from invdiff.benchmarks.metrics import lpips, psnr, ssim
+from invdiff.benchmarks.lpips import alexnet_features, network
+from invdiff.benchmarks.metrics import lpips, nmse, psnr, ssim
 from invdiff.images import read_image, sample_photo
 
 METRICS = [psnr, ssim, lpips]
@@ -64,10 +64,25 @@ def test_lpips_gives_the_published_values() -> None:
 
 
 def test_lpips_is_the_packages_own_forward() -> None:
+    """Bit by bit, with the features that ship."""
     x, reference = pair()
-    network = metrics._lpips_network(torch.device("cpu"))
-    torch.testing.assert_close(lpips(x, reference), network(x, reference, normalize=True).view(-1))
-    assert not any(p.requires_grad for p in network.parameters()) and not network.training
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from lpips import LPIPS
+
+        package = LPIPS(net="alex", pnet_rand=True, verbose=False)
+    shipped = alexnet_features()
+    names = {".".join(["features", *k.split(".")[1:]]): k for k in package.net.state_dict()}
+    package.net.load_state_dict({name: shipped[k] for k, name in names.items()})
+    expected = package(2 * x - 1, 2 * reference - 1).detach()
+    assert torch.equal(network(torch.device("cpu"))(2 * x - 1, 2 * reference - 1), expected)
+    assert torch.equal(lpips(x, reference), expected.view(-1))
+
+
+def test_nmse_by_hand() -> None:
+    x = torch.tensor([[[[1.0, 2.0]]], [[[0.0, 2.0]]]])
+    reference = torch.tensor([[[[2.0, 2.0]]], [[[0.0, 4.0]]]])
+    torch.testing.assert_close(nmse(x, reference), torch.tensor([1 / 8, 1 / 4]))
 
 
 def test_identical_images() -> None:
@@ -149,7 +164,7 @@ def test_lpips_refuses_other_channels() -> None:
 
 def test_lpips_is_silent_and_leaves_random_state_alone(capfd: pytest.CaptureFixture[str]) -> None:
     x, reference = pair()
-    metrics._lpips_network.cache_clear()
+    network.cache_clear()
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -158,7 +173,7 @@ def test_lpips_is_silent_and_leaves_random_state_alone(capfd: pytest.CaptureFixt
     assert np.array_equal(np.random.get_state()[1], states[2])
     assert capfd.readouterr() == ("", "")
     assert torch.equal(lpips(x, reference), first)
-    assert metrics._lpips_network.cache_info().misses == 1
+    assert network.cache_info().misses == 1
 
 
 def test_lpips_prefers_torchvisions_cached_file(
@@ -166,7 +181,7 @@ def test_lpips_prefers_torchvisions_cached_file(
 ) -> None:
     x, reference = pair(batch=1)
     usual = lpips(x, reference)
-    shipped = metrics._alexnet_features()
+    shipped = alexnet_features()
     (tmp_path / "checkpoints").mkdir()
     classifier = {"classifier.1.weight": torch.zeros(1)}
     torch.save(
@@ -174,8 +189,8 @@ def test_lpips_prefers_torchvisions_cached_file(
         tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth",
     )
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    metrics._lpips_network.cache_clear()
+    network.cache_clear()
     try:
         assert not torch.allclose(lpips(x, reference), usual)
     finally:
-        metrics._lpips_network.cache_clear()
+        network.cache_clear()

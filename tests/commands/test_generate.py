@@ -33,7 +33,7 @@ def generate(folder: Path, *args: str) -> dict:
     """The record of a run."""
     assert main(["generate", "--output", str(folder), *args, *FAST]) == 0
     record = json.loads((folder / "result.json").read_text())
-    assert sorted(p.name for p in folder.iterdir()) == sorted(record["files"])
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*record["files"], "run.json"])
     return record
 
 
@@ -68,7 +68,7 @@ def test_main_job_as_a_process(
     assert run.returncode == 0, run.stderr
     folder = tmp_path / "invdiff-generate-cfg"
     record = json.loads((folder / "result.json").read_text())
-    assert sorted(p.name for p in folder.iterdir()) == sorted(record["files"])
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*record["files"], "run.json"])
     assert "step" in run.stderr and "invdiff-generate-cfg/grid.png" in run.stdout
     assert (
         record["nfe"] == 6
@@ -80,7 +80,7 @@ def test_main_job_as_a_process(
     torch.testing.assert_close(samples(folder, record), expected, atol=EIGHT_BITS, rtol=0)
 
     monkeypatch.chdir(tmp_path)
-    assert main(args) == 2 and "--overwrite" in capsys.readouterr().err
+    assert main(args) == 0 and "--overwrite" in capsys.readouterr().err
 
 
 def test_all_labels_are_rows_and_each_is_what_its_label_alone_gives(tmp_path: Path) -> None:
@@ -191,7 +191,24 @@ def test_batches_land_on_disk_as_they_finish(
         )
         == 130
     )
-    assert sorted(p.name for p in out.iterdir()) == [f"sample_{k:03d}.png" for k in range(4)]
+    finished = [f"sample_{k:03d}.png" for k in range(4)]
+    assert sorted(p.name for p in out.iterdir()) == ["run.json", *finished]
+
+
+def test_the_same_command_again_has_nothing_to_do_and_another_gets_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["generate", "--num-samples", "1", "--size", "16", *FAST]
+    assert main(arguments) == 0
+    (folder,) = tmp_path.glob("invdiff-*")
+    written = (folder / "sample_000.png").stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert (folder / "sample_000.png").stat().st_mtime_ns == written
+    (folder / "sample_000.png").unlink()  # no longer finished
+    assert main(arguments) == 0 and (folder / "sample_000.png").exists()
+    assert main([*arguments, "--seed", "1"]) == 0
+    assert len([*tmp_path.glob("invdiff-*")]) == 2
 
 
 def test_overwriting_leaves_nothing_of_the_run_before(tmp_path: Path) -> None:
@@ -217,6 +234,7 @@ def test_overwriting_leaves_nothing_of_the_run_before(tmp_path: Path) -> None:
         "grid.png",
         "mine.txt",
         "result.json",
+        "run.json",
         "sample_000.png",
     ]
 

@@ -272,7 +272,7 @@ def test_axes_are_guessed_aloud(
 
 def test_ranges() -> None:
     volume = Volume(np.array([[0.0, 50.0], [100.0, 200.0]]), "YX", unit="e-")
-    with pytest.raises(ImageError, match="give data_range=.*from 0 to 200 e-"):
+    with pytest.raises(ImageError, match="data_range=.*from 0 to 200 e-"):
         volume.images()
     x = volume.images((0, 100))
     assert x.flatten().tolist() == [0, 0.5, 1, 2]

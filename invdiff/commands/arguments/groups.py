@@ -22,6 +22,17 @@ def number_or_auto(text: str) -> float | str:
     return text if text == "auto" else float(text)
 
 
+def numbers(text: str) -> tuple[float, float]:
+    """The type of ``--range``."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"two numbers LOW,HIGH, got {text[:40]!r}") from None
+    if not -1e30 < low < high < 1e30:
+        raise argparse.ArgumentTypeError(f"LOW must be below HIGH, got {text[:40]!r}")
+    return low, high
+
+
 def what(group: argparse._ArgumentGroup, method: str, model: str | None = None) -> None:
     """Methods and the model."""
     group.add_argument(
@@ -58,6 +69,22 @@ def prompt(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--negative-prompt",
         help="what they do not show, for the method cfg (default: the empty prompt)",
+    )
+
+
+def scans(group: argparse._ActionsContainer) -> None:
+    """How files of science are read."""
+    group.add_argument(
+        "--range",
+        type=numbers,
+        metavar="LOW,HIGH",
+        help="values of a file of science (.npy, .tif, .fits, .nii, .dcm, .h5, .mat) that are 0 "
+        "and 1 for the network; --range=-1000,3000 (default: what the file declares)",
+    )
+    group.add_argument(
+        "--axes",
+        metavar="ZYX",
+        help="one letter for each of its dimensions: Y, X, C for channels, others for slices",
     )
 
 

@@ -34,6 +34,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     data.add_argument("--input", help="clean image, folder or glob, to degrade and restore")
     data.add_argument("--measurement", help="images that ARE degraded, a folder or glob")
     data.add_argument("--mask", help="inpaint: mask file")
+    groups.scans(data)
     data.add_argument("--limit", type=int, default=8, help="use the first so many (default: 8)")
     data.add_argument("--output", help="folder of the presets (default: invdiff-tune-OPERATOR)")
     run = parser.add_argument_group("run")

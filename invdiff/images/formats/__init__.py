@@ -35,11 +35,11 @@ def read_volume(path: str | Path, axes: str | None = None) -> Volume:
         ImageError: a missing or broken file, a format that is not known or whose package is not
             installed, several arrays of which none was chosen, no array.
     """
-    file, part = _split(path)
+    file, part = split_part(path)
     if not file.is_file():
         raise ImageError(f"no file at {file}")
     try:
-        volume = load("formats", _suffix(file)).read(file, part)
+        volume = load("formats", suffix_of(file)).read(file, part)
     except ImageError:
         raise
     except Exception as error:  # the packages raise all sorts on broken files
@@ -65,7 +65,7 @@ def write_volume(path: str | Path, volume: Volume) -> None:
     path = Path(path).expanduser()
     if not path.parent.is_dir():
         raise ImageError(f"cannot write {path}: there is no folder {path.parent}; create it first")
-    format = load("formats", _suffix(path))
+    format = load("formats", suffix_of(path))
     if volume.format is not format:
         volume = replace(volume, metadata=None, format=format)
     try:
@@ -80,7 +80,8 @@ def write_volume(path: str | Path, volume: Volume) -> None:
     write_atomically(path, content)
 
 
-def _split(path: str | Path) -> tuple[Path, str | None]:
+def split_part(path: str | Path) -> tuple[Path, str | None]:
+    """``FILE:PART`` as the two, and anything else as a file alone."""
     whole = Path(path).expanduser()
     file, colon, part = str(whole).rpartition(":")
     if colon and part and not whole.exists() and Path(file).is_file():
@@ -88,8 +89,12 @@ def _split(path: str | Path) -> tuple[Path, str | None]:
     return whole, None
 
 
-def _suffix(path: Path) -> str:
-    """The longest ending of the name that is registered."""
+def suffix_of(path: Path) -> str:
+    """The longest ending of the name that is registered, without its dot.
+
+    Raises:
+        ImageError: none is.
+    """
     known = list_plugins("formats")
     parts = path.name.lower().split(".")[1:]
     for k in range(len(parts)):

@@ -105,12 +105,12 @@ class Volume:
             ImageError: neither the file nor the caller says the range; complex numbers whose range
                 does not begin at 0.
         """
-        low, high = self._range(data_range)
+        low, high = self.range_of(data_range)
         return (self.slices - low) / (high - low)
 
     def with_images(self, x: Tensor, data_range: tuple[float, float] | None = None) -> Volume:
         """The inverse of :meth:`images`, as :meth:`with_slices`."""
-        low, high = self._range(data_range)
+        low, high = self.range_of(data_range)
         return self.with_slices(low + (high - low) * x)
 
     def pictures(self) -> dict[str, Tensor]:
@@ -125,14 +125,20 @@ class Volume:
         phase = (x if few else x.sum(1, keepdim=True)).angle()
         return {"magnitude": _windowed(magnitude), "phase": (phase / math.tau + 0.5).float()}
 
-    def _range(self, data_range: tuple[float, float] | None) -> tuple[float, float]:
+    def range_of(self, data_range: tuple[float, float] | None = None) -> tuple[float, float]:
+        """(low, high) that become 0 and 1: what is given, else what the file declares.
+
+        Raises:
+            ImageError: as :meth:`images`.
+        """
         given = data_range or self.data_range
         if given is None:
             finite = self.array[np.isfinite(self.array)]
-            extent = np.abs(finite) if self.array.dtype.kind == "c" else finite
+            extent = (np.abs(finite) if finite.dtype.kind == "c" else finite).astype(np.float64)
             raise ImageError(
-                "the file does not say its range; give data_range=(low, high), its values go from "
-                f"{extent.min(initial=np.inf):.4g} to {extent.max(initial=-np.inf):.4g} {self.unit}"
+                "the file does not say its range; give it, data_range=(low, high) or --range "
+                f"LOW,HIGH: its values go from {extent.min(initial=np.inf):.4g} to "
+                f"{extent.max(initial=-np.inf):.4g} {self.unit}".rstrip()
             )
         low, high = given
         if not low < high or (self.array.dtype.kind == "c" and low != 0):
