@@ -105,13 +105,13 @@ def log_likelihood(
             probes is None,
             {n: v[k : k + 1] if isinstance(v, Tensor) and v.ndim else v for n, v in cond.items()},
         )
-        nats = flow.solve(into_range(denoiser, image), rtol, atol)
+        log_p = flow.solve(into_range(denoiser, image), rtol, atol)
         if denoiser.image_range is not None:
-            nats += d * math.log(denoiser.image_range[1] - denoiser.image_range[0])
-        made.append((nats, flow.evaluations))
-    nats = torch.tensor([m[0] for m in made], dtype=torch.float64)
+            log_p += d * math.log(denoiser.image_range[1] - denoiser.image_range[0])
+        made.append((log_p, flow.evaluations))
+    nats = torch.tensor([log_p for log_p, _ in made], dtype=torch.float64)
     bits = -nats / (d * math.log(2)) + (0 if levels is None else math.log2(levels))
-    return Likelihood(nats, bits, torch.tensor([m[1] for m in made]))
+    return Likelihood(nats, bits, torch.tensor([count for _, count in made]))
 
 
 def _probes(noise: NoiseSource, image: Tensor, probes: int | None) -> Tensor:
