@@ -69,7 +69,15 @@ SOURCE_PATTERNS = (
     (r"invdiff/zoo/(\w+)/README\.md", r"models/\1.md"),
 )
 API = {
-    "solve": ["solve", "generate", "invert", "interpolate", "upscale", "Restoration"],
+    "solve": [
+        "solve",
+        "generate",
+        "invert",
+        "interpolate",
+        "log_likelihood",
+        "upscale",
+        "Restoration",
+    ],
     "denoiser": ["Denoiser", "Prediction", "load_model", "self_check"],
     "measurement": ["Measurement", "make_operator"],
     "method": ["Method", "make_method", "recommend", "list_plugins"],

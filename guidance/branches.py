@@ -43,6 +43,32 @@ def both(
     )
 
 
+def compared(
+    setting: Setting,
+    label: Label | Conditions | None,
+    negative: Label | Conditions | None,
+    compares: bool = True,
+) -> tuple[Conditions, Conditions]:
+    """What each image is conditioned on, and what that is compared with: labels, or the conditions
+    that ``negative`` names."""
+    if not isinstance(negative, Mapping):
+        return labels(setting, None if isinstance(label, Mapping) else label, negative, compares)
+    if label is None:
+        return conditions(setting, negative)
+    raise ValueError("negative={...} names conditions that the run itself gives; leave out label=")
+
+
+def bound(conditions: Any, who: str) -> Conditions:
+    """The conditions of a guidance that was bound to a run.
+
+    Raises:
+        TypeError: it was not.
+    """
+    if not isinstance(conditions, Mapping):
+        raise TypeError(f"{who} is bound to a run before it is called: {who}(...).bind(setting)")
+    return conditions
+
+
 def labels(
     setting: Setting, label: Label | None, negative: Label | None, compares: bool
 ) -> tuple[Conditions, Conditions]:

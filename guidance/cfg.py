@@ -26,7 +26,7 @@ from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
-from invdiff.guidance.branches import Label, both, conditions, labels, scale_map
+from invdiff.guidance.branches import Label, both, bound, compared, scale_map
 from invdiff.network import Prediction
 from invdiff.problem import Measurement, Operator
 from invdiff.sampling import Between, Denoise, Guidance, Setting, Step
@@ -96,22 +96,15 @@ class CFG(Guidance):
         return tuple(self.negative) if isinstance(self.negative, Mapping) else ("label",)
 
     def bind(self, setting: Setting) -> CFG:
-        if not isinstance(self.negative, Mapping):
-            compares = isinstance(self.w, Tensor) or self.w != 1 or self.plus
-            label, negative = labels(setting, self._label, self.negative, compares)
-        elif self.label is None:
-            label, negative = conditions(setting, self.negative)
-        else:
-            raise ValueError(
-                "negative={...} names conditions that the run itself gives; leave out label="
-            )
+        compares = isinstance(self.w, Tensor) or self.w != 1 or self.plus
+        label, negative = compared(setting, self.label, self.negative, compares)
         w = scale_map(self.w, setting, self.plus)
         return replace(self, label=label, negative=negative, w=w)
 
     def __call__(
         self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
     ) -> Prediction:
-        c, null = self._bound(self.label), self._bound(self.negative)
+        c, null = bound(self.label, "CFG"), bound(self.negative, "CFG")
         w = tiled(self.w, x_t) if isinstance(self.w, Tensor) else self.w
         if self._outside(step) or (_equals(w, 1) and not self.plus):
             return denoise(x_t, step.t, **tiled_all(c, x_t))  # one branch is all it takes
@@ -129,15 +122,6 @@ class CFG(Guidance):
             return False
         low, high = self.interval
         return not low < float(step.t.ratio) <= high
-
-    @property
-    def _label(self) -> Label | None:
-        return None if isinstance(self.label, Mapping) else self.label
-
-    def _bound(self, conditions: Any) -> Mapping[str, Tensor]:
-        if not isinstance(conditions, Mapping) or not isinstance(self.label, Mapping):
-            raise TypeError("CFG is bound to a run before it is called: CFG(...).bind(setting)")
-        return conditions
 
 
 def _equals(w: float | Tensor, value: float) -> bool:

@@ -31,6 +31,7 @@ _HOME = {
     "generate": "solving",
     "invert": "solving",
     "interpolate": "solving",
+    "log_likelihood": "solving",
     "upscale": "solving.cascade",
     "list_plugins": "plugins.registry",
     "load_model": "loading.model",
@@ -90,7 +91,7 @@ if TYPE_CHECKING:
     )
     from invdiff.sampling import Guidance, Itinerary, Method, Step, Transition, make_method
     from invdiff.schedules import Level, Schedule
-    from invdiff.solving import Restoration, generate, interpolate, invert, solve
+    from invdiff.solving import Restoration, generate, interpolate, invert, log_likelihood, solve
     from invdiff.solving.cascade import upscale
     from invdiff.solving.recommend import recommend
 

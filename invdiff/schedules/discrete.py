@@ -57,6 +57,15 @@ class Discrete(Schedule):
         )
         return self._frame(torch.where(part == 0, below, between))
 
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Differences over a time around t: what lies between two levels is interpolated, so that
+        there is no derivative at a level."""
+        t = t.detach()
+        before, after = (t - 0.5).clamp(min=-1), (t + 0.5).clamp(max=self.T - 1)
+        ends = zip(self.coefficients(before), self.coefficients(after), strict=True)
+        alpha, sigma = ((b - a) / (after - before) for a, b in ends)
+        return alpha, sigma
+
     def _frame(self, ratio: Tensor) -> tuple[Tensor, Tensor]:
         if self.exploding:
             return torch.ones_like(ratio), ratio

@@ -13,7 +13,14 @@ from invdiff.itineraries import Straight
 from invdiff.network import Denoiser
 from invdiff.noise import NoiseSource
 from invdiff.problem import Measurement
-from invdiff.sampling import Denoise, Itinerary, Step, Transition, sample
+from invdiff.sampling import (
+    Denoise,
+    Itinerary,
+    StatefulTransition,
+    Step,
+    Transition,
+    sample,
+)
 from invdiff.schedules import Schedule
 from invdiff.solving.ranges import encoded, into_range
 from invdiff.solving.run import check_image, noise_of, resolve_conditions
@@ -53,6 +60,11 @@ def invert(
         raise ValueError(
             "inversion needs a deterministic transition, e.g. DDIM(eta=0) or Heun(); "
             f"{transition} draws noise"
+        )
+    if isinstance(transition, StatefulTransition):
+        raise ValueError(
+            f"{transition} keeps a state between steps, which leads another way back; invert with "
+            "DDIM(eta=0), Heun() or DPMSolver()"
         )
     schedule = (schedule or denoiser.schedule).sized(denoiser.state_shape(tuple(x.shape)))
     levels = Straight()(schedule, steps)[-2::-1]  # least noisy first, the clean end left out

@@ -6,7 +6,9 @@ alpha_s * dx.
 
 from invdiff.transitions.ddim import DDIM
 from invdiff.transitions.ddpm import DDPM
+from invdiff.transitions.deis import DEIS
 from invdiff.transitions.dpm_solver import DPMSolver
+from invdiff.transitions.dpm_solver_3m import DPMSolver3M
 from invdiff.transitions.euler import Euler
 from invdiff.transitions.euler_maruyama import EulerMaruyama
 from invdiff.transitions.heun import Heun
@@ -17,22 +19,28 @@ from invdiff.transitions.kernel import (
     posterior_variance,
 )
 from invdiff.transitions.langevin import Langevin
+from invdiff.transitions.lms import LMS
 from invdiff.transitions.predictor_corrector import PredictorCorrector
 from invdiff.transitions.renoise import Renoise
 from invdiff.transitions.replace import Replace
+from invdiff.transitions.unipc import UniPC
 
 __all__ = [
     "Ancestral",
     "DDIM",
     "DDPM",
+    "DEIS",
     "DPMSolver",
+    "DPMSolver3M",
     "Euler",
     "EulerMaruyama",
     "Heun",
+    "LMS",
     "Langevin",
     "PredictorCorrector",
     "Renoise",
     "Replace",
+    "UniPC",
     "check_density",
     "forward_variance",
     "posterior_variance",
