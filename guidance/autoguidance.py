@@ -56,7 +56,10 @@ class Autoguidance(Guidance):
                 f"{weak.channels} channels in {weak.data_range}, {good.name} "
                 f"{good.channels} in {good.data_range}"
             )
-        cond = dict(setting.cond) if self.cond is None else self.cond
+        cond = dict(setting.cond if self.cond is None else self.cond)
+        if weak.num_classes is not None:  # made here: nothing waits for a device later
+            label = weak.labels(cond.get("label"), setting.shape[0])
+            cond["label"] = label.to(setting.device)
         return replace(self, weak=weak.to(setting.device), cond=cond)
 
     def __call__(

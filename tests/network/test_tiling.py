@@ -327,15 +327,19 @@ def test_every_method_composes_with_it(method: str) -> None:
 
     if method in (
         "cfg",
+        "apg",
+        "cfg_zero",
+        "autoguidance",
         "classifier",
         "sr3",
         "psld",
         "resample",
-    ):  # want labels, a shown image or latents, with tiles or without
+    ):  # want labels, another network, a shown image or latents, with tiles or without
         for tile in ({}, {"tile": 8}):
             with pytest.raises(
                 ValueError,
-                match="class-conditional|noise-aware|conditioned on an image|latent diffusion",
+                match="class-conditional|noise-aware|conditioned on an image|latent diffusion"
+                "|a weak network",
             ):
                 run(**tile)
         return
