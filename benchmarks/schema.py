@@ -263,7 +263,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 """Characters that steer a terminal or the direction of text, or that no file can hold."""
 
 
-_MANY_DIGITS = re.compile(r"\d{19}")
+_MANY_DIGITS = re.compile(r"[0-9]{19}")
 
 
 def _suspicious(value: Any) -> bool:

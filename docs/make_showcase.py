@@ -6,22 +6,21 @@ baseline, by a sampler of deepinv and by the method that is recommended here.
 Both samplers have the same network, the same measurement and about 100 evaluations; values are
 those of the suite ``photo`` (deepinv's, chosen for each operator) and of
 ``configs/recommended.json``.
-Under each picture stands its LPIPS on this photograph, of one sample, seed 0.
+The photograph is the one that `solve` takes where it is given none; above each picture stands its
+LPIPS, of one sample, seed 0.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
-from skimage import data
 from torch import Tensor
 
 import invdiff
 from invdiff.benchmarks import metrics, peers
 from invdiff.benchmarks.baselines import Baseline
-from invdiff.images import grid, write_image
+from invdiff.images import grid, sample_photo, write_image
 from invdiff.plugins.registry import load
 
 DOCS = Path(__file__).parent
@@ -33,14 +32,9 @@ PROBLEMS: list[tuple[str, dict[str, object], float, str, Baseline]] = [
 ]
 
 
-def photograph() -> Tensor:
-    """scikit-image's astronaut, halved."""
-    x = torch.from_numpy(data.astronaut()).permute(2, 0, 1)[None].float() / 255
-    return F.avg_pool2d(x[..., 0 : 2 * SIDE, 100 : 100 + 2 * SIDE], 2)
-
-
 def main() -> None:
-    x, denoiser = photograph(), invdiff.load_model("photo64")
+    x, _ = sample_photo(SIDE)
+    denoiser = invdiff.load_model("photo64")
     panels, labels, rows = list[Tensor](), list[str](), list[str]()
     for name, values, sigma, classical, peer in PROBLEMS:
         operator = invdiff.make_operator(name, **values)

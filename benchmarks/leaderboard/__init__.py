@@ -17,8 +17,7 @@ and a row: ``id``, ``label``, ``method`` (its label in the suite), ``kind``, ``v
 """
 
 from invdiff.benchmarks.leaderboard.render import cautions, markdown
-from invdiff.benchmarks.leaderboard.sets import add_set_scores
 from invdiff.benchmarks.leaderboard.table import tables
 from invdiff.benchmarks.leaderboard.types import COSTS, SECTIONS, Row, Table
 
-__all__ = ["COSTS", "SECTIONS", "Row", "Table", "add_set_scores", "cautions", "markdown", "tables"]
+__all__ = ["COSTS", "SECTIONS", "Row", "Table", "cautions", "markdown", "tables"]

@@ -24,7 +24,7 @@ from invdiff.benchmarks.schema import Record
 from invdiff.benchmarks.suite import make_suite
 from invdiff.benchmarks.tables import markdown
 from invdiff.benchmarks.trackers import Tracker, figures, make_tracker
-from invdiff.commands.common import check_paths
+from invdiff.commands.folder import check_paths
 from invdiff.config import compose_suite, config_files, override_value
 from invdiff.files import write_atomically
 from invdiff.plugins.registry import check_names, list_plugins

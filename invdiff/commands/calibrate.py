@@ -21,7 +21,8 @@ from torch import Tensor
 
 from invdiff import images
 from invdiff.commands.choice import MODEL
-from invdiff.commands.common import check_paths, configure
+from invdiff.commands.common import configure
+from invdiff.commands.folder import check_paths
 from invdiff.commands.unknown import picture
 from invdiff.files import write_atomically
 from invdiff.images import write_image

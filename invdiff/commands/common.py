@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import platform
+import re
 import sys
 import threading
 import warnings
@@ -36,11 +37,17 @@ HINT_AFTER = 2.0
 READING = {"predicts", "schedule", "data_range"}
 
 
-def check_paths(args: argparse.Namespace, flags: Sequence[str]) -> None:
-    """Refuses paths that are empty, as an unset variable of a shell makes them."""
-    for flag in flags:
-        if getattr(args, flag) == "":
-            raise ValueError(f"--{flag} is empty; leave it out or give a path")
+def sides(text: str | None) -> tuple[int, int] | None:
+    """Height and width by ``--size``, ``64`` or ``96x64``."""
+    if text is None:
+        return None
+    found = text.split("x")
+    if len(found) > 2 or not all(re.fullmatch("0*[1-9][0-9]{0,4}", side) for side in found):
+        raise ValueError(
+            "--size is a number of pixels, 64, or HEIGHTxWIDTH, 96x64, each below 100,000; got "
+            f"{text[:40]!r}"
+        )
+    return int(found[0]), int(found[-1])
 
 
 def place_label(

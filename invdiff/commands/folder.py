@@ -3,6 +3,7 @@ whenever its record is there."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -25,6 +26,13 @@ OURS = re.compile(
     r"|(restored|mean|std|kernel|kernel_std)\.npy|measurement\.safetensors|result\.json"
 )
 """The files that `solve` and `generate` write into the folder of a result."""
+
+
+def check_paths(args: argparse.Namespace, flags: Sequence[str]) -> None:
+    """Refuses paths that are empty, as an unset variable of a shell makes them."""
+    for flag in flags:
+        if getattr(args, flag) == "":
+            raise ValueError(f"--{flag} is empty; leave it out or give a path")
 
 
 def digest(request: dict[str, Any]) -> str:

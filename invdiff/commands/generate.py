@@ -22,15 +22,15 @@ from invdiff.commands.common import (
     Watch,
     batch_size,
     check_numbers,
-    check_paths,
     check_reading,
     configure,
     load_models,
     place_label,
     place_prompt,
     record_of,
+    sides,
 )
-from invdiff.commands.folder import choose_folder, claim, clear, digest
+from invdiff.commands.folder import check_paths, choose_folder, claim, clear, digest
 from invdiff.commands.folder import finished as finished_before
 from invdiff.config import build_method
 from invdiff.files import write_atomically
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     layout = Layout(
         _labels(args.label, denoiser), config["num_samples"], args.interpolate is not None
     )
-    shape = _shape(args.size, denoiser)
+    shape = _shape(sides(args.size), denoiser)
     labelled = place_label(config, denoiser, None if args.label is None else layout.label_of)  # type: ignore[arg-type]
     labelled = place_prompt(labelled, denoiser, args, layout.count)
     method = build_method(labelled, default=DDIM() if layout.walk else None)

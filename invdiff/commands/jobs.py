@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from invdiff import images
+from invdiff.commands.common import sides
 from invdiff.files import sha256
 from invdiff.images.formats import split_part
 from invdiff.images.formats.scan import Scan, find_files, is_scan
@@ -86,11 +87,12 @@ def find_jobs(args: argparse.Namespace, denoiser: Denoiser, saved: Measurement |
         degraded = args.measurement is not None
         found = find_files(args.measurement if degraded else args.input)
         channels = None if degraded else denoiser.channels
+        size = sides(args.size)
         jobs: list[Job] = []
         for name, source in zip(_unique_names(found), found, strict=True):
             if is_scan(source, args.range):
                 scan = Scan(source, args.range, args.axes)
-                jobs += _slices(name, scan, degraded, channels, args.size)
+                jobs += _slices(name, scan, degraded, channels, size)
                 continue
             file = Path(source)
             read = partial(images.read_image, file, channels)

@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from invdiff.benchmarks.leaderboard import Table, add_set_scores, cautions, markdown, tables
+from invdiff.benchmarks.leaderboard import Table, cautions, markdown, tables
 from invdiff.benchmarks.leaderboard.export import to_csv, to_json
 from invdiff.benchmarks.leaderboard.latex import latex
-from invdiff.benchmarks.recompute import recompute
 from invdiff.benchmarks.records import benchmark_hash, merge, problems, read_records
-from invdiff.commands.common import check_paths
+from invdiff.commands.folder import check_paths
 from invdiff.files import write_atomically
 
 OPTIONS: dict[str, set[str]] = {
@@ -80,6 +79,8 @@ def _show(folders: Sequence[str], args: argparse.Namespace) -> None:
         check_file(Path(args.figure), "figure", args.overwrite)
     found = tables(read_records(folders), args.baseline, args.benchmark, args.metric)
     for table in found if args.set_score else ():
+        from invdiff.benchmarks.leaderboard.sets import add_set_scores  # imports torch
+
         add_set_scores(table, args.set_score, args.weights and Path(args.weights))
     if args.figure is not None:
         from invdiff.benchmarks.leaderboard import figure
@@ -146,6 +147,8 @@ def check_file(output: Path, form: str, overwrite: bool) -> None:
 
 
 def _validate(folders: Sequence[str], args: argparse.Namespace) -> None:
+    from invdiff.benchmarks.recompute import recompute  # imports torch
+
     wrong, records = problems(folders)
     again = {record["file"]: recompute(record) for record in records}
     wrong += [f"{file}: {flaw}" for file, flaws in again.items() for flaw in flaws or ()]

@@ -21,7 +21,6 @@ from invdiff.commands.common import (
     Watch,
     batch_size,
     check_numbers,
-    check_paths,
     check_reading,
     configure,
     load_models,
@@ -30,6 +29,7 @@ from invdiff.commands.common import (
     record_of,
 )
 from invdiff.commands.folder import (
+    check_paths,
     choose_folder,
     claim,
     digest,

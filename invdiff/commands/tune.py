@@ -11,7 +11,8 @@ from typing import Any
 from invdiff.benchmarks import tuning
 from invdiff.benchmarks.tables import markdown
 from invdiff.commands.choice import MODEL
-from invdiff.commands.common import check_numbers, check_paths, configure, load_models
+from invdiff.commands.common import check_numbers, configure, load_models
+from invdiff.commands.folder import check_paths
 from invdiff.commands.jobs import Job, find_jobs, measure
 from invdiff.config import build_operator
 from invdiff.files import write_atomically

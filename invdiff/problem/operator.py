@@ -326,12 +326,18 @@ class Operator(ABC):
         # On an image of zeros: the meta device, which would do without one, makes torch import its
         # compiler, two seconds.
         state = {k: v[:1] if k in self.per_image else v for k, v in self.state.items()}
+        probe = self._changed(state=state)
         held = next((v for v in state.values() if v.is_floating_point() or v.is_complex()), None)
-        zeros = torch.zeros(1, *self.shape) if held is None else held.new_zeros(1, *self.shape)
+        real = torch.float32 if held is None else held.real.dtype
+        zeros = torch.zeros(
+            1, *self.shape, dtype=real, device=None if held is None else held.device
+        )
         with torch.no_grad():
-            memo["measurement_shape"] = tuple(
-                self._changed(state=state)._forward(zeros.real).shape[1:]
-            )
+            try:
+                y = probe._forward(zeros)
+            except RuntimeError:  # constants that are no state may be in another precision
+                y = probe._forward(zeros.double() if real != torch.float64 else zeros.float())
+        memo["measurement_shape"] = tuple(y.shape[1:])
         return memo["measurement_shape"]
 
     def _changed(self, **changes: Any) -> Self:

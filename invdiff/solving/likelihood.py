@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from invdiff.network import Denoiser
@@ -72,6 +71,16 @@ def log_likelihood(
         seed, image_ids: of the probes and the noise; image k's are its own.
         cond: what the network is conditioned on.
 
+    Examples:
+        >>> import invdiff, torch
+        >>> schedule = invdiff.schedules.linear(1000)
+        >>> def eps(x, t):  # of data that are N(0, I): x_t is, too
+        ...     return x * schedule(t).sigma.view(-1, 1).to(x)
+        >>> denoiser = invdiff.Denoiser(eps, schedule=schedule)
+        >>> found = invdiff.log_likelihood(denoiser, torch.zeros(1, 2), probes=None)
+        >>> round(float(found.nats[0]), 2)  # -log(2 pi)
+        -1.84
+
     Raises:
         ValueError: a latent network, whose density is one of latents; what the arguments exclude.
     """
@@ -133,6 +142,8 @@ class _Flow:
 
     def solve(self, x: Tensor, rtol: float, atol: float) -> float:
         """log p(x), x in the network's range."""
+        from scipy.integrate import solve_ivp  # 300 modules that no other command needs
+
         schedule, d = self.denoiser.schedule, x.numel()
         low = math.log(float(schedule(schedule.t_min).ratio))
         high = math.log(min(float(schedule(schedule.t_max).ratio), HIGHEST))

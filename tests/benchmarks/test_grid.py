@@ -22,7 +22,8 @@ from invdiff.benchmarks import baselines, frontier, harness, records, scoring
 from invdiff.benchmarks.dataset import Dataset
 from invdiff.benchmarks.grid import Grid, evaluate, networks, plan
 from invdiff.benchmarks.launchers import make_launcher
-from invdiff.benchmarks.leaderboard import add_set_scores, markdown, tables
+from invdiff.benchmarks.leaderboard import markdown, tables
+from invdiff.benchmarks.leaderboard.sets import add_set_scores
 from invdiff.commands.arguments import make_parser
 from invdiff.commands.bench import configure
 from invdiff.commands.main import main

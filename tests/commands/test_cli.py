@@ -125,7 +125,7 @@ def test_main_job_as_a_process(tmp_path: Path) -> None:
         "truth.png",
     } <= set(record["files"])
     assert record["nfe"] == 4 and record["nbe"] == 4
-    assert set(record["metrics"]) == {"psnr", "ssim", "lpips"}
+    assert set(record["metrics"]) == {"psnr", "ssim", "lpips", "nmse"}
     restored, truth = read_image(folder / "restored.png"), read_image(folder / "truth.png")
     assert restored.shape == truth.shape == (1, 3, 128, 128)
     psnr = -10 * torch.log10((restored - truth).square().mean())

@@ -481,7 +481,7 @@ def test_noisy_classifiers_are_equal_to_the_official_code(pool: str, tmp_path: P
     x = image(2, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(
-            classifier.net(x, T).flatten(), torch.tensor(CLASSIFIERS[pool]), atol=2e-6, rtol=1e-5
+            classifier.net(x, T).flatten(), torch.tensor(CLASSIFIERS[pool]), atol=1e-5, rtol=1e-5
         )
         log_p = classifier(x, schedules.linear(1000)(300))
         torch.testing.assert_close(log_p, classifier.net(x, torch.full((2,), 300.0)).log_softmax(1))

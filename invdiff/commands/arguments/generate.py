@@ -32,7 +32,6 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     images.add_argument("--num-samples", type=int, help="how many, of each label (default: 16)")
     images.add_argument(
         "--size",
-        type=groups.sides,
         metavar="HxW",
         help="64, or HEIGHTxWIDTH (default: what the network was trained on)",
     )

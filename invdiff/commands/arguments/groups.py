@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 
 EPILOG = """
 Everything else is set by Hydra overrides, key=value:
@@ -32,16 +31,6 @@ def numbers(text: str) -> tuple[float, float]:
     if not -1e30 < low < high < 1e30:
         raise argparse.ArgumentTypeError(f"LOW must be below HIGH, got {text[:40]!r}")
     return low, high
-
-
-def sides(text: str) -> tuple[int, int]:
-    """The type of a size, ``64`` or ``96x64``, height first."""
-    found = text.split("x")
-    if len(found) > 2 or not all(re.fullmatch("0*[1-9][0-9]{0,4}", side) for side in found):
-        raise argparse.ArgumentTypeError(
-            f"a number of pixels, 64, or HEIGHTxWIDTH, 96x64, each below 100,000; got {text[:40]!r}"
-        )
-    return int(found[0]), int(found[-1])
 
 
 def what(group: argparse._ArgumentGroup, method: str, model: str | None = None) -> None:
@@ -99,7 +88,6 @@ def scans(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--size",
-        type=sides,
         metavar="HxW",
         help="of the image, where a --measurement of science does not tell: 256, 320x256",
     )
