@@ -63,6 +63,7 @@ SOURCES = {  # what a link to a file of the repository means on the site
 }
 SOURCE_PATTERNS = (
     (r"docs/tutorial\.py", "tutorial.md"),
+    (r"docs/gallery", "gallery/index.md"),
     (r"docs/(.*)", r"\1"),
     (r"guidance/(\w+)\.py", r"methods/\1.md"),
     (r"operators/(\w+)\.py", r"operators/\1.md"),
@@ -656,9 +657,12 @@ def gallery(ran: Mapping[Path, Page]) -> tuple[dict[str, str], dict[str, bytes]]
         made[f"{folder}{name}.md"] = relinked(text, source, f"{folder}{name}.md")
         files |= {f"{folder}{path}": data for path, data in page.files.items()}
         if not own:
+            top = f":img-top: {page.thumbnail}\n" if page.thumbnail else ""
+            # The card is a link as a whole.
+            said = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", markdown(page.summary))
             cards.append(
-                f":::{{grid-item-card}} {page.title}\n:link: {name}\n:link-type: doc\n"
-                f":img-top: {page.thumbnail}\n\n{markdown(page.summary)}\n:::\n"
+                f":::{{grid-item-card}} {page.title}\n:link: {name}\n:link-type: doc\n{top}"
+                f"\n{said}\n:::\n"
             )
     names = [name_of(s) for s in ran if s.name != "tutorial.py"]
     made["gallery/index.md"] = (

@@ -20,17 +20,17 @@ def test_a_scanner_end_to_end(tmp_path: Path) -> None:
     section = (
         PAGE.read_text(encoding="utf-8").split("## A scanner, end to end")[1].split("\n## ")[0]
     )
-    shown = "".join(re.findall(r"^```sh\n(.*?)^```$", section, re.DOTALL | re.MULTILINE))
-    commands = shown.replace("--steps 20", "--steps 2").splitlines()
-    assert sum("--operator deepinv:" in command for command in commands) == 2
+    blocks = re.findall(r"^```sh\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    assert sum(block.count("--operator deepinv:") for block in blocks) == 2
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
     out = ""
-    for command in commands:
+    for block in blocks:
+        script = "set -e\n" + block.replace("--steps 20", "--steps 2")
         done = subprocess.run(
-            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
+            script, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
         )
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
         out += done.stdout
     measured = Measurement.load(tmp_path / "mri" / "sample_001" / "measurement.safetensors")
     described = measured.describe()
