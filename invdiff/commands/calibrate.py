@@ -2,7 +2,9 @@
 
     theta = argmin  Σ ‖y − A_theta(x)‖² / m
 
-over the pairs, by L-BFGS through the operator, which is differentiable in its parameters. The error
+over the pairs, by L-BFGS through the operator, which is differentiable in its parameters. What lies
+beyond the border of a photograph is unknown, so that a blur is compared where it does not reach
+there, unless its border is given. The error
 is that of the mean of as many independent searches as there are groups of data: the pairs, or the
 four quarters of the measurement of a single one.
 """
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         from invdiff.operators.kernel_estimate import onto_simplex
 
         whole = onto_simplex(whole.view(1, -1)).view_as(whole)
-    misfit = sum(float((y - made(whole)(x)).square().mean()) for x, y in pairs) / len(pairs)
+    misfit = sum(float(residual(y, made(whole)(x)).square().mean()) for x, y in pairs) / len(pairs)
     said = _write(file, node, name, whole, error, misfit**0.5, len(pairs))
     if not args.quiet:
         print(said)
@@ -81,7 +83,7 @@ def least_squares(
         optimiser.zero_grad()
         operator = made(theta)
         value = torch.stack(
-            [r.square().mean() for x, y in pairs for r in parts(y - operator(x))]
+            [r.square().mean() for x, y in pairs for r in parts(residual(y, operator(x)))]
         ).sum()
         value = value / scale
         value.backward()
@@ -92,6 +94,18 @@ def least_squares(
     if not bool(found.isfinite().all()):
         raise ValueError("the search did not end at a finite value; start it nearer to the truth")
     return found
+
+
+def residual(y: Tensor, made: Tensor) -> Tensor:
+    """y - A(x) where both are: of a photograph, in the middle, which A computes without its
+    border."""
+    height, width = (min(n, m) for n, m in zip(y.shape[-2:], made.shape[-2:], strict=True))
+
+    def middle(v: Tensor) -> Tensor:
+        top, left = (v.shape[-2] - height) // 2, (v.shape[-1] - width) // 2
+        return v[..., top : top + height, left : left + width]
+
+    return middle(y) - middle(made)
 
 
 def _quarter(k: int) -> Parts:
@@ -117,6 +131,8 @@ def _sought(node: dict[str, Any], name: str) -> tuple[Tensor, Callable[[Tensor],
     """Where the search starts, and the operator of a value."""
     known = inspect.signature(load("operators", node["name"])).parameters
     given = {k: v for k, v in node.items() if k != "name"}
+    if "border" in known and given.get("border") is None:
+        given["border"] = "valid"
     if name == "kernel" and "kernel_size" in known:
         size = given["kernel_size"] or 15
         start = torch.full((size, size), 1 / size**2, dtype=torch.float64)
@@ -139,12 +155,11 @@ def _pairs(args: argparse.Namespace, operator: Operator) -> list[Pair]:
     pairs = []
     for one, other in zip(sharp, blurred, strict=True):
         x, y = images.read_image(one).double(), images.read_image(other).double()
-        bound = operator.bind(tuple(x.shape[1:]))
-        if tuple(y.shape[1:]) != bound.measurement_shape:
+        wanted = operator.bind(tuple(x.shape[1:])).measurement_shape
+        if tuple(y.shape[1:]) != wanted and y.shape != x.shape:
             raise ValueError(
-                f"{other} has shape {tuple(y.shape[1:])}, but {operator.kind} gives "
-                f"{bound.measurement_shape} of {one}, {tuple(x.shape[1:])}; of a photograph "
-                "without its border it is operator.border=valid"
+                f"{other} has shape {tuple(y.shape[1:])}, but {operator.kind} gives {wanted} of "
+                f"{one}, {tuple(x.shape[1:])}"
             )
         pairs.append((x, y))
     return pairs

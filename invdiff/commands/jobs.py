@@ -95,6 +95,11 @@ def find_jobs(args: argparse.Namespace, denoiser: Denoiser, saved: Measurement |
                 jobs += _slices(name, scan, degraded, channels, size)
                 continue
             file = Path(source)
+            for flag in ("range", "axes", "size"):
+                if getattr(args, flag) is not None:
+                    raise ValueError(
+                        f"--{flag} is for files of science, and {file.name} is a picture in [0, 1]"
+                    )
             read = partial(images.read_image, file, channels)
             jobs.append(Job(name, _source(file), read, degraded, image_id(file.name)))
         return jobs

@@ -47,10 +47,16 @@ def write_scans(done: Mapping[Path, Job], output: Path) -> list[str]:
     lines: list[str] = []
     for scan, found in scans.items():
         parts = [found[k] for k in sorted(found)]
+        if len(parts) < len(scan):
+            lines.append(
+                f"{scan.stem}: {len(scan) - len(parts)} of {len(scan)} slices are not restored, so "
+                "the whole is not written; the same command goes on with them"
+            )
+            continue
         suffix = suffix_of(split_part(scan.path)[0])
         for what in ("restored", "mean", "std"):
             files = [part / f"{what}.npy" for part in parts]
-            if len(parts) < len(scan) or not all(file.is_file() for file in files):
+            if not all(file.is_file() for file in files):
                 continue
             slices = [torch.from_numpy(np.load(file)) for file in files]
             path, said = _write(scan, slices, output / f"{scan.stem}_{what}", what, suffix)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +97,21 @@ def test_values_are_tried_on_a_measurement(
     assert record["config"]["operator"]["sigma"] == 1.5
     argv += ["--input", str(pair / "sharp.png"), "--output", str(tmp_path / "no")]
     assert main(argv) == 2 and "give --measurement" in capsys.readouterr().err
+
+
+def test_nothing_is_assumed_beyond_the_border_of_a_photograph(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A blur by another program, with a border rule of its own, is found all the same."""
+    from scipy.ndimage import gaussian_filter
+
+    x = sample_photo(96)[0]
+    y = torch.from_numpy(gaussian_filter(x.numpy(), (0, 0, 1.5, 1.5)))
+    write_image(tmp_path / "sharp.png", x)
+    write_image(tmp_path / "blurred.png", y)
+    pair = ["--input", str(tmp_path / "sharp.png"), "--measurement", str(tmp_path / "blurred.png")]
+    out = str(tmp_path / "camera.yaml")
+    sought = ["--operator", "blur", "--parameter", "sigma", "--output", out]
+    assert main(["calibrate", *pair, *sought]) == 0
+    found = re.search(r"sigma: ([\d.]+)", capsys.readouterr().out)
+    assert found is not None and abs(float(found[1]) - 1.5) < 0.02

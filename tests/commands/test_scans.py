@@ -72,6 +72,27 @@ def test_what_is_not_known_of_a_scan_is_asked_for(capsys: pytest.CaptureFixture[
     assert not Path("out").exists()
 
 
+def test_a_slice_that_fails_keeps_the_whole_from_being_written(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stack = scan().astype(np.float32).transpose(2, 0, 1)
+    stack[1, 3, 4] = np.nan
+    np.save("x.npy", stack)
+    loud = [flag for flag in FAST if flag != "--quiet"]
+    arguments = ["--measurement", "x.npy", "--axes", "ZYX", "--range=-1000,3000"]
+    assert main(["solve", *arguments, *loud]) == 2
+    assert "x: 1 of 3 slices are not restored" in capsys.readouterr().err
+    assert Path("out/x_002/restored.npy").exists() and not Path("out/x_restored.npy").exists()
+
+
+def test_pictures_have_no_range_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    from invdiff.images import sample_photo, write_image
+
+    write_image("photo.png", sample_photo(32)[0])
+    assert main(["solve", "--input", "photo.png", "--range=0,255", *FAST]) == 2
+    assert "--range is for files of science" in capsys.readouterr().err
+
+
 def test_poisson_noise_of_a_measurement_is_its_sigma() -> None:
     y = np.random.default_rng(0).poisson(40, (16, 16)).astype(np.float32)
     np.save("counts.npy", y)
