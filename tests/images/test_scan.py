@@ -97,3 +97,10 @@ def test_pictures_of_data(tmp_path: Path) -> None:
     assert float(picture.min()) == 0 and float(picture.max()) == 1
     write_image(tmp_path / "x.png", viewable(torch.rand(5, 8, 8)))
     assert read_image(tmp_path / "x.png").shape == (1, 1, 8, 8)
+
+
+def test_a_range_that_does_not_suit_the_values_is_said(stack: Path) -> None:
+    """Twelve bits in a file of sixteen, and a range far below the values."""
+    assert "--range" in Scan(stack).notes[-1]
+    assert "--range" in Scan(stack, (0, 1)).notes[-1]
+    assert len(Scan(stack, (0, 4000)).notes) == 1

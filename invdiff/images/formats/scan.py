@@ -17,6 +17,8 @@ from invdiff.images.read import SUFFIXES, ImageError, find_images, quiet
 from invdiff.plugins.registry import list_plugins
 
 Range = tuple[float, float]
+SMALL = 0.1
+"""The share of the range that values fill below which the range is doubted."""
 
 
 def find_files(pattern: str | Path) -> list[str | Path]:
@@ -103,7 +105,15 @@ class Scan:
         low, high = self.range
         values = f"{low:g} to {high:g} {self.volume.unit}".strip()
         count = f"{len(self)} slices" if len(self) > 1 else "one slice"
-        return [f"{self.stem}: {count}, the range is {values}", *self.volume.notes]
+        said = [f"{self.stem}: {count}, the range is {values}", *self.volume.notes]
+        found = self.slices.abs() if self.slices.is_complex() else self.slices
+        lowest, highest = (float(v) for v in found.nan_to_num(low).aminmax())
+        if highest - lowest < SMALL * (high - low) or highest > 2 * high - low:
+            said.append(
+                f"{self.stem}: its values go from {lowest:g} to {highest:g}, which does not suit "
+                "that range: --range LOW,HIGH says which values are black and white"
+            )
+        return said
 
     def image(self, k: int, channels: int | None = None) -> Tensor:
         """Slice k as an image (1, C, H, W): the range becomes [0, 1], nothing is clipped.
