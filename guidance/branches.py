@@ -34,7 +34,7 @@ def both(
             if not out_of_memory(error):
                 raise
             warnings.warn(
-                "out of memory; going on with the two branches of CFG one after the other",
+                "out of memory; going on with the two branches one after the other",
                 stacklevel=2,
             )
     return (

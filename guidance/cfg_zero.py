@@ -24,6 +24,7 @@ from invdiff.guidance.branches import Label, both, bound, compared
 from invdiff.network import Prediction
 from invdiff.problem import Measurement, Operator
 from invdiff.sampling import Between, Denoise, Guidance, Setting, Step
+from invdiff.sampling.step import tiled_all
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,15 @@ class CFGZero(Guidance):
         self, denoise: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
     ) -> Prediction:
         c, null = bound(self.label, "CFGZero"), bound(self.negative, "CFGZero")
-        cond, uncond = both(denoise, x_t, step, c, null, self.batched)
         alpha, sigma = step.t.alpha, step.t.sigma
         d_alpha, d_sigma = step.schedule.rates(step.t.t)
-        v_c, v_n = (d_alpha * p.x0 + d_sigma * p.eps for p in (cond, uncond))
         # alpha x0 + sigma eps = x_t and d_alpha x0 + d_sigma eps = v, solved for x0
         to_x0 = -sigma / (alpha * d_sigma - sigma * d_alpha)
         if step.index < self.zero_steps:
-            return cond.move(-to_x0 * v_c)
+            p = denoise(x_t, step.t, clip_x0=False, **tiled_all(c, x_t))
+            return p.move(-to_x0 * (d_alpha * p.x0 + d_sigma * p.eps))
+        cond, uncond = both(denoise, x_t, step, c, null, self.batched)
+        v_c, v_n = (d_alpha * p.x0 + d_sigma * p.eps for p in (cond, uncond))
         s = (inner(v_c, v_n) / inner(v_n, v_n).clamp(min=1e-12)) * v_n
         return cond.move(to_x0 * (self.w - 1) * (v_c - s)).clip()
 

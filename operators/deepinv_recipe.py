@@ -132,7 +132,7 @@ class Recipe:
             try:
                 # Some draw from the global random numbers, which stay as they were.
                 with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed_of("deepinv", self.seed))
+                    torch.default_generator.manual_seed(seed_of("deepinv", self.seed))
                     physics = made(**self._given(takes, shape), **way)
             except Exception as error:
                 errors.append(error)

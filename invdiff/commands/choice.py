@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import warnings
+from pathlib import Path
 from typing import Any
 
 from invdiff.commands.common import configure, load_models
+from invdiff.commands.unknown import candidates
 from invdiff.config import build_operator, override_value
 from invdiff.config.presets import is_file, preset_of_file
 from invdiff.network import Denoiser
 from invdiff.plugins.registry import load
-from invdiff.problem import Measurement
+from invdiff.problem import Measurement, Operator
+from invdiff.solving.plan import complete
 from invdiff.solving.recommend import (
     Recommendation,
     evaluations_of,
@@ -74,7 +78,26 @@ def _choice(
     bare = argparse.Namespace(**vars(args) | {"upscale": None})
     config: dict[str, Any] = configure(bare, operator, ["none"], "none")
     found = recorded(config["operator"]["name"], args.model, limit)
-    if found is not None:
+    made = saved.operator if saved is not None else _made(args, config)
+    if found is not None and _takes(found.name, made):
         return found, None
     denoiser, _ = load_models(bare, config)
-    return recommend(saved or build_operator(config), denoiser, budget), denoiser
+    return recommend(saved or made, denoiser, budget), denoiser
+
+
+def _made(args: argparse.Namespace, config: dict[str, Any]) -> Operator:
+    """The operator of a run, as it is of a photograph where one is given."""
+    tried = candidates(config)
+    operator = build_operator(config | {"operator": tried[0]} if tried else config)
+    if args.measurement is None:
+        return operator
+    with contextlib.suppress(ValueError):  # what a file does not tell is said when it is read
+        return operator.of_file(Path(args.measurement))
+    return operator
+
+
+def _takes(method: str, operator: Operator) -> bool:
+    """Whether an operator is of the kinds that the pieces of a method require."""
+    plan = complete(method)
+    kinds = [piece.requires for piece in (*plan.chain, plan.transition)]
+    return all(kind is None or isinstance(operator, kind) for kind in kinds)

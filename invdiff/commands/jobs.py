@@ -123,7 +123,8 @@ def _slices(
     """The slices of a file of science; those that are degraded are read in its units."""
     file, part = split_part(scan.path)
     low, high = scan.range
-    source = {**_source(file), "part": part, "range": [low, high], "unit": scan.volume.unit}
+    source: dict[str, Any] = {**_source(file), "part": part, "axes": scan.volume.axes}
+    source |= {"range": [low, high], "unit": scan.volume.unit, "size": size}
     first = image_id(file.name)
     return [
         Job(

@@ -9,7 +9,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,7 @@ from invdiff.commands.choice import chosen
 from invdiff.commands.common import (
     Watch,
     batch_size,
-    check_numbers,
     check_reading,
-    configure,
     load_models,
     place_label,
     place_prompt,
@@ -39,6 +36,7 @@ from invdiff.commands.folder import (
 )
 from invdiff.commands.forecast import Forecast
 from invdiff.commands.jobs import Job, find_jobs, measure, saved_measurement
+from invdiff.commands.request import configuration, problem_of, request_of
 from invdiff.commands.results import (
     check_worth,
     metrics,
@@ -61,7 +59,6 @@ from invdiff.device import out_of_memory
 from invdiff.files import write_atomically
 from invdiff.images.windows import Window
 from invdiff.network import Denoiser
-from invdiff.plugins.registry import name_of
 from invdiff.problem import Measurement, Operator
 from invdiff.sampling import Method, Progress
 from invdiff.solving import Restoration, solve
@@ -317,8 +314,8 @@ def run(args: argparse.Namespace) -> None:
     check_paths(args, ("input", "measurement", "output", "mask"))
     args = of_operator_file(args)
     saved = saved_measurement(args)
-    args, why, loaded = chosen(args, _problem(args) if saved is None else _name_of(saved), saved)
-    config = _configure(args, saved)
+    args, why, loaded = chosen(args, problem_of(args, saved), saved)
+    config = configuration(args, saved)
     denoiser, upscaler = load_models(args, config, loaded)
     if saved is None and candidates(config):
         config = fitting(args, config, find_jobs(args, denoiser, saved)[0], denoiser)
@@ -335,7 +332,7 @@ def run(args: argparse.Namespace) -> None:
         config = tuned(args, config, jobs[0], operator, denoiser)
         prompted = place_prompt(config, denoiser, args)
         method = build_method(prompted)
-    request = _request(args, config, denoiser, jobs)
+    request = request_of(args, config, denoiser, jobs)
     problem = config["protocol"] or config["operator"]["name"]
     default = f"invdiff-{problem}-{'-'.join(args.method)}"
     inputs = [Path(job.source["path"]) for job in jobs if "path" in job.source]
@@ -407,66 +404,3 @@ def _said(error: Exception) -> str:
     if isinstance(error, RuntimeError):
         raise error
     return " ".join(str(error).split())
-
-
-def _configure(args: argparse.Namespace, saved: Measurement | None) -> dict[str, Any]:
-    """The composed configuration: presets, flags and overrides."""
-    operator = _problem(args) if saved is None else _name_of(saved)
-    config = configure(args, operator, args.method, args.preset)
-    for flag, key in (
-        (args.mask, "mask"),
-        (args.mask_keep, "keep"),
-        (args.mask_grow, "grow"),
-    ):
-        if flag is not None:
-            config["operator"][key] = flag
-    if saved is not None:
-        described = saved.describe()
-        config |= {
-            "operator": {"name": operator, **described["parameters"]},
-            "sigma": described["sigma"],
-            "gain": None,
-        }
-    kinds: dict[str, tuple[type, ...]] = {"steps": (int,), "seed": (int,), "num_samples": (int,)}
-    kinds |= {} if saved else {"sigma": (int, float), "gain": (int, float)}
-    if config["sigma"] == "auto":
-        if args.measurement is None:
-            raise ValueError("--sigma auto estimates the noise of a --measurement; give a number")
-        del kinds["sigma"]
-    check_numbers(config, kinds)
-    return config
-
-
-def _name_of(saved: Measurement) -> str:
-    return name_of("operators", saved.operator)
-
-
-def _problem(args: argparse.Namespace) -> str:
-    """The operator that is asked for, inpainting where there is a mask or where nothing is asked.
-
-    Raises:
-        ValueError: what is degraded already, but not how.
-    """
-    if args.operator is not None:
-        return str(args.operator)
-    if args.measurement is not None and args.mask is None:
-        raise ValueError(
-            f"say what is wrong with {args.measurement}: --mask FILE for damage or missing parts, "
-            "or --operator blur, sr (too small), denoise, jpeg, colorize (grey), ...; invdiff list "
-            "operators has them all"
-        )
-    return "inpaint"
-
-
-def _request(
-    args: argparse.Namespace, config: dict[str, Any], denoiser: Denoiser, jobs: Sequence[Job]
-) -> dict[str, Any]:
-    """The request as plain data; the same again goes on where it was stopped."""
-    asked = {
-        "invdiff": version("invdiff"),
-        "config": config,
-        "weights": denoiser.hash,
-        "inputs": {job.name: job.source | {"id": job.id} for job in jobs},
-        "gif": args.gif,
-    }
-    return json.loads(json.dumps(asked, default=str))

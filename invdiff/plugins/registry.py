@@ -186,9 +186,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near."""
     # Of equally close names one of the same letters: with many short ones the likeliest slip is
     # their order.
+    lower = {other.lower(): other for other in known}
     near = sorted(
-        difflib.get_close_matches(name, list(known)),
-        key=lambda other: sorted(other) != sorted(name),
+        (lower[other] for other in difflib.get_close_matches(name.lower(), list(lower))),
+        key=lambda other: sorted(other.lower()) != sorted(name.lower()),
     )
     return f" Did you mean {near[0]!r}?" if near else ""
 

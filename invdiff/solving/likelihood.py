@@ -13,6 +13,7 @@ from torch import Tensor
 
 from invdiff.network import Denoiser
 from invdiff.noise import NoiseSource, seed_of
+from invdiff.problem.operator import check_tensor
 from invdiff.solving.ranges import into_range
 from invdiff.solving.run import check_image, resolve_conditions
 
@@ -82,7 +83,8 @@ def log_likelihood(
         -1.84
 
     Raises:
-        ValueError: a latent network, whose density is one of latents; what the arguments exclude.
+        ValueError: a latent network, whose density is one of latents; images that are not finite
+            or, of an image network, far outside [0, 1]; what the arguments exclude.
     """
     if denoiser.autoencoder is not None:
         raise ValueError(
@@ -95,7 +97,15 @@ def log_likelihood(
             f"levels must be at least 2 and needs images in [0, 1], got {levels} for "
             f"{denoiser.name} with data_range={denoiser.image_range}"
         )
+    check_tensor(x, "x")
     check_image(denoiser, tuple(x.shape[1:]))
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"x has {int((~x.isfinite()).sum())} values that are not finite")
+    if denoiser.image_range is not None and not bool(((x > -0.5) & (x < 1.5)).all()):
+        raise ValueError(
+            f"x must be images in [0, 1], got values from {float(x.min()):.4g} to "
+            f"{float(x.max()):.4g}; 8-bit ones are divided by 255"
+        )
     device, ids = denoiser.device or x.device, list(image_ids or range(len(x)))
     if len(ids) != len(x):
         raise ValueError(f"image_ids must name each of the {len(x)} images, got {len(ids)}")

@@ -137,6 +137,11 @@ def recommend(
     found = recorded(operator, denoiser.name, limit)
     if found is not None and _fits(found, measurement, denoiser):
         return found
+    about = (
+        f"nothing was measured for {operator} with {denoiser.name}"
+        if found is None
+        else f"{found.name}, the best for {operator} with {denoiser.name}, does not take this one"
+    )
     dearer = sorted(ranked(float("inf")), key=lambda row: row.evaluations)
     for row in [*ranked(limit), *dearer]:
         more = "" if row.evaluations <= SLACK * limit else "; none that costs less fits"
@@ -145,8 +150,8 @@ def recommend(
             row.steps,
             row.num_samples,
             row.evaluations,
-            f"ranks highest of those that fit, where methods were measured ({_where()}); nothing "
-            f"was measured for {operator} with {denoiser.name}{more}",
+            f"ranks highest of those that fit, where methods were measured ({_where()}); "
+            f"{about}{more}",
         )
         if _fits(choice, measurement, denoiser):
             return choice

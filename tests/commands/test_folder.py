@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -266,3 +267,21 @@ def test_images_that_are_scored_are_clipped(photos: Path) -> None:
     assert main([*command, *more]) == 0
     metrics = json.loads(Path("out/result.json").read_text())["metrics"]
     assert all(isinstance(value, float) for value in metrics.values())
+
+
+def test_a_file_that_changed_is_another_request(photos: Path) -> None:
+    """A mask of the same name with other pixels, and the axes of a scan, are asked for, too."""
+    mask = torch.ones(1, 48, 40)
+    write_image("mask.png", mask)
+    masked = ["--input", "in/a.png", "--operator", "inpaint", "operator.mask=mask.png"]
+    assert solve(*masked, "--output", "out") == 0
+    before = stamps(Path("out"))
+    assert solve(*masked, "--output", "out") == 0 and stamps(Path("out")) == before
+    mask[:, 20:30] = 0
+    write_image("mask.png", mask)
+    assert solve(*masked, "--output", "out") == 2  # the folder holds another run
+    assert solve(*masked, "--output", "again") == 0
+    np.save("x.npy", np.random.default_rng(0).random((8, 8, 8), np.float32))
+    scan = ["--input", "x.npy", "--range", "0,1", "--operator", "denoise", "--output", "scan"]
+    assert solve(*scan, "--axes", "ZYX") == 0
+    assert solve(*scan, "--axes", "YXZ") == 2

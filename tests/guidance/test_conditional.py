@@ -744,7 +744,7 @@ def test_where_memory_is_short_the_branches_go_one_after_the_other() -> None:
     with pytest.warns(UserWarning, match="out of memory") as caught:
         result = generate(toy_denoiser(calls), SHAPE, CFG(LABEL, 3.0), steps=6, dtype=D)
     assert {str(w.message) for w in caught} == {
-        "out of memory; going on with the two branches of CFG one after the other"
+        "out of memory; going on with the two branches one after the other"
     }
     assert calls.batches == [6, 6, 6] + [3, 3] + [6, 3, 3] * 3
     assert result.nfe == 12

@@ -100,8 +100,11 @@ def test_cfg_zero_star_of_diffusers(zero_steps: int) -> None:
         guider.set_state(step=k, num_inference_steps=4, timestep=t.t)
         c, u = (net(theirs, t.t, torch.full((2,), label)) for label in (1, 3))
         theirs = theirs + (s.t - t.t) * guider.forward(c, u).pred
-    mine = ours(CFGZero(1, w, zero_steps), network("velocity", schedule), levels, x)
+    denoiser = network("velocity", schedule)
+    mine = ours(CFGZero(1, w, zero_steps), denoiser, levels, x)
     torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)  # theirs has s in float32
+    evaluations = generate(denoiser, SHAPE, CFGZero(1, w, zero_steps), steps=4, dtype=D).nfe
+    assert evaluations == zero_steps + 2 * (4 - zero_steps)  # u = 0 needs one of the branches
 
 
 @pytest.mark.parametrize("predicts", ["eps", "v"])

@@ -96,3 +96,11 @@ def test_what_has_no_density_is_refused() -> None:
     coder = Autoencoder(lambda v: v, lambda v: v, channels=3, factor=1)
     with pytest.raises(ValueError, match="latent"):
         log_likelihood(denoiser.read_as(autoencoder=coder), x)
+
+
+def test_images_without_a_density_are_refused() -> None:
+    denoiser = mixture(schedules.linear(), data_range=(-1, 1))
+    with pytest.raises(ValueError, match=r"images in \[0, 1\], got values from 10 to 200"):
+        log_likelihood(denoiser, torch.tensor([[10.0, 100.0, 200.0]], dtype=D))
+    with pytest.raises(ValueError, match="1 values that are not finite"):
+        log_likelihood(denoiser, torch.tensor([[0.1, float("nan"), 0.2]], dtype=D))

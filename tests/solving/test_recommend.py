@@ -135,3 +135,18 @@ def test_a_method_brings_the_network_of_its_kind(
     command = ["solve", "--operator", "sr", "--method", "sr3", "--steps", "2", "--quiet"]
     assert main([*command, "--output", "out"]) == 0
     assert json.loads(Path("out/result.json").read_text())["config"]["model"]["name"] == "sr3x4"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_photograph_makes_of_an_operator_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A blur without a decomposition, as that of a file is, is not given to a method of SVDs."""
+    monkeypatch.chdir(tmp_path)
+    invdiff.images.write_image(Path("y.png"), torch.rand(3, 48, 48))
+    command = ["solve", "--measurement", "y.png", "--operator", "blur", "--steps", "1"]
+    command += ["--sigma", "0.02", "--output", "out"]
+    assert main([*command, "operator.kernel=motion"]) == 0
+    said = capsys.readouterr()
+    assert "ddrm, the best for blur with photo64, does not take this one" in said.out + said.err
+    assert "ddrm" not in Path("out/result.json").read_text()
