@@ -12,7 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from invdiff.benchmarks.schema import Record, breaches, brief, digest, key, result_of
+from invdiff.benchmarks.schema import (
+    Record,
+    breaches,
+    brief,
+    common_digest,
+    key,
+    result_of,
+)
 from invdiff.benchmarks.statistics import decimals
 from invdiff.files import sha256, write_atomically
 
@@ -164,7 +171,7 @@ def flaws(record: Any) -> list[str]:
 
 def benchmark_hash(cell: Mapping[str, Any]) -> str:
     """The hash of a cell's benchmark, 12 hex digits that change with anything in its benchmark."""
-    return digest(cell["benchmark"])[:12]
+    return common_digest(cell["benchmark"])[:12]
 
 
 def name_of(record: Mapping[str, Any]) -> str:

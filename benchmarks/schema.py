@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import marshal
 import math
 import re
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Literal, NotRequired, TypedDict
 
 from jsonschema_rs import Draft202012Validator
@@ -215,6 +216,16 @@ def digest(plain: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
+def common_digest(plain: Any) -> str:
+    """:func:`digest` of what many records share, such as their benchmark: computed once."""
+    return _unmarshalled(marshal.dumps(plain, 2))  # of version 2: equal data has equal bytes
+
+
+@lru_cache(1024)
+def _unmarshalled(content: bytes) -> str:
+    return digest(marshal.loads(content))
+
+
 @cache
 def schema() -> dict[str, Any]:
     """The JSON schema of a grid's record."""
@@ -263,31 +274,24 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 """Characters that steer a terminal or the direction of text, or that no file can hold."""
 
 
-_MANY_DIGITS = re.compile(r"[0-9]{19}")
-
-
 def _suspicious(value: Any) -> bool:
-    """Whether plain data may have what :func:`_excess` looks for, found in a tenth of its time;
-    true of some that have not."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (ValueError, RecursionError):
-        return True
-    return (
-        len(text) > 2 * MOST_VALUES
-        or any(escape in text for escape in ("\\u", "\\b", "\\f", "\\r", "\x7f"))
-        or not (text.isascii() or _CONTROL.search(text) is None)
-        or _MANY_DIGITS.search(text) is not None
-        or _deeper(value, DEEPEST - 1)
-    )
-
-
-def _deeper(value: Any, levels: int) -> bool:
-    """Whether plain data is nested more deeply."""
-    inner = value.values() if isinstance(value, dict) else value
-    if not isinstance(value, dict | list):
-        return False
-    return levels < 0 or any(_deeper(v, levels - 1) for v in inner if isinstance(v, dict | list))
+    """Whether plain data may have what :func:`_excess` looks for, found in a tenth of its time by
+    going level by level; true of some that have not."""
+    level, seen = [value], 0
+    for _ in range(DEEPEST + 1):
+        texts = [v for v in level if isinstance(v, str)]
+        dicts = [v for v in level if isinstance(v, dict)]
+        if not "".join(chain(texts, *dicts)).isprintable() or not all(
+            -LARGEST <= v <= LARGEST for v in level if isinstance(v, int | float)
+        ):
+            return True
+        inner = [v.values() for v in dicts] + [v for v in level if isinstance(v, list)]
+        level = list(chain.from_iterable(inner))
+        if not level:
+            return False
+        if (seen := seen + len(level)) >= MOST_VALUES:
+            return True
+    return True
 
 
 def _excess(value: Any) -> str | None:

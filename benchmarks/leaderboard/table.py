@@ -9,7 +9,14 @@ from invdiff.benchmarks.leaderboard.rank import order, rank, reference_row
 from invdiff.benchmarks.leaderboard.row import Cells, Context, row_of, values_of
 from invdiff.benchmarks.leaderboard.types import Table
 from invdiff.benchmarks.records import benchmark_hash, merged
-from invdiff.benchmarks.schema import Benchmark, Better, Record, digest, problem_of, result_of
+from invdiff.benchmarks.schema import (
+    Benchmark,
+    Better,
+    Record,
+    common_digest,
+    problem_of,
+    result_of,
+)
 from invdiff.benchmarks.statistics import paired
 
 
@@ -189,5 +196,5 @@ def _by_row(records: Sequence[Record]) -> dict[str, Cells]:
         cell = record["cell"]
         shared = {k: v for k, v in cell.items() if k not in ("benchmark", "image", "seed", "batch")}
         place = (cell["image"]["index"], cell["seed"])
-        found.setdefault(digest(shared)[:12], {}).setdefault(place, record)
+        found.setdefault(common_digest(shared)[:12], {}).setdefault(place, record)
     return found
