@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invdiff.config.overrides import Override
-from invdiff.config.packages import configs, protocols
+from invdiff.config.packages import config_files, protocols
 from invdiff.plugins.registry import did_you_mean, list_plugins
 
 if TYPE_CHECKING:
@@ -20,11 +20,10 @@ def preset_values(name: str) -> dict[str, Any]:
     """The values that a preset sets, and nothing else."""
     if is_file(name):
         return preset_of_file(name)
-    from hydra import compose as hydra_compose
     from omegaconf import OmegaConf
 
-    with configs():
-        return OmegaConf.to_container(hydra_compose(f"preset/{name}"))  # type: ignore[return-value]
+    text = config_files("preset")[name][1].read_text(encoding="utf-8")
+    return OmegaConf.to_container(OmegaConf.create(text)) or {}  # type: ignore[return-value]
 
 
 def is_file(preset: str) -> bool:
@@ -73,11 +72,11 @@ def find_preset(
     registered: str | None,
     method: str,
     model: str,
-    known: Sequence[str],
 ) -> str | None:
     """The preset for an operator or protocol; for a protocol that has none, its operator's."""
     if preset == "none" or operator is None or is_file(preset):
         return None
+    known = config_files("preset")
     name = re.sub(r"[^\w.-]", "_", model)
     for wanted in (operator, registered):
         found = f"{name if preset == 'auto' else preset}_{method}_{wanted}"

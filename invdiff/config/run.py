@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from invdiff.config.overrides import Override, addressed, override_value, parse
-from invdiff.config.packages import cannot_apply, configs, protocols, refuse_targets
-from invdiff.config.presets import find_preset, is_file, left_out, preset_of_file
+from invdiff.config.packages import cannot_apply, config_files, configs, protocols, refuse_targets
+from invdiff.config.presets import find_preset, is_file, left_out, preset_of_file, preset_values
 from invdiff.plugins.registry import list_plugins, load
 
 KEYS = ("sigma", "gain", "steps", "seed", "num_samples", "batch_size")
@@ -148,25 +148,23 @@ def _compose(
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    with configs() as loader:
-        chosen: list[str] = []
-        for group, name in (("operator", registered), ("guidance", method)):
-            if name is None:
-                continue
-            if name in loader.get_group_options(group):
-                chosen.append(f"+{group}={name}")  # a plug-in's
-            else:
-                chosen.append(f"++{group}.name={name}")
-        general = list(chosen)
-        found = find_preset(
-            preset, operator, registered, method, model, loader.get_group_options("preset")
-        )
-        if found is not None:
-            chosen.append(f"+preset={found}")
-        if registered != operator:
-            chosen.append(
-                f"+operator@_global_={operator}"
-            )  # after the preset: a protocol is kept, whatever was tuned on
+    chosen: list[str] = []
+    for group, name in (("operator", registered), ("guidance", method)):
+        if name is None:
+            continue
+        if name in config_files(group):
+            chosen.append(f"+{group}={name}")  # a plug-in's
+        else:
+            chosen.append(f"++{group}.name={name}")
+    general = list(chosen)
+    found = find_preset(preset, operator, registered, method, model)
+    if found is not None:
+        chosen.append(f"+preset={found}")
+    if registered != operator:
+        chosen.append(
+            f"+operator@_global_={operator}"
+        )  # after the preset: a protocol is kept, whatever was tuned on
+    with configs():
         try:
             config = hydra_compose(
                 "config" if operator is not None else "generate", [*chosen, *map(_open, overrides)]
@@ -176,7 +174,7 @@ def _compose(
         plain: Any = OmegaConf.to_container(config, resolve=True)
         plain["guidance"] = _filled("guidance", plain["guidance"])
         if found is not None:
-            stated = hydra_compose(f"preset/{found}").get("guidance") or {}
+            stated = preset_values(found).get("guidance") or {}
             if left := left_out(found, stated, plain["guidance"], overrides):
                 own = {k: v for k, v in plain["guidance"].items() if k not in left}
                 begun: Any = OmegaConf.to_container(hydra_compose("config", general)["guidance"])

@@ -74,7 +74,7 @@ def test_a_stopped_run_goes_on_where_it_was(photos: Path) -> None:
         "--method",
         "dps",
         "--steps",
-        "25",
+        "15",
         "--quiet",
         "--batch-size",
         "1",
@@ -93,7 +93,7 @@ def test_a_stopped_run_goes_on_where_it_was(photos: Path) -> None:
             assert said.strip().splitlines()[-1] == "interrupted; what was finished is kept"
         assert not Path("out/summary.json").exists()
         stamp = Path("out/a/result.json").stat().st_mtime_ns
-        assert subprocess.run(command, timeout=120).returncode == 0
+        assert main(command[3:]) == 0
         assert Path("out/a/result.json").stat().st_mtime_ns == stamp
         summary = json.loads(Path("out/summary.json").read_text())
         assert [r["name"] for r in summary["results"]] == ["a", "b", "c"]

@@ -384,16 +384,16 @@ def hole_error(mask: Inpaint, photo: Tensor, method: str) -> tuple[float, Tensor
 @pytest.mark.filterwarnings("ignore:the mask")
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_restores_the_same_hole(tmp_path: Path, method: str) -> None:
+    """Of each table one form: the masks of all forms are held against each other above."""
     photo = sample_photo(H)[0][..., :W]
     clean, expected = hole_error(Inpaint(torch.from_numpy(KNOWN).double()), photo, method)
-    for name, (suffix, write, _) in SAME.items():
-        write(tmp_path / f"m{suffix}")
-        _, x = hole_error(Inpaint(tmp_path / f"m{suffix}"), photo, method)
-        assert torch.equal(x, expected), name
-    for name, (suffix, write, _) in SOFT.items():
-        write(tmp_path / f"m{suffix}")
-        error, _ = hole_error(Inpaint(tmp_path / f"m{suffix}"), photo, method)
-        assert error == pytest.approx(clean, rel=0.2, abs=0.02), name
+    suffix, write, _ = SAME["alpha"]
+    write(tmp_path / f"m{suffix}")
+    assert torch.equal(hole_error(Inpaint(tmp_path / f"m{suffix}"), photo, method)[1], expected)
+    suffix, write, _ = SOFT["jpeg 30"]
+    write(tmp_path / f"soft{suffix}")
+    error, _ = hole_error(Inpaint(tmp_path / f"soft{suffix}"), photo, method)
+    assert error == pytest.approx(clean, rel=0.2, abs=0.02)
 
 
 def test_solve_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

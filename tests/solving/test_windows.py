@@ -36,16 +36,16 @@ def test_known_pixels_stay_and_missing_ones_are_restored() -> None:
     found = find_windows(measurement, denoiser)
     assert len(found) > 1
     with count_evaluations() as evaluations:
-        result = solve_windows(measurement, denoiser, "ddnm", found, num_samples=2, steps=6)
+        result = solve_windows(measurement, denoiser, "ddnm", found, num_samples=2, steps=4)
     assert result.samples.shape == (2, 1, *x.shape[1:])
     assert torch.equal(result.samples[..., known], x.expand(2, 1, -1, -1, -1)[..., known])
     error = (result.x - x).abs()[..., ~known].mean()
     assert error < 0.5 * (0.7 - x).abs()[..., ~known].mean()
     first, second = (sample[..., ~known] for sample in result.samples)
     assert not torch.equal(first, second)
-    assert result.nfe == 6 * len(found) and evaluations.forward == 2 * 6 * len(found)
+    assert result.nfe == 4 * len(found) and evaluations.forward == 2 * 4 * len(found)
     assert result.config["windows"] == [[w.top, w.left, w.height, w.width] for w in found]
-    again = solve_windows(measurement, denoiser, "ddnm", found, num_samples=1, steps=6)
+    again = solve_windows(measurement, denoiser, "ddnm", found, num_samples=1, steps=4)
     torch.testing.assert_close(again.x, result.x, atol=1e-4, rtol=0)
 
 
