@@ -29,7 +29,7 @@ from invdiff.benchmarks.schema import (
     key,
     published,
 )
-from invdiff.benchmarks.suite import Suite
+from invdiff.benchmarks.suite import Work
 from invdiff.files import write_atomically
 
 __all__ = [
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 Launcher = Callable[
-    [Suite, Sequence[Task], Path, Mapping[str, Any]],
+    [Work, Sequence[Task], Path, Mapping[str, Any]],
     Generator[tuple[Task, list[Record]], None, None],
 ]
 """Evaluates tasks of a suite somewhere, with :func:`evaluate`, and yields each as it is done, in
@@ -64,7 +64,7 @@ def task_of(cell: Cell) -> Task:
 
 
 def run(
-    suite: Suite,
+    suite: Work,
     tasks: Sequence[Task],
     context: Mapping[str, Any],
     folder: Path,
@@ -184,7 +184,7 @@ def _warn_of_damage(file: Path, why: str) -> None:
     warnings.warn(f"{file} is damaged ({why}); its cell runs again", stacklevel=4)
 
 
-def evaluate(suite: Suite, task: Task, folder: Path, context: Mapping[str, Any]) -> list[Record]:
+def evaluate(suite: Work, task: Task, folder: Path, context: Mapping[str, Any]) -> list[Record]:
     """The record of each cell of a task; what is raised is recorded as their failure."""
     try:
         results = suite.evaluate(task, folder, context)
@@ -197,7 +197,7 @@ def evaluate(suite: Suite, task: Task, folder: Path, context: Mapping[str, Any])
         return failed(suite, task, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
-def failed(suite: Suite, task: Task, error: str, trace: str = "") -> list[Record]:
+def failed(suite: Work, task: Task, error: str, trace: str = "") -> list[Record]:
     """Records of cells that have no result; folders of this machine are left out of them."""
     return [
         {
@@ -211,5 +211,5 @@ def failed(suite: Suite, task: Task, error: str, trace: str = "") -> list[Record
     ]
 
 
-def _record(suite: Suite, cell: Cell) -> Record:
+def _record(suite: Work, cell: Cell) -> Record:
     return {"format": FORMAT, "suite": suite.name, "cell": cell, "environment": environment()}

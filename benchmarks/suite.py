@@ -18,30 +18,15 @@ from invdiff.plugins.registry import PluginError, load
 
 
 @dataclass(frozen=True)
-class Suite(ABC):
-    """One kind of benchmark. Subclasses write :meth:`tasks`, :meth:`evaluate` and :meth:`report`.
-
-    A suite is sent to the processes that evaluate its tasks, so it holds nothing but its name.
+class Work(ABC):
+    """What launchers evaluate the tasks of. It is sent to the processes that do, so it holds
+    nothing but its name.
 
     Args:
-        name: under which it is registered; its records state it.
-
-    Attributes:
-        defaults: the configuration of ``invdiff bench --suite NAME`` where no file
-            ``suite/NAME.yaml`` says one.
+        name: that its records state.
     """
 
     name: str
-
-    defaults: ClassVar[Mapping[str, Any]] = {}
-
-    @abstractmethod
-    def tasks(self, config: Mapping[str, Any]) -> list[Task]:
-        """The cells of a configuration, those that are evaluated together in one list.
-
-        Raises:
-            ValueError: a configuration that makes no sense; nothing has run then.
-        """
 
     @abstractmethod
     def evaluate(self, task: Task, folder: Path, context: Mapping[str, Any]) -> Sequence[Result]:
@@ -51,7 +36,30 @@ class Suite(ABC):
         Args:
             task: cells that are evaluated together.
             folder: of the records; relative names in results start there.
-            context: of :meth:`context` or :meth:`context_of`.
+            context: plain data that results do not depend on, such as where files are.
+        """
+
+
+@dataclass(frozen=True)
+class Suite(Work):
+    """One kind of benchmark. Subclasses write :meth:`tasks`, :meth:`evaluate` and :meth:`report`.
+
+    Args:
+        name: under which it is registered; its records state it.
+
+    Attributes:
+        defaults: the configuration of ``invdiff bench --suite NAME`` where no file
+            ``suite/NAME.yaml`` says one.
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    @abstractmethod
+    def tasks(self, config: Mapping[str, Any]) -> list[Task]:
+        """The cells of a configuration, those that are evaluated together in one list.
+
+        Raises:
+            ValueError: a configuration that makes no sense; nothing has run then.
         """
 
     @abstractmethod

@@ -20,7 +20,7 @@ import torch
 from invdiff.benchmarks import harness
 from invdiff.benchmarks.launchers.base import ATTEMPTS, Done, on_cuda, pinned
 from invdiff.benchmarks.schema import Record, Task
-from invdiff.benchmarks.suite import Suite
+from invdiff.benchmarks.suite import Work
 
 GRACE = 5.0
 """Seconds that a worker has to end by itself."""
@@ -50,7 +50,7 @@ class Local:
             raise ValueError(f"threads must be a whole number, at least 1, got {self.threads!r}")
 
     def __call__(
-        self, suite: Suite, tasks: Sequence[Task], folder: Path, context: Mapping[str, Any]
+        self, suite: Work, tasks: Sequence[Task], folder: Path, context: Mapping[str, Any]
     ) -> Done:
         devices = cuda_devices() if any(map(on_cuda, tasks)) else []
         count = self.workers or len(devices) or 1
@@ -71,7 +71,7 @@ class Local:
 class _Crew:
     """Processes that share tasks. One that dies is replaced."""
 
-    def __init__(self, suite: Suite, folder: Path, context: Mapping[str, Any]) -> None:
+    def __init__(self, suite: Work, folder: Path, context: Mapping[str, Any]) -> None:
         self.suite, self.folder, self.context = suite, folder, context
         self.workers: list[_Worker] = []
         self.waiting: deque[tuple[Task, int]] = deque()
@@ -140,7 +140,7 @@ class _Worker:
     it died."""
 
     def __init__(
-        self, place: Mapping[str, str], suite: Suite, folder: Path, context: Mapping[str, Any]
+        self, place: Mapping[str, str], suite: Work, folder: Path, context: Mapping[str, Any]
     ) -> None:
         spawn = multiprocessing.get_context("spawn")
         self.place = place
@@ -174,7 +174,7 @@ class _Worker:
             ) from None
 
 
-def _serve(connection: Connection, suite: Suite, folder: Path, context: Mapping[str, Any]) -> None:
+def _serve(connection: Connection, suite: Work, folder: Path, context: Mapping[str, Any]) -> None:
     """Evaluates what comes, as long as somebody is there to send it."""
     # Ctrl-C reaches all processes; the one that started this one decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

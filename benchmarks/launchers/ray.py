@@ -10,7 +10,7 @@ from typing import Any
 from invdiff.benchmarks import harness
 from invdiff.benchmarks.launchers.base import ATTEMPTS, Done, on_cuda, package
 from invdiff.benchmarks.schema import Record, Task
-from invdiff.benchmarks.suite import Suite
+from invdiff.benchmarks.suite import Work
 
 
 class Ray:
@@ -28,7 +28,7 @@ class Ray:
         self.ray: Any = package("ray")
 
     def __call__(
-        self, suite: Suite, tasks: Sequence[Task], folder: Path, context: Mapping[str, Any]
+        self, suite: Work, tasks: Sequence[Task], folder: Path, context: Mapping[str, Any]
     ) -> Done:
         if not tasks:
             return
@@ -62,7 +62,7 @@ class Ray:
         address = self.address or "local"
         self.ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
 
-    def _records(self, reference: Any, suite: Suite, task: Task) -> list[Record]:
+    def _records(self, reference: Any, suite: Work, task: Task) -> list[Record]:
         try:
             return self.ray.get(reference)
         except self.ray.exceptions.RayError as error:  # after the retries

@@ -19,7 +19,7 @@ import torch
 from invdiff.benchmarks import harness
 from invdiff.benchmarks.launchers.base import ATTEMPTS, Done, on_cuda, package
 from invdiff.benchmarks.schema import Record, Task
-from invdiff.benchmarks.suite import Suite
+from invdiff.benchmarks.suite import Work
 from invdiff.files import write_atomically
 
 POLL = 0.5
@@ -52,7 +52,7 @@ class Slurm:
         self.workers, self.cluster, self.parameters = workers, cluster, parameters
 
     def __call__(
-        self, suite: Suite, tasks: Sequence[Task], folder: Path, context: Mapping[str, Any]
+        self, suite: Work, tasks: Sequence[Task], folder: Path, context: Mapping[str, Any]
     ) -> Done:
         if not tasks:
             return
@@ -165,7 +165,7 @@ class Share:
         threads: that a job uses.
     """
 
-    suite: Suite
+    suite: Work
     tasks: dict[int, Task]
     folder: Path
     context: dict[str, Any]

@@ -100,9 +100,10 @@ def bare(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     channels_last = False
     if isinstance(denoiser, Denoiser):
-        autocast, channels_last = partial(denoiser._autocast, "cpu"), denoiser.channels_last
+        autocast = partial(denoiser._autocast, x.device.type)
+        channels_last = denoiser.channels_last
     for level in Straight()(denoiser.schedule, steps)[:-1]:
-        t = torch.full((len(x),), float(level.t))
+        t = torch.full((len(x),), float(level.t), device=x.device)
         with torch.set_grad_enabled(backward), autocast():
             x_t = x.detach().requires_grad_(backward)
             x_in = x_t.contiguous(memory_format=torch.channels_last) if channels_last else x_t

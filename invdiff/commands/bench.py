@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from invdiff.benchmarks import harness
-from invdiff.benchmarks.launchers import make_launcher
 from invdiff.benchmarks.launchers.base import pinned
 from invdiff.benchmarks.records import finished_files, flaws
 from invdiff.benchmarks.schema import Record
@@ -25,6 +24,7 @@ from invdiff.benchmarks.suite import make_suite
 from invdiff.benchmarks.tables import markdown
 from invdiff.benchmarks.trackers import Tracker, figures, make_tracker
 from invdiff.commands.folder import check_paths
+from invdiff.commands.workers import launcher_of
 from invdiff.config import compose_suite, config_files, override_value
 from invdiff.files import write_atomically
 from invdiff.plugins.registry import check_names, list_plugins
@@ -59,8 +59,7 @@ def run(args: argparse.Namespace) -> None:
         if Path(args.reproduce).is_dir():
             return reproduce_some(Path(args.reproduce), args)
         return reproduce(Path(args.reproduce), args)
-    options: Any = OmegaConf.to_container(OmegaConf.from_dotlist(args.launcher_option))
-    launcher = make_launcher(args.launcher, args.workers, **options)
+    launcher = launcher_of(args)
     config = configure(args)
     folder = Path(args.output or f"invdiff-bench-{args.suite}")
     suite = make_suite(config["kind"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,14 @@ def saved_measurement(args: argparse.Namespace) -> Measurement | None:
 
 
 def find_jobs(args: argparse.Namespace, denoiser: Denoiser, saved: Measurement | None) -> list[Job]:
+    """The images of a run, with the k that is asked for or that of their names."""
+    jobs = _found(args, denoiser, saved)
+    if args.image_id is None:
+        return jobs
+    return [replace(job, id=args.image_id + k) for k, job in enumerate(jobs)]
+
+
+def _found(args: argparse.Namespace, denoiser: Denoiser, saved: Measurement | None) -> list[Job]:
     if args.measurement is not None and args.input is not None:
         raise ValueError("--measurement is already degraded and --input is clean: give one of them")
     if saved is not None:

@@ -161,7 +161,7 @@ def test_files_honour_the_umask(photos: Path) -> None:
 def test_an_image_that_memory_does_not_suffice_for_takes_no_other_with_it(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from invdiff.commands import solve as command
+    from invdiff.commands import session as command
 
     real, calls = command.solve, []
 
@@ -184,7 +184,7 @@ def test_an_image_that_memory_does_not_suffice_for_takes_no_other_with_it(
 def test_images_of_one_size_are_one_batch(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from invdiff.commands import solve as command
+    from invdiff.commands import session as command
 
     real, batches = command.solve, []
 
@@ -285,3 +285,26 @@ def test_a_file_that_changed_is_another_request(photos: Path) -> None:
     scan = ["--input", "x.npy", "--range", "0,1", "--operator", "denoise", "--output", "scan"]
     assert solve(*scan, "--axes", "ZYX") == 0
     assert solve(*scan, "--axes", "YXZ") == 2
+
+
+def test_several_processes_restore_what_one_does(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By name of a launcher; what is finished stays, one that fails takes no other with it."""
+    (photos / "d.png").write_bytes(b"no picture")
+    one, two = ("--input", "in", "--output", "one"), ("--input", "in", "--output", "two")
+    alone = [*one, "--batch-size", "1"]
+    assert solve(*alone) == 2 and solve(*two, "--batch-size", "1", "--workers", "2") == 2
+    assert "1 of 4 images failed: d" in capsys.readouterr().err
+    for name in ("a", "b", "c"):
+        x, y = (read_image(Path(run) / name / "restored.png") for run in ("one", "two"))
+        assert (x - y).abs().max() < 1.5 / 255  # the numbers of threads differ
+    summaries = [json.loads(Path(run, "summary.json").read_text()) for run in ("one", "two")]
+    assert [[r["name"] for r in s["results"]] for s in summaries] == [["a", "b", "c", "d"]] * 2
+    before = stamps(Path("two"))
+    (Path("two") / "b" / "result.json").unlink()
+    assert solve(*two, "--batch-size", "1", "--launcher", "local") == 2  # d is no picture still
+    after = stamps(Path("two"))
+    assert {p for p in before if after[p] != before[p]} == {p for p in before if "/b/" in p}
+    assert solve(*two, "--batch-size", "1", "--workers", "0") == 2
+    assert "--workers must be at least 1" in capsys.readouterr().err

@@ -68,24 +68,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="open pickled checkpoints, which can run code: only from who you trust",
     )
     where = parser.add_argument_group("where")
-    where.add_argument(
-        "--launcher",
-        default="local",
-        help="where cells run, e.g. ray or submitit; see `invdiff list launchers` (default: local)",
-    )
-    where.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="how many at the same time (default: the launcher's; local: one, or one for each GPU)",
-    )
-    where.add_argument(
-        "--launcher-option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="of the launcher, e.g. threads=4, address=auto or slurm_partition=gpu",
-    )
+    groups.launching(where, "cells", "the launcher's; local: one, or one for each GPU")
     where.add_argument(
         "--log",
         action="append",

@@ -124,6 +124,28 @@ def run(group: argparse._ArgumentGroup, steps: str, seed: str) -> None:
     )
 
 
+def launching(group: argparse._ArgumentGroup, what: str, default: str) -> None:
+    """Where it runs."""
+    group.add_argument(
+        "--launcher",
+        help=f"where {what} run, e.g. ray or submitit; see `invdiff list launchers` (default: "
+        "local)",
+    )
+    group.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help=f"how many at the same time (default: {default})",
+    )
+    group.add_argument(
+        "--launcher-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the launcher, e.g. threads=4, address=auto or slurm_partition=gpu",
+    )
+
+
 def show(parser: argparse.ArgumentParser, gif: str) -> argparse._ArgumentGroup:
     """Progress, pictures and output; and the overrides."""
     group = parser.add_argument_group("showing")

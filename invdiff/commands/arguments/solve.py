@@ -98,4 +98,6 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     groups.run(
         run, steps="the preset's, else 100", seed="of the measurement noise and of the sampling"
     )
+    where = parser.add_argument_group("several images")
+    groups.launching(where, "images", "this process alone, which restores equal sizes as one batch")
     groups.show(parser, gif="also write the estimates of the first sample as trajectory.gif")
