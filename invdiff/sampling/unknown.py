@@ -63,23 +63,21 @@ class Belief:
         return self.given is not None and bool(self.given.operator.unknown)
 
     def learned(self, p: Prediction | None, s: Level) -> Belief:
-        """After a step to s, in which the network predicted p."""
-        if self.given is None or not self.learns or p is None:
+        """After a step to s, in which the network first predicted p; None where it did not. The
+        last step leaves an estimate however few there are."""
+        if self.given is None or not self.learns:
             return self
         given = self.given
-        if float(p.level.ratio) <= START:
-            given = replace(given, operator=given.operator.learned(p.x0, given.y))
+        if p is not None and (float(p.level.ratio) <= START or s.sigma == 0):
+            # Of branches that were stacked for one call, the first: that of the condition.
+            x0 = p.x0[: len(given)]
+            given = replace(given, operator=given.operator.learned(x0, given.y))
         return Belief(given, _seen(given, s))
 
     @property
     def estimates(self) -> dict[str, Tensor]:
         """What is unknown as it is estimated now, (B, ...) each."""
-        if self.given is None:
-            return {}
-        operator = self.given.operator
-        return {
-            name: operator.state[name] for name in operator.unknown if name in operator.per_image
-        }
+        return {} if self.given is None else self.given.operator.estimates
 
 
 def _seen(given: Measurement, level: Level) -> Measurement:
