@@ -121,7 +121,8 @@ class Session:
         for k, job in enumerate(jobs):
             folder = self.folder(job, jobs)
             record = None if self.args.overwrite else finished(folder, digest(self.request))
-            if record is not None:
+            # One that was stopped before it was enlarged is made again.
+            if record is not None and (self.upscaler is None or "upscale" in record):
                 self.say(f"{job.name}: finished before; --overwrite runs it again")
                 yield job, record
                 continue

@@ -125,6 +125,23 @@ def test_values_are_tried_on_a_measurement(
     assert main(argv) == 2 and "give --measurement" in capsys.readouterr().err
 
 
+def test_values_are_tried_under_the_label_that_is_given(tmp_path: Path) -> None:
+    write_image(tmp_path / "digit.png", torch.rand(1, 28, 28).round())
+    argv = ["solve", "--measurement", str(tmp_path / "digit.png"), "--sigma", "0.1", "--quiet"]
+    argv += ["--operator", "blur", "operator.sigma=[0.5,1]", "operator.kernel_size=5"]
+    argv += ["--model", "digits32", "--method", "cfg", "--method", "dps", "--steps", "2"]
+    assert main([*argv, "--label", "3", "--output", str(tmp_path / "out")]) == 0
+
+
+def test_values_are_not_tuned_on_a_kernel_that_is_unknown(
+    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["solve", "--measurement", str(pair / "blurred.png"), "--sigma", "0.01", "--quiet"]
+    argv += ["--operator", "blur", "operator.kernel=unknown", "--method", "diffpir", "--steps", "2"]
+    assert main([*argv, "--tune", "2", "--output", str(tmp_path / "out")]) == 2
+    assert "kernel is unknown; give one, such as the kernel.npy" in capsys.readouterr().err
+
+
 def test_nothing_is_assumed_beyond_the_border_of_a_photograph(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
