@@ -37,6 +37,8 @@ class Job:
     id: int = 0
     scan: Scan | None = None
     """The file of science that the image is a slice of."""
+    whole: str = ""
+    """The name of that file in the output, unlike that of every other."""
     size: tuple[int, int] | None = None
     """Height and width of the image, where its measurement does not tell."""
 
@@ -134,6 +136,7 @@ def _slices(
             degraded,
             first + k,
             scan,
+            name,
             size,
         )
         for k in range(len(scan))
