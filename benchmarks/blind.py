@@ -104,6 +104,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "blind.json"
     asked = {k: v for k, v in vars(args).items() if k != "output"}
+    kept: dict[str, Any]
     kept = json.loads(file.read_text()) if file.is_file() else {"asked": asked, "records": []}
     if kept["asked"] != asked:
         parser.error(f"{file} is of another run, {kept['asked']}; choose another --output")
