@@ -42,6 +42,11 @@ class Job:
     size: tuple[int, int] | None = None
     """Height and width of the image, where its measurement does not tell."""
 
+    @property
+    def saved(self) -> bool:
+        """Whether it is a measurement that was saved, which says its noise."""
+        return str(self.source.get("path", "")).endswith(".safetensors")
+
 
 def saved_measurement(args: argparse.Namespace) -> Measurement | None:
     """The measurement that was saved by invdiff, if one is given; flags that would contradict it
