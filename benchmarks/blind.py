@@ -103,7 +103,12 @@ def main() -> None:
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "blind.json"
-    records: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
+    asked = {k: v for k, v in vars(args).items() if k != "output"}
+    kept: dict[str, Any]
+    kept = json.loads(file.read_text()) if file.is_file() else {"asked": asked, "records": []}
+    if kept["asked"] != asked:
+        parser.error(f"{file} is of another run, {kept['asked']}; choose another --output")
+    records: list[dict[str, Any]] = kept["records"]
     done = {(r["blur"], r["run"]) for r in records}
     denoiser, truth = load_model(args.model), crops(args.input, args.images)
     method = make_method(args.method, **VALUES.get(args.method, {}))
@@ -135,7 +140,7 @@ def main() -> None:
                     "seconds": result.seconds,
                 }
             )
-            write_atomically(file, json.dumps(records, indent=1) + "\n")
+            write_atomically(file, json.dumps(kept, indent=1) + "\n")
     text = table(records)
     write_atomically(folder / "blind.md", text + "\n")
     print(text)

@@ -136,6 +136,11 @@ def _groups(measured: Sequence[tuple[Measurement, Tensor | None]]) -> Iterator[l
 def _held_out(batch: Measurement, ids: Sequence[int], seed: int) -> Problem:
     """A part of the measurement to restore from, and the loss that the rest gives."""
     operator, y = batch.operator, batch.y
+    if operator.unknown:
+        raise ValueError(
+            f"what is held out is predicted by the operator, whose {operator.unknown[0]} is "
+            f"unknown; give one, such as the {operator.unknown[0]}.npy that a first run writes"
+        )
     if isinstance(operator, DiagonalOperator):
         s = operator.singular_values
         known = (s > 0).reshape(-1, *s.shape[-2:]).all(0).cpu()

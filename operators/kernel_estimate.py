@@ -90,9 +90,9 @@ def roughness(kernel: Tensor) -> Tensor:
 
 def minimised(G: Tensor, b: Tensor, start: Tensor) -> Tensor:
     """argmin wᵀ G w − 2 bᵀ w over the simplex, by FISTA."""
-    step = 1 / G.abs().sum(-1).amax(
-        -1, keepdim=True
-    )  # the largest eigenvalue is below (Gershgorin)
+    # The largest eigenvalue is below (Gershgorin); zero where an image has no edges, which says
+    # nothing: its kernel stays.
+    step = 1 / G.abs().sum(-1).amax(-1, keepdim=True).clamp(min=1e-30)
     w, z, t = start, start, 1.0
     for _ in range(1 if G.is_meta else ITERATIONS):
         moved = onto_simplex(z - step * ((G @ z[..., None])[..., 0] - b))

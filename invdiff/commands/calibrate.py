@@ -44,26 +44,28 @@ def run(args: argparse.Namespace) -> None:
     """
     check_paths(args, ("input", "measurement", "output"))
     file = Path(args.output or f"{args.operator}.yaml").expanduser()
-    if file.exists() and not args.overwrite:
-        raise ValueError(f"{file} exists; choose another --output or add --overwrite")
     bare = argparse.Namespace(**vars(args) | {"model": MODEL, "upscale": None})
     node: dict[str, Any] = configure(bare, args.operator, ["none"], "none")["operator"]
     name = args.parameter or _default(node)
+    _check_output(args, file, beside=name == "kernel")
     start, made = _sought(node, name)
-    pairs = _pairs(args, made(start))
+    pairs = _pairs(args)
+    made, start, of = _free(made, start, name, pairs[0][0])
+    _check_pairs(args, pairs, made(start))
     quarters = len(pairs) == 1
     whole = least_squares(made, start, pairs, lambda r: [r])
     if quarters:
         parts = [least_squares(made, start, pairs, _quarter(k)) for k in range(4)]
     else:
         parts = [least_squares(made, start, [pair], lambda r: [r]) for pair in pairs]
-    values = torch.stack(parts)
+    whole, values = of(whole), torch.stack([of(part) for part in parts])
     error = values.std(0, correction=1) / len(values) ** 0.5
     if name == "kernel":
         from invdiff.operators.kernel_estimate import onto_simplex
 
         whole = onto_simplex(whole.view(1, -1)).view_as(whole)
-    misfit = sum(float(residual(y, made(whole)(x)).square().mean()) for x, y in pairs) / len(pairs)
+    found = _sought(node, name)[1](whole)
+    misfit = sum(float(residual(y, found(x)).square().mean()) for x, y in pairs) / len(pairs)
     said = _write(file, node, name, whole, error, misfit**0.5, len(pairs))
     if not args.quiet:
         print(said)
@@ -119,6 +121,24 @@ def _quarter(k: int) -> Parts:
     return part
 
 
+def _check_output(args: argparse.Namespace, file: Path, beside: bool) -> None:
+    """Refuses files that ``solve`` would not read, and to lose what is there.
+
+    Args:
+        beside: whether an array and a picture are written beside the file.
+    """
+    if file.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"--output is the file of an operator, NAME.yaml, got {file}")
+    given = {
+        p.resolve() for what in (args.input, args.measurement) for p in images.find_images(what)
+    }
+    for path in [file, *(file.with_suffix(s) for s in (".npy", ".png") if beside)]:
+        if path.resolve() in given:
+            raise ValueError(f"{path} is an input and would be replaced; choose another --output")
+        if path.exists() and not args.overwrite:
+            raise ValueError(f"{path} exists; choose another --output or add --overwrite")
+
+
 def _default(node: dict[str, Any]) -> str:
     if "kernel" in node and "kernel_size" in node:
         return "kernel"
@@ -139,30 +159,61 @@ def _sought(node: dict[str, Any], name: str) -> tuple[Tensor, Callable[[Tensor],
     elif name in known and type(given.get(name)) in (int, float):
         start = torch.tensor(float(given[name]), dtype=torch.float64)
     else:
+        numbers = [k for k, v in given.items() if type(v) in (int, float)]
         raise ValueError(
-            f"{node['name']} has no parameter {name!r} that is a number; known: {', '.join(known)}"
+            f"{node['name']} has no parameter {name!r} that is a number; it has "
+            f"{', '.join(numbers) or 'none'}"
         )
     return start, lambda value: make_operator(node["name"], **given | {name: value})
 
 
-def _pairs(args: argparse.Namespace, operator: Operator) -> list[Pair]:
+def _free(
+    made: Callable[[Tensor], Operator], start: Tensor, name: str, x: Tensor
+) -> tuple[Callable[[Tensor], Operator], Tensor, Callable[[Tensor], Tensor]]:
+    """The operator of a number that may be any, where the search for it starts, and the parameter
+    of it: its exponential where the operator refuses what is not positive, else itself.
+
+    Raises:
+        ValueError: a measurement that does not change smoothly with the parameter.
+    """
+    with torch.enable_grad():
+        try:
+            smooth = made(start.clone().requires_grad_())(x).requires_grad
+        except TypeError:
+            smooth = False
+    if not smooth:
+        raise ValueError(
+            f"what is measured does not change smoothly with {name}, so that the search has no "
+            f"direction; try some values: solve --measurement FILE operator.{name}=[...]"
+        )
+    if start.ndim == 0 and start > 0:
+        try:
+            made(-start)
+        except ValueError:
+            return lambda value: made(value.exp()), start.log(), torch.exp
+    return made, start, lambda value: value
+
+
+def _pairs(args: argparse.Namespace) -> list[Pair]:
     sharp, blurred = images.find_images(args.input), images.find_images(args.measurement)
     if len(sharp) != len(blurred):
         raise ValueError(
             f"{len(sharp)} images and {len(blurred)} measurements are no pairs: give as many of "
             "each, in the same order"
         )
-    pairs = []
-    for one, other in zip(sharp, blurred, strict=True):
-        x, y = images.read_image(one).double(), images.read_image(other).double()
+    read = images.read_image
+    return [(read(a).double(), read(b).double()) for a, b in zip(sharp, blurred, strict=True)]
+
+
+def _check_pairs(args: argparse.Namespace, pairs: Sequence[Pair], operator: Operator) -> None:
+    """Refuses measurements that are of other shapes than the operator gives."""
+    for file, (x, y) in zip(images.find_images(args.measurement), pairs, strict=True):
         wanted = operator.bind(tuple(x.shape[1:])).measurement_shape
         if tuple(y.shape[1:]) != wanted and y.shape != x.shape:
             raise ValueError(
-                f"{other} has shape {tuple(y.shape[1:])}, but {operator.kind} gives {wanted} of "
-                f"{one}, {tuple(x.shape[1:])}"
+                f"{file} has shape {tuple(y.shape[1:])}, but {operator.kind} gives {wanted} of "
+                f"its image, {tuple(x.shape[1:])}"
             )
-        pairs.append((x, y))
-    return pairs
 
 
 def _write(

@@ -37,8 +37,15 @@ class Job:
     id: int = 0
     scan: Scan | None = None
     """The file of science that the image is a slice of."""
+    whole: str = ""
+    """The name of that file in the output, unlike that of every other."""
     size: tuple[int, int] | None = None
     """Height and width of the image, where its measurement does not tell."""
+
+    @property
+    def saved(self) -> bool:
+        """Whether it is a measurement that was saved, which says its noise."""
+        return str(self.source.get("path", "")).endswith(".safetensors")
 
 
 def saved_measurement(args: argparse.Namespace) -> Measurement | None:
@@ -142,6 +149,7 @@ def _slices(
             degraded,
             first + k,
             scan,
+            name,
             size,
         )
         for k in range(len(scan))

@@ -40,16 +40,16 @@ def write_scans(done: Mapping[Path, Job], output: Path) -> list[str]:
     Returns:
         What was written, a line for each file.
     """
-    scans: dict[Scan, dict[int, Path]] = {}
+    scans: dict[tuple[Scan, str], dict[int, Path]] = {}
     for folder, job in done.items():
         if job.scan is not None:
-            scans.setdefault(job.scan, {})[job.source["slice"]] = folder
+            scans.setdefault((job.scan, job.whole), {})[job.source["slice"]] = folder
     lines: list[str] = []
-    for scan, found in scans.items():
+    for (scan, name), found in scans.items():
         parts = [found[k] for k in sorted(found)]
         if len(parts) < len(scan):
             lines.append(
-                f"{scan.stem}: {len(scan) - len(parts)} of {len(scan)} slices are not restored, so "
+                f"{name}: {len(scan) - len(parts)} of {len(scan)} slices are not restored, so "
                 "the whole is not written; the same command goes on with them"
             )
             continue
@@ -59,9 +59,9 @@ def write_scans(done: Mapping[Path, Job], output: Path) -> list[str]:
             if not all(file.is_file() for file in files):
                 continue
             slices = [torch.from_numpy(np.load(file)) for file in files]
-            path, said = _write(scan, slices, output / f"{scan.stem}_{what}", what, suffix)
+            path, said = _write(scan, slices, output / f"{name}_{what}", what, suffix)
             unit = f" in {scan.volume.unit}" if scan.volume.unit else ""
-            lines.append(f"{scan.stem}: {len(scan)} slices{unit} -> {path}{said}")
+            lines.append(f"{name}: {len(scan)} slices{unit} -> {path}{said}")
     return lines
 
 

@@ -36,7 +36,12 @@ from invdiff.solving import Restoration, solve
 from invdiff.solving.cascade import Upscaler
 from invdiff.solving.plan import complete
 from invdiff.solving.solve import check_solve
-from invdiff.solving.windows import find_windows, solve_windows
+from invdiff.solving.windows import (
+    find_windows,
+    keep_known,
+    known_pixels,
+    solve_windows,
+)
 
 AT_ONCE = 2**18
 """Pixels of equal-sized images that are restored as one batch: 64 of 64x64, one of 512x512. A run
@@ -93,6 +98,8 @@ class Session:
         if self.args.overwrite:
             return None
         record = finished(self.folder(job), digest(self.request))
+        if record is not None and self.upscaler is not None and "upscale" not in record:
+            return None  # it was stopped before it was enlarged
         if record is not None:
             self.say(f"{job.name}: finished before; --overwrite runs it again")
         return record
@@ -133,6 +140,8 @@ class Session:
         if todo.job.degraded and self.config["sigma"] != "auto":
             known = isinstance(todo.measurement.sigma, float)
             self.say(f"sigma: {todo.measurement.sigma if known else 'per pixel'}")
+        if self._keeps(todo.job) and known_pixels(todo.measurement) is not None:
+            self.say("known pixels stay as they are; --sigma 0.025 removes their noise, too")
         plan = complete(self.method)
         if self.config["num_samples"] > 1 and not plan.posterior:
             self.say(
@@ -162,11 +171,19 @@ class Session:
         )
 
     def _windows(self, todo: Todo) -> list[Window]:
-        """The windows around what is missing. Where noise was said to be in the photograph it is
-        removed everywhere, and a picture that moves shows the whole."""
-        if not todo.job.degraded or self.args.sigma is not None or self.args.gif:
+        """The windows around what is missing; none for a picture that moves, which shows the
+        whole."""
+        if self.args.gif or not self._keeps(todo.job):
             return []
         return find_windows(todo.measurement, self.denoiser)
+
+    def _keeps(self, job: Job) -> bool:
+        """Whether known pixels stay as they are: of a file of which nobody said that there is
+        noise in it, which would be removed."""
+        said = self.args.sigma is not None or any(
+            override.startswith("sigma=") for override in self.args.overrides
+        )
+        return job.degraded and not job.saved and not said
 
     def _batch(self, batch: Sequence[Todo]) -> Iterator[tuple[Job, dict[str, Any]]]:
         """Restores a batch, one after the other where it fails as a whole."""
@@ -222,16 +239,15 @@ class Session:
         found = self._windows(batch[0]) if len(batch) == 1 else []
         if found:
             side = f"{found[0].height}x{found[0].width}"
-            self.say(
-                f"{batch[0].job.name}: {len(found)} windows of {side} around what is missing, "
-                "known pixels stay as they are (--sigma 0.025 restores the whole image)"
-            )
+            self.say(f"{batch[0].job.name}: {len(found)} windows of {side} around what is missing")
             result = solve_windows(measurement, self.denoiser, self.method, found, **options)
         else:
             result = solve(measurement, self.denoiser, self.method, **options)
         # Images that are scored and written are clipped, whatever model.clip says of estimates.
         samples = result.samples
         samples = samples if self.denoiser.image_range is None else samples.clamp(0, 1)
+        if self._keeps(batch[0].job):
+            samples = keep_known(measurement, samples)
         seconds = result.seconds / len(batch)
         own = [{n: v[:, :, [k]] for n, v in result.unknown.items()} for k in range(len(batch))]
         return [

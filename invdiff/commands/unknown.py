@@ -18,6 +18,7 @@ from torch import Tensor
 
 from invdiff import images
 from invdiff.benchmarks import tuning
+from invdiff.commands.common import place_label, place_prompt
 from invdiff.commands.jobs import Job, measure
 from invdiff.config import build_method, build_operator, override_value
 from invdiff.network import Denoiser
@@ -123,18 +124,20 @@ def fitting(
         )
     names = [n for n in tried[0] if any(t[n] != tried[0][n] for t in tried)] or ["sigma"]
     losses = []
+    conditioned = place_prompt(place_label(config, denoiser, args.label), denoiser, args)
     for node in tried:
-        made = config | {"operator": node}
+        made = conditioned | {"operator": node}
         operator = build_operator(made)
         measurement, _ = measure(job, operator, made, denoiser)
         (problem,) = tuning.problems([(measurement, None)], [job.id], "measurement", config["seed"])
         result = solve(
             problem.given,
             denoiser,
-            build_method(made | {"cond": {}}),
+            build_method(made),
             steps=config["steps"],
             seed=config["seed"],
             image_ids=problem.ids,
+            **made["cond"],
         )
         losses.append(float(problem.loss(result.x)[0]))
     best = min(range(len(tried)), key=losses.__getitem__)

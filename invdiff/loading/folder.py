@@ -113,7 +113,8 @@ def load(
     coder = coder_of(folder, autoencoder, encode, decode, parts.channels, source.allow_pickle)
     control = None
     if controlnet is not None:
-        control = read_control(Path(controlnet), parts.net, coder, source.allow_pickle).to(dtype)
+        control = read_control(Path(controlnet), parts.net, coder, source.allow_pickle)
+        control.net.to(dtype)  # and not its autoencoder, which is the network's
     adapter = Network(
         parts.net,
         cond_last=_cond_last(folder, parts.config, parts.channels),

@@ -117,6 +117,12 @@ class Operator(ABC):
         operator of these images; A of a constant image must not depend on what is unknown."""
         return self
 
+    @property
+    def estimates(self) -> dict[str, Tensor]:
+        """What :meth:`learned` put in the place of what is unknown, (B, ...) each, by the names in
+        :attr:`unknown`; empty before."""
+        return {name: self.state[name] for name in self.unknown if name in self.per_image}
+
     def estimated(self, values: Mapping[str, Tensor]) -> Operator:
         """The known operator with what was estimated of one image in the place of what is unknown:
         ``values`` by the names in :attr:`unknown`, without a batch."""

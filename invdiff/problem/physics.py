@@ -195,7 +195,15 @@ class PhysicsOperator(Operator):
         return self.recipe.parameters | changed
 
     def of_complex_images(self) -> Self:
-        return self if self.complex_images else dataclasses.replace(self, complex_images=True)
+        if self.complex_images:
+            return self
+        if self.shape is not None:
+            raise ValueError(
+                f"{self.kind} is bound to real images of shape {self.shape}, whose imaginary part "
+                "A* drops, and x is complex; make it with complex_images=True, or give x to one "
+                "that is not bound"
+            )
+        return dataclasses.replace(self, complex_images=True)
 
     def bind(self, shape: Shape) -> Self:
         if self.shape is not None:

@@ -4,6 +4,7 @@ and in units of the noise."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -15,13 +16,14 @@ from invdiff.problem.spectral import SpectralOperator
 
 
 @dataclass(frozen=True, eq=False)
-class Rescaled(Operator):
-    """``A'(x) = A((x − low) / width)``: a nonlinear operator defined on [0, 1], seen from a
-    network's range."""
+class Seen(Operator):
+    """An operator seen from elsewhere.
+
+    Attributes:
+        inner: the operator as it is.
+    """
 
     inner: Operator
-    low: float
-    width: float
 
     @property
     def kind(self) -> str:
@@ -29,11 +31,11 @@ class Rescaled(Operator):
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> Rescaled:
-        return replace(self, inner=self.inner.to(device, dtype))
+    ) -> Self:
+        return replace(super().to(device, dtype), inner=self.inner.to(device, dtype))
 
-    def select(self, images: Tensor) -> Rescaled:
-        return replace(self, inner=self.inner.select(images))
+    def select(self, images: Tensor) -> Self:
+        return replace(super().select(images), inner=self.inner.select(images))
 
     @property
     def measurement_shape(self) -> Shape:
@@ -46,6 +48,19 @@ class Rescaled(Operator):
     def unknown(self) -> tuple[str, ...]:
         return self.inner.unknown
 
+    @property
+    def estimates(self) -> dict[str, Tensor]:
+        return self.inner.estimates
+
+
+@dataclass(frozen=True, eq=False)
+class Rescaled(Seen):
+    """``A'(x) = A((x − low) / width)``: a nonlinear operator defined on [0, 1], seen from a
+    network's range."""
+
+    low: float
+    width: float
+
     def learned(self, x: Tensor, y: Tensor) -> Rescaled:
         return replace(self, inner=self.inner.learned((x - self.low) / self.width, y))
 
@@ -54,10 +69,9 @@ class Rescaled(Operator):
 
 
 @dataclass(frozen=True, eq=False)
-class Decoded(Operator):
+class Decoded(Seen):
     """``A(decode(z))``: a forward operator seen from latent space. Guidance does not notice."""
 
-    inner: Operator
     autoencoder: Autoencoder
 
     @property
@@ -68,24 +82,8 @@ class Decoded(Operator):
     def wanted(cls) -> str:
         return "an operator seen through the autoencoder of a latent diffusion network"
 
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> Decoded:
-        return replace(self, inner=self.inner.to(device, dtype))
-
-    def select(self, images: Tensor) -> Decoded:
-        return replace(self, inner=self.inner.select(images))
-
     def image_shape(self, measurement_shape: Shape) -> Shape:
         return self.autoencoder.shape((1, *self.inner.image_shape(measurement_shape)))[1:]
-
-    @property
-    def measurement_shape(self) -> Shape:
-        return self.inner.measurement_shape  # found without running the decoder
-
-    @property
-    def unknown(self) -> tuple[str, ...]:
-        return self.inner.unknown
 
     def learned(self, x: Tensor, y: Tensor) -> Decoded:
         return replace(self, inner=self.inner.learned(self.autoencoder.decode(x), y))
@@ -93,40 +91,24 @@ class Decoded(Operator):
     def _forward(self, z: Tensor) -> Tensor:
         return self.inner(self.autoencoder.decode(z))
 
-    def _observed(self, y: Tensor) -> Tensor:
-        return self.inner._observed(y)
-
 
 @dataclass(frozen=True, eq=False)
-class Whitened(Operator):
+class Whitened(Seen):
     """``W A(x)`` with W = diag(w), w > 0: an operator in units in which the noise is the same for
     every value of a measurement. Its state ``weights`` is w (B, *measurement shape); made by
     :func:`whitened`."""
-
-    inner: Operator
 
     @property
     def kind(self) -> str:
         return f"{self.inner.kind} with a sigma for each pixel"
 
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> Whitened:
-        return replace(super().to(device, dtype), inner=self.inner.to(device, dtype))
-
-    def select(self, images: Tensor) -> Whitened:
-        return replace(super().select(images), inner=self.inner.select(images))
-
     @property
     def per_image(self) -> frozenset[str]:
         return frozenset({"weights"})
 
-    @property
-    def measurement_shape(self) -> Shape:
-        return self.inner.measurement_shape
-
-    def _observed(self, y: Tensor) -> Tensor:
-        return self.inner._like(y)._observed(y)
+    def learned(self, x: Tensor, y: Tensor) -> Self:
+        weights = self.state["weights"].to(y)
+        return replace(self, inner=self.inner.learned(x, y / weights))
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.state["weights"] * self.inner(x)

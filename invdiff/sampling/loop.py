@@ -103,11 +103,12 @@ Callback = Callable[[Progress], None]
 
 
 def _noting(denoise: Denoise, made: list[Prediction]) -> Denoise:
-    """The network, whose predictions are noted."""
+    """The network, whose first prediction is noted while nothing is."""
 
     def noting(x_t: Tensor, level: Level, **cond: Any) -> Prediction:
         prediction = denoise(x_t, level, **cond)
-        made.append(prediction.detach())
+        if not made:
+            made.append(prediction.detach())
         return prediction
 
     return noting
@@ -180,7 +181,9 @@ def sample(
         return denoiser(x_t, level, **{**tiled_all(cond or {}, x_t), **more})
 
     network = conditioned if cond else denoiser
-    belief, own = Belief.at_first(measurement, levels[0]), list[Prediction]()
+    bounds = denoiser.data_range if isinstance(denoiser, Denoiser) else None
+    unit = 1.0 if bounds is None else (bounds[1] - bounds[0]) / 2
+    belief, own = Belief.at_first(measurement, levels[0], unit), list[Prediction]()
     if belief.learns:  # from what the network says, not from what the method makes of it
         network = _noting(network, own)
 
@@ -214,12 +217,12 @@ def sample(
             else:
                 x = transition(predict, x, step, measured)
             last = made[0] if made else last
-            belief = belief.learned(own[-1] if own else None, s)
+            belief = belief.learned(own[0] if own else None, s)
             own.clear()
             measured = cast(Measurement, belief.measurement)
             watch(step, x)
             if callback is not None:
-                x0 = made[-1].x0 if made else None
+                x0 = made[0].x0 if made else None
                 callback(Progress(index, count, x, x0, s, unknown=belief.estimates))
         watch.read()
     return x

@@ -23,15 +23,10 @@ SIDE = 128
 def find_windows(measurement: Measurement, denoiser: Denoiser) -> list[Window]:
     """The windows around what is missing in one photograph; none where it is of another kind, or
     where they would cost as much as the whole."""
-    operator = measurement.operator
-    if len(measurement) != 1 or len(measurement.image_shape) != 3:
+    known = known_pixels(measurement)
+    if known is None or len(measurement) != 1 or denoiser.autoencoder is not None:
         return []
-    if not isinstance(operator, DiagonalOperator) or denoiser.autoencoder is not None:
-        return []
-    known = operator.singular_values
-    missing = (known == 0).reshape(-1, *known.shape[-2:]).any(0)
-    if operator.masked(~missing) is None or bool(((known != 0) & (known != 1)).any()):
-        return []
+    missing = (~known).reshape(-1, *known.shape[-2:]).any(0)
     fixed = denoiser.facts.fixed_size
     if fixed is not None and fixed[0] != fixed[1]:
         return []
@@ -39,6 +34,26 @@ def find_windows(measurement: Measurement, denoiser: Denoiser) -> list[Window]:
     found = windows(missing, size, denoiser.multiple)
     area = sum(window.height * window.width for window in found)
     return found if area < missing.numel() else []
+
+
+def known_pixels(measurement: Measurement) -> Tensor | None:
+    """Which values of the images are measured as they are, bool, by a mask that leaves out the
+    others; None of another operator."""
+    operator = measurement.operator
+    if len(measurement.image_shape) != 3 or not isinstance(operator, DiagonalOperator):
+        return None
+    s = operator.singular_values
+    whole = torch.ones(s.shape[-2:], dtype=torch.bool)
+    if operator.masked(whole) is None or bool(((s != 0) & (s != 1)).any()) or bool((s > 0).all()):
+        return None
+    return s > 0
+
+
+def keep_known(measurement: Measurement, x: Tensor) -> Tensor:
+    """Images x (..., B, C, H, W) with the pixels that a mask leaves as they were measured, as
+    :func:`solve_windows` has them; x itself under another operator."""
+    known = known_pixels(measurement)
+    return x if known is None else torch.where(known.to(x.device), measurement.y.to(x), x)
 
 
 def solve_windows(

@@ -64,6 +64,32 @@ def test_what_cannot_be_sought_is_refused(
 ) -> None:
     assert calibrate(pair, tmp_path / "a.yaml", "--parameter", "border") == 2
     assert "no parameter 'border' that is a number" in capsys.readouterr().err
+    assert calibrate(pair, tmp_path / "a.yaml", "--parameter", "intensity") == 2
+    assert "does not change smoothly with intensity" in capsys.readouterr().err
+
+
+def test_no_file_that_is_there_is_lost(
+    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor by the array and the picture that are written beside the operator."""
+    before = (pair / "blurred.png").read_bytes()
+    assert calibrate(pair, pair / "blurred.yaml", "--overwrite") == 2
+    assert "blurred.png is an input" in capsys.readouterr().err
+    assert (pair / "blurred.png").read_bytes() == before
+    (tmp_path / "camera.npy").write_text("of somebody else")
+    assert calibrate(pair, tmp_path / "camera.yaml") == 2
+    assert "camera.npy exists" in capsys.readouterr().err
+    assert calibrate(pair, tmp_path / "kernel.npy") == 2
+    assert "NAME.yaml" in capsys.readouterr().err
+
+
+def test_a_number_that_must_be_positive_stays_so(pair: Path, tmp_path: Path) -> None:
+    """Two images that are the same: the search for the width of a blur goes towards zero."""
+    given = ["--input", str(pair / "sharp.png"), "--measurement", str(pair / "sharp.png")]
+    argv = ["calibrate", "--operator", "blur", "--parameter", "sigma", *given]
+    assert main([*argv, "--output", str(tmp_path / "none.yaml"), "--quiet"]) == 0
+    sigma = re.search(r"sigma: ([\d.]+)", (tmp_path / "none.yaml").read_text().split("\n", 1)[1])
+    assert sigma is not None and 0 < float(sigma[1]) < 0.4
 
 
 def test_an_unknown_kernel_is_written_beside_the_restoration(pair: Path, tmp_path: Path) -> None:
@@ -97,6 +123,23 @@ def test_values_are_tried_on_a_measurement(
     assert record["config"]["operator"]["sigma"] == 1.5
     argv += ["--input", str(pair / "sharp.png"), "--output", str(tmp_path / "no")]
     assert main(argv) == 2 and "give --measurement" in capsys.readouterr().err
+
+
+def test_values_are_tried_under_the_label_that_is_given(tmp_path: Path) -> None:
+    write_image(tmp_path / "digit.png", torch.rand(1, 28, 28).round())
+    argv = ["solve", "--measurement", str(tmp_path / "digit.png"), "--sigma", "0.1", "--quiet"]
+    argv += ["--operator", "blur", "operator.sigma=[0.5,1]", "operator.kernel_size=5"]
+    argv += ["--model", "digits32", "--method", "cfg", "--method", "dps", "--steps", "2"]
+    assert main([*argv, "--label", "3", "--output", str(tmp_path / "out")]) == 0
+
+
+def test_values_are_not_tuned_on_a_kernel_that_is_unknown(
+    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["solve", "--measurement", str(pair / "blurred.png"), "--sigma", "0.01", "--quiet"]
+    argv += ["--operator", "blur", "operator.kernel=unknown", "--method", "diffpir", "--steps", "2"]
+    assert main([*argv, "--tune", "2", "--output", str(tmp_path / "out")]) == 2
+    assert "kernel is unknown; give one, such as the kernel.npy" in capsys.readouterr().err
 
 
 def test_nothing_is_assumed_beyond_the_border_of_a_photograph(

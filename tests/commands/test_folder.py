@@ -100,6 +100,20 @@ def test_a_stopped_run_goes_on_where_it_was(photos: Path) -> None:
         assert not [*Path("out").rglob(".new-*")] or stop == signal.SIGKILL
 
 
+def test_a_run_that_was_stopped_before_it_enlarged_goes_on(photos: Path) -> None:
+    command = ["--input", "in/a.png", "--output", "out", "--upscale", "bicubic"]
+    assert solve(*command) == 0
+    whole = json.loads(Path("out/result.json").read_text())
+    assert "upscaled.png" in whole["files"]
+    stopped = {k: v for k, v in whole.items() if k != "upscale"}
+    stopped["files"] = [name for name in whole["files"] if name != "upscaled.png"]
+    Path("out/result.json").write_text(json.dumps(stopped))
+    Path("out/upscaled.png").unlink()
+    assert solve(*command) == 0
+    assert Path("out/upscaled.png").is_file()
+    assert json.loads(Path("out/result.json").read_text())["upscale"] == whole["upscale"]
+
+
 def test_a_picture_of_a_folder_can_be_made_again_alone(photos: Path) -> None:
     assert solve("--input", "in", "--output", "all") == 0
     assert solve("--input", "in/c.png", "--output", "alone") == 0

@@ -224,6 +224,20 @@ def test_controlnets_that_are_not_read_are_refused(
         invdiff.load_model(folders["flux"], controlnet=tmp_path)
 
 
+def test_the_autoencoder_keeps_its_precision_beside_a_controlnet(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    flux_control(read(folders["flux"], torch.float32))[0].save_pretrained(tmp_path)
+    denoiser = invdiff.load_model(folders["flux"], storage="bfloat16", controlnet=tmp_path)
+    coder, control = denoiser.autoencoder, denoiser.net.control  # type: ignore[attr-defined]
+    assert coder is not None and coder.net is not None
+    assert {p.dtype for p in coder.net.parameters()} == {torch.float32}
+    assert {p.dtype for p in control.net.parameters()} == {torch.bfloat16}
+    given = {"control": torch.rand(SHAPE), **denoiser.conditions_of(PROMPTS)}
+    made = invdiff.generate(denoiser, SHAPE, steps=2, **given).x
+    assert made.dtype == torch.float32 and bool(made.isfinite().all())
+
+
 def test_the_measurement_is_the_control_image(folders: dict[str, Path], tmp_path: Path) -> None:
     sdxl_control(read(folders["sdxl"]))[0].save_pretrained(tmp_path)
     denoiser = invdiff.load_model(folders["sdxl"], dtype=D, controlnet=tmp_path)

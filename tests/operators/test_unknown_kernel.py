@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import invdiff
 from invdiff import schedules
-from invdiff.network import Denoiser
+from invdiff.guidance.cfg import CFG
+from invdiff.network import Autoencoder, Denoiser
 from invdiff.operators import kernel_estimate
 from invdiff.operators.blur import blur
 from invdiff.problem import Measurement
+from invdiff.sampling.unknown import Belief
 from invdiff.testing.priors import prior
 
 
@@ -154,6 +157,92 @@ def test_an_image_has_in_a_batch_the_kernel_that_it_has_alone() -> None:
     together, alone = run(y, [0, 1, 2]), run(y[1:2], [1])
     assert torch.allclose(together.samples[:, 1:2], alone.samples, atol=1e-6)
     assert torch.allclose(together.unknown["kernel"][:, :, 1:2], alone.unknown["kernel"], atol=1e-6)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_branches_stacked_for_one_call_give_the_kernel_of_the_condition(images: int) -> None:
+    y = blur("box", kernel_size=3).measure(edges(images), sigma=0.02).y
+    given = Measurement(y, blur("unknown", kernel_size=5), 0.02)
+    network, options = prior(3, dtype=torch.float64), {"steps": 4, "dtype": torch.float64}
+    together, apart = (
+        invdiff.solve(given, network, [CFG(1, 2.0, batched=batched), "dps"], **options)
+        for batched in (True, False)
+    )
+    assert torch.allclose(together.unknown["kernel"], apart.unknown["kernel"], atol=1e-6)
+    assert torch.allclose(together.samples, apart.samples, atol=1e-6)
+
+
+def test_a_single_step_leaves_an_estimate() -> None:
+    y = blur("box", kernel_size=3).measure(edges(1), sigma=0.02).y
+    given = Measurement(y, blur("unknown", kernel_size=5), 0.02)
+    result = invdiff.solve(given, prior(3, dtype=torch.float64), "dps", steps=1, label=1)
+    assert result.estimate("kernel")[0].shape == (1, 1, 5, 5)
+
+
+def test_a_sigma_for_each_pixel_leaves_the_kernel_unknown() -> None:
+    """In units of the noise, as PiGDM takes such a measurement, the kernel is still estimated,
+    and as without that where all pixels have one sigma."""
+    y = blur("box", kernel_size=3).measure(edges(2), sigma=0.02).y
+    network, options = prior(3, dtype=torch.float64), {"steps": 6, "dtype": torch.float64}
+    found = []
+    same = torch.full_like(y, 0.1)
+    for sigma in (0.1, same, same.index_fill(3, torch.arange(20), 0.5)):
+        given = Measurement(y, blur("unknown", kernel_size=5), sigma)
+        result = invdiff.solve(given, network, "pigdm", label=1, **options)
+        found.append(result.unknown["kernel"])
+    assert torch.allclose(found[0], found[1], atol=1e-3)
+    assert found[2].isfinite().all() and not torch.allclose(found[0], found[2], atol=5e-3)
+
+
+def test_the_kernel_of_a_decoded_latent_is_estimated() -> None:
+    coder = Autoencoder(
+        lambda x: F.avg_pool2d(x, 2), lambda z: F.interpolate(z, scale_factor=2.0), 3, 2
+    )
+    schedule = schedules.linear(1000)
+    network = Denoiser(lambda x, t: 0.9 * x, schedule=schedule, autoencoder=coder, channels=3)
+    given = Measurement(edges(2), blur("unknown", kernel_size=3), 0.02)
+    result = invdiff.solve(given, network, "dps", steps=4, dtype=torch.float64)
+    assert result.estimate("kernel")[0].shape == (2, 1, 3, 3)
+
+
+@pytest.mark.parametrize("prior_", ["smooth", "sparse", "gaussian"])
+def test_an_image_without_edges_keeps_its_kernel_and_spoils_no_other(prior_: str) -> None:
+    x, start = edges(2), blur("unknown", kernel_size=5).make_kernel().expand(2, 1, 5, 5)
+    y = blur("box", kernel_size=3)(x)
+    alone = kernel_estimate.estimated(x[1:], y[1:], start[1:], "circular", prior_)
+    x[0] = y[0] = 0.25
+    found = kernel_estimate.estimated(x, y, start, "circular", prior_)
+    assert torch.allclose(found[1:], alone) and found.isfinite().all()
+    assert prior_ == "gaussian" or torch.allclose(found[0], start[0], atol=0.02)
+
+
+def test_the_kernel_does_not_depend_on_the_range_of_the_network() -> None:
+    """The same network in [-1, 1] and in [0, 1], where noise is half as wide."""
+    y = blur("box", kernel_size=3).measure(edges(1), sigma=0.02).y
+    found = []
+    for low, width in ((-1.0, 2.0), (0.0, 1.0)):
+        schedule = schedules.ve(0.02 * width, 50 * width)
+
+        def x0(x: Tensor, t: Tensor, low: float = low, width: float = width) -> Tensor:
+            sigma = schedule(t).sigma.view(-1, 1, 1, 1).to(x) / width  # noqa: B023
+            return low + width * (((x - low) / width - 0.5) / (1 + sigma**2) + 0.5)
+
+        network = Denoiser(x0, predicts="x0", schedule=schedule, data_range=(low, low + width))
+        given = Measurement(y, blur("unknown", kernel_size=5), 0.02)
+        method = invdiff.make_method("ddrm", sigma_max=width)
+        result = invdiff.solve(given, network, method, steps=10, dtype=torch.float64)
+        found.append(result.unknown["kernel"])
+    assert torch.allclose(*found, atol=1e-6)
+
+
+def test_after_a_climb_the_measurement_has_the_noise_of_the_level() -> None:
+    schedule = schedules.linear(1000)
+    low, high = schedule(torch.tensor(100)), schedule(torch.tensor(600))
+    measurement = Measurement(edges(1), blur("unknown", kernel_size=5).bind((3, 40, 40)), 0.02)
+    belief = Belief.at_first(measurement, low)
+    climbed = belief.learned(None, high)  # no prediction was made
+    assert climbed.measurement is not None and belief.measurement is not None
+    assert climbed.measurement.sigma > belief.measurement.sigma
 
 
 def test_a_known_operator_leaves_no_estimate_and_no_other_noise() -> None:

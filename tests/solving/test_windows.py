@@ -127,3 +127,30 @@ def test_a_scratched_photograph_on_the_command_line(
     assert torch.equal(kept[..., known], photo[..., known])
     assert not torch.equal(whole[..., known], photo[..., known])
     assert not torch.equal(kept[..., ~known], photo[..., ~known])
+
+
+def test_known_pixels_stay_where_the_whole_is_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A photograph that is no larger than a window; with its noise said, by flag or override, or
+    by the file of a measurement, they change."""
+    monkeypatch.chdir(tmp_path)
+    x, known = sample_photo(64)[0], torch.ones(64, 64, dtype=torch.bool)
+    known[30:33, 4:60] = False
+    write_image(tmp_path / "photo.png", torch.where(known, x, 1.0)[0])
+    write_image(tmp_path / "mask.png", known[None].float())
+    photo = read_image(Path("photo.png"))
+    command = ["solve", "--method", "ddnm", "--steps", "3", "--num-samples", "2", "--output"]
+    given = ["--measurement", "photo.png", "--mask", "mask.png"]
+    saved = ["--measurement", "kept/measurement.safetensors"]
+    for name, more in {
+        "kept": given,
+        "flag": [*given, "--sigma", "0.05"],
+        "override": [*given, "sigma=0.05"],
+        "file": saved,
+    }.items():
+        assert main([*command, name, *more]) == 0
+        said = "known pixels stay as they are" in capsys.readouterr().err
+        restored = read_image(Path(name) / "sample_1.png")
+        same = torch.equal(restored[..., known], photo[..., known])
+        assert same == said == (name == "kept")
