@@ -5,8 +5,10 @@
 over the pairs, by L-BFGS through the operator, which is differentiable in its parameters. What lies
 beyond the border of a photograph is unknown, so that a blur is compared where it does not reach
 there, unless its border is given. The error
-is that of the mean of as many independent searches as there are groups of data: the pairs, or the
-four quarters of the measurement of a single one.
+is that of the mean of as many independent searches as there are groups of data: the pairs, of more
+than eight as many runs of neighbours, or the four quarters of the measurement of a single one.
+
+The slices of a file of science are pairs, in units of the width of its range.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +24,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invdiff import images
 from invdiff.commands.choice import MODEL
 from invdiff.commands.common import configure
 from invdiff.commands.folder import check_paths
+from invdiff.commands.pairs import Pair, read_pairs
 from invdiff.commands.unknown import picture
 from invdiff.files import write_atomically
 from invdiff.images import write_image
 from invdiff.plugins.registry import load
 from invdiff.problem import Operator, make_operator
 
-Pair = tuple[Tensor, Tensor]
 Parts = Callable[[Tensor], Sequence[Tensor]]
 ITERATIONS = 200
+GROUPS = 8
+"""Searches that the error is found from, at most."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -50,13 +54,17 @@ def run(args: argparse.Namespace) -> None:
     node: dict[str, Any] = configure(bare, args.operator, ["none"], "none")["operator"]
     name = args.parameter or _default(node)
     start, made = _sought(node, name)
-    pairs = _pairs(args, made(start))
-    quarters = len(pairs) == 1
+    pairs, notes = read_pairs(args, made(start))
     whole = least_squares(made, start, pairs, lambda r: [r])
-    if quarters:
+    if len(pairs) == 1:
         parts = [least_squares(made, start, pairs, _quarter(k)) for k in range(4)]
     else:
-        parts = [least_squares(made, start, [pair], lambda r: [r]) for pair in pairs]
+        runs = min(GROUPS, len(pairs))
+        ends = [k * len(pairs) // runs for k in range(runs + 1)]
+        parts = [
+            least_squares(made, start, pairs[first:last], lambda r: [r])
+            for first, last in pairwise(ends)
+        ]
     values = torch.stack(parts)
     error = values.std(0, correction=1) / len(values) ** 0.5
     if name == "kernel":
@@ -66,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     misfit = sum(float(residual(y, made(whole)(x)).square().mean()) for x, y in pairs) / len(pairs)
     said = _write(file, node, name, whole, error, misfit**0.5, len(pairs))
     if not args.quiet:
-        print(said)
+        print("\n".join([*notes, said]))
 
 
 def least_squares(
@@ -143,26 +151,6 @@ def _sought(node: dict[str, Any], name: str) -> tuple[Tensor, Callable[[Tensor],
             f"{node['name']} has no parameter {name!r} that is a number; known: {', '.join(known)}"
         )
     return start, lambda value: make_operator(node["name"], **given | {name: value})
-
-
-def _pairs(args: argparse.Namespace, operator: Operator) -> list[Pair]:
-    sharp, blurred = images.find_images(args.input), images.find_images(args.measurement)
-    if len(sharp) != len(blurred):
-        raise ValueError(
-            f"{len(sharp)} images and {len(blurred)} measurements are no pairs: give as many of "
-            "each, in the same order"
-        )
-    pairs = []
-    for one, other in zip(sharp, blurred, strict=True):
-        x, y = images.read_image(one).double(), images.read_image(other).double()
-        wanted = operator.bind(tuple(x.shape[1:])).measurement_shape
-        if tuple(y.shape[1:]) != wanted and y.shape != x.shape:
-            raise ValueError(
-                f"{other} has shape {tuple(y.shape[1:])}, but {operator.kind} gives {wanted} of "
-                f"{one}, {tuple(x.shape[1:])}"
-            )
-        pairs.append((x, y))
-    return pairs
 
 
 def _write(
