@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from invdiff.problem import Operator
 
 
+OBJECTS = ("A", "U", "g_params")
+"""Arguments that are functions which make up A, or go with one."""
+
+
 def deepinv(member: str) -> Callable[..., Operator]:
     """What makes the operator of a physics.
 
@@ -47,8 +51,9 @@ def deepinv(member: str) -> Callable[..., Operator]:
 
 
 def members() -> dict[str, str]:
-    """Every physics and its purpose in one line, read from deepinv's source: nothing is
-    imported."""
+    """Every physics that a name and arguments make, and its purpose in one line, read from
+    deepinv's source: nothing is imported. Those that are given a part of A as a function, such as
+    the parent class ``LinearPhysics``, or any number of physics are for Python alone."""
     return dict(_listed())
 
 
@@ -84,5 +89,15 @@ def _listed() -> tuple[tuple[str, str], ...]:
     return tuple(
         (name, first_sentence(ast.get_docstring(node) or ""))
         for name, node in sorted(classes.items())
-        if name in public and is_physics(name)
+        if name in public and is_physics(name) and not _needs_python(node)
     )
+
+
+def _needs_python(node: ast.ClassDef) -> bool:
+    """Whether the constructor of a class takes what no configuration can hold."""
+    for method in node.body:
+        if isinstance(method, ast.FunctionDef) and method.name == "__init__":
+            taken = method.args
+            names = {argument.arg for argument in (*taken.args, *taken.kwonlyargs)}
+            return taken.vararg is not None or not names.isdisjoint(OBJECTS)
+    return False

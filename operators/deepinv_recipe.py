@@ -27,6 +27,8 @@ SIZES: dict[str, Callable[[Shape], list[Any]]] = {
     "channels": lambda shape: [shape[0]],
 }
 """Arguments that are the image's size: what each may be for images of one shape."""
+SIZED = ("mask", "coil_maps", "multipliers")
+"""Tensors whose last two dimensions are those of the image, or 1."""
 LEFT_OUT = ("self", "device", "rng", "noise_model", "sensor_model")
 """Arguments that are no part of A, or are given by us."""
 FUNCTIONS = ("A", "U", "V_adjoint", "transform_func", "solver_config", "transform")
@@ -53,9 +55,9 @@ def factory_of(member: str, known: Iterable[str]) -> Callable[..., Operator]:
 
     found = getattr(package, member, None)
     if not (inspect.isclass(found) and issubclass(found, package.Physics)):
+        near = did_you_mean(member, [f"deepinv:{name}" for name in known])
         raise UnknownNameError(
-            f"deepinv has no physics {member!r}.{did_you_mean(member, known)} Known: "
-            f"{', '.join(known)}."
+            f"deepinv has no physics {member!r}.{near} `invdiff list operators` names all of them."
         )
     linear = issubclass(found, package.LinearPhysics)
     takes = {
@@ -140,10 +142,26 @@ class Recipe:
             done += 1
             yield physics
         if not done:
+            said = f"{type(errors[0]).__name__}: {' '.join(str(errors[0]).split())}"
             raise ValueError(
                 f"{self.name} cannot be made for images of shape {shape}: "
-                f"{type(errors[0]).__name__}: {' '.join(str(errors[0]).split())}"
+                f"{self.misfit(shape) or said}"
             ) from errors[0]
+
+    def misfit(self, shape: Shape) -> str:
+        """Which tensor among the arguments has not the size of the images; empty where all do."""
+        rows, columns = shape[-2:] if len(shape) > 1 else (1, *shape)
+        for name in SIZED:
+            value = self.arguments.get(name)
+            if not isinstance(value, Tensor) or value.ndim == 0:
+                continue
+            height, width = (1, *value.shape)[-2:]
+            if height not in (1, rows) or width not in (1, columns):
+                return (
+                    f"its {name} is for images of {height}x{width} (rows x columns), but these "
+                    f"have {rows}x{columns}"
+                )
+        return ""
 
     def _given(self, takes: Mapping[str, inspect.Parameter], shape: Shape) -> dict[str, Any]:
         """The arguments as the class takes them."""

@@ -5,8 +5,10 @@
 over the pairs, by L-BFGS through the operator, which is differentiable in its parameters. What lies
 beyond the border of a photograph is unknown, so that a blur is compared where it does not reach
 there, unless its border is given. The error
-is that of the mean of as many independent searches as there are groups of data: the pairs, or the
-four quarters of the measurement of a single one.
+is that of the mean of as many independent searches as there are groups of data: the pairs, of more
+than eight as many runs of neighbours, or the four quarters of the measurement of a single one.
+
+The slices of a file of science are pairs, in units of the width of its range.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +24,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invdiff import images
 from invdiff.commands.choice import MODEL
 from invdiff.commands.common import configure
 from invdiff.commands.folder import check_paths
+from invdiff.commands.pairs import Pair, read_pairs
 from invdiff.commands.unknown import picture
 from invdiff.files import write_atomically
 from invdiff.images import write_image
+from invdiff.images.formats import split_part
+from invdiff.images.formats.scan import find_files
 from invdiff.plugins.registry import load
 from invdiff.problem import Operator, make_operator
 
-Pair = tuple[Tensor, Tensor]
 Parts = Callable[[Tensor], Sequence[Tensor]]
 ITERATIONS = 200
+GROUPS = 8
+"""Searches that the error is found from, at most."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -49,15 +55,18 @@ def run(args: argparse.Namespace) -> None:
     name = args.parameter or _default(node)
     _check_output(args, file, beside=name == "kernel")
     start, made = _sought(node, name)
-    pairs = _pairs(args)
+    pairs, notes = read_pairs(args, made(start))
     made, start, of = _free(made, start, name, pairs[0][0])
-    _check_pairs(args, pairs, made(start))
-    quarters = len(pairs) == 1
     whole = least_squares(made, start, pairs, lambda r: [r])
-    if quarters:
+    if len(pairs) == 1:
         parts = [least_squares(made, start, pairs, _quarter(k)) for k in range(4)]
     else:
-        parts = [least_squares(made, start, [pair], lambda r: [r]) for pair in pairs]
+        runs = min(GROUPS, len(pairs))
+        ends = [k * len(pairs) // runs for k in range(runs + 1)]
+        parts = [
+            least_squares(made, start, pairs[first:last], lambda r: [r])
+            for first, last in pairwise(ends)
+        ]
     whole, values = of(whole), torch.stack([of(part) for part in parts])
     error = values.std(0, correction=1) / len(values) ** 0.5
     if name == "kernel":
@@ -68,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     misfit = sum(float(residual(y, found(x)).square().mean()) for x, y in pairs) / len(pairs)
     said = _write(file, node, name, whole, error, misfit**0.5, len(pairs))
     if not args.quiet:
-        print(said)
+        print("\n".join([*notes, said]))
 
 
 def least_squares(
@@ -130,7 +139,9 @@ def _check_output(args: argparse.Namespace, file: Path, beside: bool) -> None:
     if file.suffix not in (".yaml", ".yml"):
         raise ValueError(f"--output is the file of an operator, NAME.yaml, got {file}")
     given = {
-        p.resolve() for what in (args.input, args.measurement) for p in images.find_images(what)
+        split_part(p)[0].resolve()
+        for what in (args.input, args.measurement)
+        for p in find_files(what)
     }
     for path in [file, *(file.with_suffix(s) for s in (".npy", ".png") if beside)]:
         if path.resolve() in given:
@@ -192,28 +203,6 @@ def _free(
         except ValueError:
             return lambda value: made(value.exp()), start.log(), torch.exp
     return made, start, lambda value: value
-
-
-def _pairs(args: argparse.Namespace) -> list[Pair]:
-    sharp, blurred = images.find_images(args.input), images.find_images(args.measurement)
-    if len(sharp) != len(blurred):
-        raise ValueError(
-            f"{len(sharp)} images and {len(blurred)} measurements are no pairs: give as many of "
-            "each, in the same order"
-        )
-    read = images.read_image
-    return [(read(a).double(), read(b).double()) for a, b in zip(sharp, blurred, strict=True)]
-
-
-def _check_pairs(args: argparse.Namespace, pairs: Sequence[Pair], operator: Operator) -> None:
-    """Refuses measurements that are of other shapes than the operator gives."""
-    for file, (x, y) in zip(images.find_images(args.measurement), pairs, strict=True):
-        wanted = operator.bind(tuple(x.shape[1:])).measurement_shape
-        if tuple(y.shape[1:]) != wanted and y.shape != x.shape:
-            raise ValueError(
-                f"{file} has shape {tuple(y.shape[1:])}, but {operator.kind} gives {wanted} of "
-                f"its image, {tuple(x.shape[1:])}"
-            )
 
 
 def _write(

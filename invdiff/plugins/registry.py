@@ -169,8 +169,8 @@ def _point(kind: str, name: str) -> EntryPoint:
     found = _found(kind)
     if name not in found:
         raise UnknownNameError(
-            f"unknown {_SINGULAR[kind]} {name!r}.{did_you_mean(name, found)} Known: "
-            f"{', '.join(found) or 'none'}."
+            f"unknown {_SINGULAR[kind]} {name!r}."
+            f"{did_you_mean(name, [*found, *members(kind)])} Known: {', '.join(found) or 'none'}."
         )
     points = found[name]
     if len(points) > 1:
@@ -182,16 +182,19 @@ def _point(kind: str, name: str) -> EntryPoint:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The nearest of the known names as a sentence to add to a message; empty where none is
-    near."""
+    """The nearest of the known names as a sentence to add to a message; empty where none is near.
+    ``FAMILY:MEMBER`` is found by its member as well."""
+    known = list(known)
+    lower = {other.rpartition(":")[2].lower(): other for other in known}
+    lower |= {other.lower(): other for other in known}
+    wanted = name.lower()
     # Of equally close names one of the same letters: with many short ones the likeliest slip is
-    # their order.
-    lower = {other.lower(): other for other in known}
+    # their order. A short name for a long one, such as tomo, is close to none.
     near = sorted(
-        (lower[other] for other in difflib.get_close_matches(name.lower(), list(lower))),
-        key=lambda other: sorted(other.lower()) != sorted(name.lower()),
-    )
-    return f" Did you mean {near[0]!r}?" if near else ""
+        difflib.get_close_matches(wanted, list(lower)),
+        key=lambda other: (other != wanted, sorted(other) != sorted(wanted)),
+    ) or sorted((other for other in lower if len(wanted) > 2 and wanted in other), key=len)
+    return f" Did you mean {lower[near[0]]!r}?" if near else ""
 
 
 _SINGULAR = {

@@ -55,6 +55,13 @@ class Recipe(Protocol):
         """The physics, with what is not said about the image's size filled in, in each way that
         the size may be meant."""
 
+    def misfit(self, shape: Shape) -> str:
+        """What among the arguments is for images of another size; empty where nothing is."""
+
+
+class UnsuitableError(ValueError):
+    """A physics does not take images of a shape."""
+
 
 def motion_kernel(size: int, intensity: float, seed: int) -> Tensor:
     """The kernel (size, size) of a random camera path, a pure function of its arguments, float64.
@@ -211,8 +218,21 @@ class PhysicsOperator(Operator):
         shape = tuple(int(n) for n in shape)
         memo = self._memo
         if shape not in memo:
-            memo[shape] = self._settled(shape)
+            try:
+                memo[shape] = self._settled(shape)
+            except UnsuitableError as error:
+                raise UnsuitableError(f"{error}{self._works_on(shape)}") from error
         return memo[shape]
+
+    def _works_on(self, shape: Shape) -> str:
+        """The numbers of channels with which images of this size suit it, as a remark."""
+        others = []
+        for channels in (1, 2, 3):
+            if channels != shape[0]:
+                with contextlib.suppress(ValueError):
+                    self._settled((channels, *shape[1:]))
+                    others.append(str(channels))
+        return f"; images of {' or '.join(others)} channels suit it" if others else ""
 
     def _settled(self, shape: Shape) -> Self:
         """Bound and tested, the physics made for this shape where it is known by name.
@@ -251,8 +271,9 @@ class PhysicsOperator(Operator):
                 if len(y) == 1:
                     viewed = dataclasses.replace(viewed, alone=not viewed._batches(shape))
                 return viewed._bound(shape, tuple(y.shape[1:]), len(y))
-        raise ValueError(
-            f"{self.kind} does not work on images of shape {shape}: {_said(errors[0])}"
+        misfit = "" if self.recipe is None else self.recipe.misfit(shape)
+        raise UnsuitableError(
+            f"{self.kind} does not work on images of shape {shape}: {misfit or _said(errors[0])}"
         ) from errors[0]
 
     def _batches(self, shape: Shape) -> bool:

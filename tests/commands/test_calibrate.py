@@ -158,3 +158,48 @@ def test_nothing_is_assumed_beyond_the_border_of_a_photograph(
     assert main(["calibrate", *pair, *sought]) == 0
     found = re.search(r"sigma: ([\d.]+)", capsys.readouterr().out)
     assert found is not None and abs(float(found[1]) - 1.5) < 0.02
+
+
+def test_a_stack_gives_one_estimate_with_its_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten slices in counts, one of them empty, blurred by another program, with noise."""
+    from scipy.ndimage import gaussian_filter
+
+    draw = np.random.default_rng(0)
+    sharp = gaussian_filter(draw.uniform(0, 4095, (10, 24, 24)), (0, 0.7, 0.7))
+    sharp[4] = 500.0
+    blurred = gaussian_filter(sharp, (0, 1.2, 1.2)) + draw.normal(0, 8, sharp.shape)
+    np.save(tmp_path / "sharp.npy", sharp)
+    np.save(tmp_path / "blurred.npy", blurred)
+    argv = ["calibrate", "--operator", "blur", "--parameter", "sigma", "operator.kernel_size=9"]
+    argv += ["--input", str(tmp_path / "sharp.npy"), "--axes", "ZYX"]
+    argv += ["--measurement", str(tmp_path / "blurred.npy"), "--output", str(tmp_path / "b.yaml")]
+    assert main(argv) == 2 and "does not say its range" in capsys.readouterr().err
+    assert main([*argv, "--range", "100,4100"]) == 0
+    said = capsys.readouterr().out
+    found = re.search(r"sigma: ([\d.]+) ± ([\d.e-]+), from 9 pairs; .* y by ([\d.]+)", said)
+    assert found is not None and "left out for want of contrast: 1" in said
+    value, error, misfit = map(float, found.groups())
+    assert abs(value - 1.2) < 4 * error < 0.08
+    assert misfit == pytest.approx(8 / 4000, rel=0.2)
+    np.save(tmp_path / "blurred.npy", blurred[:5])
+    assert main([*argv, "--range", "100,4100", "--overwrite"]) == 2
+    assert "10 slices and" in capsys.readouterr().err
+
+
+def test_of_many_slices_some_are_used(tmp_path: Path) -> None:
+    from argparse import Namespace
+
+    from invdiff.commands.pairs import MOST, read_pairs
+
+    stack = np.random.default_rng(0).random((50, 8, 8))
+    np.save(tmp_path / "x.npy", stack)
+    np.save(tmp_path / "y.npy", 2 * stack)
+    given = Namespace(
+        input=str(tmp_path / "x.npy"), measurement=str(tmp_path / "y.npy"), range=(0, 2), axes="ZYX"
+    )
+    pairs, notes = read_pairs(given, blur(sigma=1.0, kernel_size=3, border="circular"))
+    assert len(pairs) == MOST and notes == ["x: 32 of 50 slices are used, evenly spaced"]
+    assert all(torch.equal(y, 2 * x) for x, y in pairs)
+    assert torch.equal(pairs[-1][0][0, 0], torch.from_numpy(stack[-1] / 2))

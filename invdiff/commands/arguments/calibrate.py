@@ -18,7 +18,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--operator", required=True, help="what was measured with, e.g. blur")
-    parser.add_argument("--input", required=True, help="the true image, a folder or glob of them")
+    parser.add_argument(
+        "--input", required=True, help="the true image, a folder or glob of them, or a stack"
+    )
     parser.add_argument(
         "--measurement", required=True, help="what was measured of them, in the same order"
     )
@@ -27,6 +29,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="what is sought: a parameter that is a number, such as sigma, whose value in the "
         "configuration the search starts from (default: the kernel of a blur)",
     )
+    groups.scans(parser)
     parser.add_argument("--output", help="the file (default: OPERATOR.yaml)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file")
     parser.add_argument("--quiet", action="store_true", help="no summary")

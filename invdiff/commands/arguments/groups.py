@@ -86,6 +86,10 @@ def scans(group: argparse._ActionsContainer) -> None:
         metavar="ZYX",
         help="one letter for each of its dimensions: Y, X, C for channels, others for slices",
     )
+
+
+def size(group: argparse._ActionsContainer) -> None:
+    """How large the image is."""
     group.add_argument(
         "--size",
         metavar="HxW",

@@ -74,6 +74,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="inpaint: enlarge what is missing by N pixels, for damage beyond its mask",
     )
     groups.scans(data)
+    groups.size(data)
     groups.output(data, "invdiff-OPERATOR-METHOD")
     run = parser.add_argument_group("run")
     run.add_argument(

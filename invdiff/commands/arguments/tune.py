@@ -35,6 +35,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     data.add_argument("--measurement", help="images that ARE degraded, a folder or glob")
     data.add_argument("--mask", help="inpaint: mask file")
     groups.scans(data)
+    groups.size(data)
     data.add_argument("--limit", type=int, default=8, help="use the first so many (default: 8)")
     data.add_argument("--output", help="folder of the presets (default: invdiff-tune-OPERATOR)")
     run = parser.add_argument_group("run")
