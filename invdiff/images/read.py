@@ -41,7 +41,7 @@ def find_images(pattern: str | Path, scans: Sequence[str] = ()) -> list[Path]:
     Raises:
         ImageError: nothing is there, or it is no image by its suffix.
     """
-    allowed = f"images end in {', '.join((*SUFFIXES, *scans))}"
+    allowed = f"images end in {', '.join(dict.fromkeys((*SUFFIXES, *scans)))}"
     path = Path(pattern).expanduser()
     if path.is_file():
         if not path.name.lower().endswith((*SUFFIXES, *scans)):
