@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Iterable
 from typing import Any, TypeGuard
 
 from invdiff.loading import python_file
-from invdiff.loading.source import Source, loader_of
+from invdiff.loading.source import Source, check_options, loader_of
 from invdiff.network import Denoiser
 from invdiff.network.preconditioning import spelled
-from invdiff.plugins.registry import UnknownNameError, check_names, list_plugins, load
+from invdiff.plugins.registry import UnknownNameError, list_plugins, load
 from invdiff.schedules import make_schedule
-
-
-def check_options(factory: Callable[..., Any], what: str, options: Iterable[str]) -> None:
-    """Refuses options that neither a loader nor a :class:`~invdiff.network.Denoiser` has."""
-    own = [
-        n
-        for n, p in inspect.signature(factory).parameters.items()
-        if p.kind is not p.VAR_KEYWORD and n != "source"
-    ]
-    general = [n for n in inspect.signature(Denoiser).parameters if n not in ("net", "name")]
-    check_names(what, options, list(dict.fromkeys(own + general)))
 
 
 def is_registered(model: Any) -> TypeGuard[str]:
@@ -72,7 +59,8 @@ def load_model(
         return _registered(model, options)
     source = Source(model, allow_pickle)
     chosen = loader_of(source, loader)
-    check_options(chosen.load, f"model {str(source)!r}", options)
+    if not getattr(chosen, "CHECKS_OPTIONS", False):
+        check_options(chosen.load, f"model {str(source)!r}", options)
     return chosen.load(source, **options)
 
 

@@ -1,5 +1,6 @@
 """Networks made by a function of a Python file, ``mymodel.py:make``: one's own network on the
-command line without a package. The file's code runs, as it would by importing it."""
+command line without a package. The file's code runs, as it would by importing it; modules beside it
+are found."""
 
 from __future__ import annotations
 
@@ -12,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from invdiff.files import sha256
-from invdiff.loading.source import Source
+from invdiff.loading.source import Source, check_options
 from invdiff.network import Denoiser
 from invdiff.plugins.registry import did_you_mean
+
+CHECKS_OPTIONS = True
+"""Which options there are is known once the file was read."""
 
 _WRITTEN = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)", re.S)
 
@@ -51,6 +55,9 @@ def load(source: Source, **options: Any) -> Denoiser:
     if module is None:
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module  # as dataclasses and pickles of it need
+        beside = str(path.resolve().parent)  # its imports, as of a script; they shadow nothing
+        if beside not in sys.path:
+            sys.path.append(beside)
         try:
             spec.loader.exec_module(module)
         except Exception as error:
@@ -65,8 +72,13 @@ def load(source: Source, **options: Any) -> Denoiser:
         )
     takes = inspect.signature(make).parameters.values()
     every = any(p.kind is p.VAR_KEYWORD for p in takes)
+    if not every:
+        check_options(make, f"{name} of {path}", options)
     own = {k: v for k, v in options.items() if every or k in {p.name for p in takes}}
-    made = make(**own)
+    try:
+        made = make(**own)
+    except Exception as error:
+        raise ValueError(f"{name} of {path} fails: {type(error).__name__}: {error}") from error
     if not isinstance(made, Denoiser):
         raise ValueError(
             f"{name} of {path} must return an invdiff.Denoiser, got {type(made).__name__}"

@@ -6,16 +6,15 @@ A loader is registered in the entry-point group ``invdiff.loaders`` and has two 
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from invdiff.plugins.registry import PluginError, list_plugins, load
-
-if TYPE_CHECKING:
-    from invdiff.network import Denoiser
+from invdiff.network import Denoiser
+from invdiff.plugins.registry import PluginError, check_names, list_plugins, load
 
 T = TypeVar("T")
 HUB = "https://huggingface.co/"
@@ -64,8 +63,20 @@ class Source:
         return result
 
 
+def check_options(factory: Callable[..., Any], what: str, options: Iterable[str]) -> None:
+    """Refuses options that neither a loader nor a :class:`~invdiff.network.Denoiser` has."""
+    own = [
+        n
+        for n, p in inspect.signature(factory).parameters.items()
+        if p.kind is not p.VAR_KEYWORD and n != "source"
+    ]
+    general = [n for n in inspect.signature(Denoiser).parameters if n not in ("net", "name")]
+    check_names(what, options, list(dict.fromkeys(own + general)))
+
+
 class Loader(Protocol):
-    """Reads models of one kind."""
+    """Reads models of one kind. Options that neither ``load`` nor a Denoiser has are refused before
+    it is called, unless its module says ``CHECKS_OPTIONS = True``."""
 
     def recognises(self, source: Source) -> bool:
         """Whether the source is of this kind, found out without running anything of it.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from invdiff.itineraries import Straight
-from invdiff.loading.model import check_options
+from invdiff.loading.source import check_options
 from invdiff.network import Denoiser, Prediction
 from invdiff.network.facts import describe_model
 from invdiff.problem.operator import Shape

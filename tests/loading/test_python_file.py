@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,40 @@ def test_in_python(file: Path) -> None:
         denoiser = load_model("own/mymodel.py:make", dtype=torch.float64, clip=False)
     assert denoiser.name == "mine" and denoiser.dtype == torch.float64 and not denoiser.clip
     assert len(denoiser.source["code"]) == 64
+
+
+def test_options_have_the_names_of_the_functions_parameters(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those that no Denoiser has, in Python and on the command line."""
+    file.write_text(CODE.replace("factor=0.1", "weights='none'").replace("(factor)", "(0.1)"))
+    with pytest.warns(UserWarning, match="runs"):
+        assert load_model(f"{file}:make", weights="mine.pt", clip=False).name == "mine"
+    with (
+        pytest.warns(UserWarning, match="runs"),
+        pytest.raises(ValueError, match="has no parameter 'weight'. Did you mean 'weights'"),
+    ):
+        load_model(f"{file}:make", weight="mine.pt")
+    command = ["solve", "--model", f"{file}:make", "model.weights=mine.pt", "--no-check"]
+    assert main([*command, "--input", "p.png", "--method", "none", "--steps", "1", "--quiet"]) == 0
+
+
+def test_modules_beside_the_file_are_found_and_failures_are_a_line(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.path", [*sys.path])
+    Path("own/beside_it.py").write_text("SCALE = 0.5")
+    file.write_text(
+        "import beside_it\n"
+        + CODE.replace("factor=0.1", "gain=0.1").replace("Config(factor)", "Config(1 / gain)")
+    )
+    with pytest.warns(UserWarning, match="runs"):
+        assert load_model(f"{file}:make", gain=2.0).name == "mine"
+    with (
+        pytest.warns(UserWarning, match="runs"),
+        pytest.raises(ValueError, match="make of own/mymodel.py fails: ZeroDivisionError"),
+    ):
+        load_model(f"{file}:make", gain=0.0)
 
 
 def test_on_the_command_line(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
