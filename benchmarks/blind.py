@@ -1,10 +1,10 @@
 """Blind deblurring: how near a run that estimates the kernel comes to one that knows it.
 
-    python -m invdiff.benchmarks.blind --input FOLDER --output FOLDER [--method ddrm] [--steps 30]
-        [--images 12]
+    python -m invdiff.benchmarks.blind --input FOLDER --output FOLDER [--method ddrm]
+        [--method diffpir] [--steps 30] [--images 12]
 
 The centre 64x64 of photographs halved in size are blurred by kernels of 9 to 15 pixels with noise
-of 0.02, border circular, and restored three times by one method from the same noise:
+of 0.02, border circular, and restored three times by each method from the same noise:
 
     known    with the true kernel
     wrong    with the Gaussian that the estimation starts from (sigma = k / 6)
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,11 @@ from invdiff.sampling import make_method
 from invdiff.solving import solve
 
 SIDE, SIGMA = 64, 0.02
-VALUES: dict[str, dict[str, Any]] = {"ddrm": {"eta": 0.5}, "diffpir": {"lmbda": 1, "zeta": 0.6}}
+VALUES: dict[str, dict[str, Any]] = {
+    "ddrm": {"eta": 0.5},
+    "diffpir": {"lmbda": 1, "zeta": 0.6},
+    "dps": {"zeta": 5},
+}
 """Of the presets for blurs; others have their general ones."""
 
 
@@ -66,16 +71,18 @@ def crops(folder: str, count: int) -> Tensor:
 
 def table(records: list[dict[str, Any]]) -> str:
     """A row for every blind run, beside the runs that know and that err."""
-    by = {(r["blur"], r["run"]): r for r in records}
+    by = {(r["method"], r["blur"], r["run"]): r for r in records}
     rows = []
     for record in records:
-        known, wrong = by.get((record["blur"], "known")), by.get((record["blur"], "wrong"))
+        method, name = record["method"], record["blur"]
+        known, wrong = by.get((method, name, "known")), by.get((method, name, "wrong"))
         if record["run"] in ("known", "wrong") or known is None or wrong is None:
             continue
         closed = (wrong["lpips"] - record["lpips"]) / (wrong["lpips"] - known["lpips"])
         rows.append(
             {
-                "true blur": record["blur"],
+                "method": method,
+                "true blur": name,
                 "kernel": record["run"],
                 "kernel error": f"{record['kernel_error']:.2f} ({wrong['kernel_error']:.2f})",
                 "LPIPS known": f"{known['lpips']:.3f}",
@@ -95,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m invdiff.benchmarks.blind")
     parser.add_argument("--input", required=True, help="folder of photographs")
     parser.add_argument("--output", required=True)
-    parser.add_argument("--method", default="ddrm")
+    parser.add_argument("--method", action="append", help="repeat for several (default: ddrm)")
     parser.add_argument("--model", default="photo64")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--images", type=int, default=12)
@@ -103,35 +110,36 @@ def main() -> None:
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "blind.json"
-    asked = {k: v for k, v in vars(args).items() if k != "output"}
+    asked = {k: v for k, v in vars(args).items() if k not in ("output", "method")}
     kept: dict[str, Any]
     kept = json.loads(file.read_text()) if file.is_file() else {"asked": asked, "records": []}
     if kept["asked"] != asked:
         parser.error(f"{file} is of another run, {kept['asked']}; choose another --output")
     records: list[dict[str, Any]] = kept["records"]
-    done = {(r["blur"], r["run"]) for r in records}
+    done = {(r["method"], r["blur"], r["run"]) for r in records}
     denoiser, truth = load_model(args.model), crops(args.input, args.images)
-    method = make_method(args.method, **VALUES.get(args.method, {}))
-    for name, operator in kernels().items():
+    for method, (name, operator) in product(args.method or ["ddrm"], kernels().items()):
         true = operator.make_kernel()
         measured = operator.measure(truth, sigma=SIGMA, seed=0)
         size = len(true)
         runs: dict[str, str | Tensor] = {}
-        runs |= {run: run for run in ("unknown", "unknown_gaussian")}
         runs |= {"known": true, "wrong": blur("unknown", kernel_size=size).make_kernel()}
+        runs |= {run: run for run in ("unknown", "unknown_gaussian")}
         if not name.startswith("gaussian"):
             del runs["unknown_gaussian"]
         for run, kernel in runs.items():
-            if (name, run) in done:
+            if (method, name, run) in done:
                 continue
             own = blur(kernel, kernel_size=size)
             given = Measurement(measured.y, own, SIGMA)
-            result = solve(given, denoiser, method, steps=args.steps, seed=0)
+            made = make_method(method, **VALUES.get(method, {}))
+            result = solve(given, denoiser, made, steps=args.steps, seed=0)
             w = result.estimate("kernel")[0][:, 0].double() if own.unknown else own.make_kernel()
             error = torch.linalg.matrix_norm(w - true) / torch.linalg.matrix_norm(true)
             x = result.x.clamp(0, 1)
             records.append(
                 {
+                    "method": method,
                     "blur": name,
                     "run": run,
                     "kernel_error": float(error.mean()),
