@@ -35,12 +35,11 @@ from invdiff.sampling import Between
 
 @dataclass(frozen=True)
 class SEG(Degraded):
-    """See the module's docstring.
+    """See the module's docstring; the other arguments are those of
+    :class:`~invdiff.guidance.degraded.Degraded`.
 
     Args:
         sigma: standard deviation of the blur, in places of the layer's plane.
-        s, layers, w, label, negative, start, stop, batched, denoiser: as in
-            :class:`~invdiff.guidance.degraded.Degraded`.
     """
 
     sigma: Annotated[float, Between(0, 20)] = math.inf
