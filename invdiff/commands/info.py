@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from invdiff.commands.common import checked, model_options
+from invdiff.commands.jobs import image_id
 from invdiff.config import compose
+from invdiff.images import read_image
 from invdiff.loading.model import is_registered, load_model
+from invdiff.network import Denoiser
 from invdiff.network.facts import describe_model
 from invdiff.network.selfcheck import why_unchecked
+from invdiff.solving.likelihood import log_likelihood
 
 
 def run(args: argparse.Namespace) -> None:
@@ -24,6 +29,9 @@ def run(args: argparse.Namespace) -> None:
         else {"model": {}}
     )
     denoiser = load_model(args.model, allow_pickle=args.allow_pickle, **model_options(config))
+    if args.likelihood:
+        likelihoods(args, denoiser)
+        return
     facts = describe_model(denoiser)
     if args.no_check:
         facts["reading"] = "not checked (--no-check)"
@@ -42,3 +50,27 @@ def run(args: argparse.Namespace) -> None:
     width = max(map(len, facts))
     for key, value in facts.items():
         print(f"{key:{width}}  {value}")
+
+
+def likelihoods(args: argparse.Namespace, denoiser: Denoiser) -> None:
+    """Prints the bits per dimension of each file as it is found: of its 256 grey levels, where the
+    network's data are images."""
+    rows = []
+    levels = None if denoiser.image_range is None else 256
+    width = max(len(Path(name).name) for name in args.likelihood)
+    for file in map(Path, args.likelihood):
+        found = log_likelihood(
+            denoiser,
+            read_image(file, denoiser.channels if denoiser.channels in (1, 3) else None),
+            probes=args.probes,
+            levels=levels,
+            seed=args.seed,
+            image_ids=[image_id(file.name)],
+        )
+        bits, count = float(found.bits_per_dimension[0]), int(found.evaluations[0])
+        rows.append({"file": str(file), "bits_per_dimension": bits, "evaluations": count})
+        if not args.json:
+            line = f"{file.name:{width}}  {bits:.3f} bits per dimension, {count} evaluations"
+            print(line, flush=True)
+    if args.json:
+        print(json.dumps(rows, indent=2))

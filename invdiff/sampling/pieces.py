@@ -29,6 +29,8 @@ class Setting:
         observed: the measurement of these images, in the network's range; None when generating.
         cond: what the run gives to the network.
         device, dtype: of the state.
+        start: (B, ...), what the first state is a noised version of, as a state without noise; None
+            where a run starts from pure noise or from a state that was given.
     """
 
     denoiser: Denoiser
@@ -37,6 +39,7 @@ class Setting:
     cond: Mapping[str, Any]
     device: torch.device
     dtype: torch.dtype
+    start: Tensor | None = None
 
     @property
     def measurement(self) -> Measurement:

@@ -123,8 +123,10 @@ class Run:
                 *(denoiser.image_range or (0.0, 1.0))
             )
             _check_range(denoiser, measurement)
+        start = None
         if x_T is None:
             first = _first(denoiser, plan, options, schedule, levels, shape, ids, measurement)
+            start = None if first is None else first / levels[0].alpha.to(first)
         else:
             first = x_T.to(device, options.dtype)
         if measurement is not None and denoiser.autoencoder is not None:
@@ -141,7 +143,7 @@ class Run:
             )
         # A null label that nobody asked for is no label to guidance.
         stated = {k: v for k, v in resolved.items() if cond.get(k) is not None}
-        setting = Setting(denoiser, state_shape, measurement, stated, device, options.dtype)
+        setting = Setting(denoiser, state_shape, measurement, stated, device, options.dtype, start)
         return cls(
             denoiser=denoiser,
             plan=plan,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from invdiff.guidance.ilvr import ILVR, ilvr
 from invdiff.guidance.lgd import LGD
 from invdiff.guidance.mcg import MCG, mcg
 from invdiff.guidance.sdedit import sdedit
+from invdiff.images import write_image
 from invdiff.itineraries import Jumps, LateStart, Straight
 from invdiff.network import Denoiser
 from invdiff.noise import NoiseSource, seed_of
@@ -423,6 +425,53 @@ def test_sdedit_is_its_algorithm_written_out(K: int) -> None:
         for t in range(t0 - 1, -1, -1):
             x = ancestral(x, x0_of(x, t), t, draw)
     same(solved(measurement, sdedit(0.5, repeats=K)), x)
+
+
+def test_differential_diffusion_is_its_algorithm_written_out(tmp_path: Path) -> None:
+    """As the authors' code: the noise of the start at every level, pixels that wait set back before
+    each step, here under DDIM; a pixel of strength 0 stays."""
+    m = torch.tensor([[0.0, 0.3, 0.5], [0.75, 0.9, 1.0]], dtype=D)
+    image, steps = rand(2, 1, 2, 3).sigmoid(), 8
+    denoiser = Denoiser(lambda x, t: torch.tanh(2 * x), schedule=SCHEDULE, dtype=D)
+    measurement = make_operator("denoise").measure(image, sigma=0.0)
+    levels = complete(sdedit(0.75), None, None).itinerary(SCHEDULE, steps)
+    n = len(levels) - 1
+    assert n == 6
+    given: dict[str, Any] = {"steps": steps, "transition": DDIM(), "dtype": D, "seed": SEED}
+    z = NoiseSource([seed_of("sampling", SEED, k, 0) for k in range(2)]).randn_like(image)
+    x = levels[0].alpha * image + levels[0].sigma * z
+    for i, (t, s) in enumerate(pairwise(levels)):
+        kept = (1 - m > i / n).to(D)
+        x = (t.alpha * image + t.sigma * z) * kept + x * (1 - kept)
+        p = denoiser(x, t)
+        x = s.alpha * p.x0 + s.sigma * p.eps
+    made = solve(measurement, denoiser, sdedit(0.75, strength_map=m), **given).x
+    same(made[..., 1:], x[..., 1:])
+    same(made[:, :, 0, 0], image[:, :, 0, 0])
+    everywhere = solve(measurement, denoiser, sdedit(0.75, strength_map=torch.ones(2, 3)), **given)
+    same(everywhere.x, solve(measurement, denoiser, sdedit(0.75), **given).x)
+    assert float((everywhere.x - made).abs().max()) > 0.05
+    write_image(tmp_path / "map.png", m[None])
+    read = solve(measurement, denoiser, sdedit(0.75, strength_map=tmp_path / "map.png"), **given)
+    same(read.x, made)
+    method = sdedit(0.75, strength_map=m)
+    same(solve(measurement.select([1]), denoiser, method, image_ids=[1], **given).x, made[1:])
+
+
+def test_differential_diffusion_refuses() -> None:
+    denoiser = Denoiser(lambda x, t: x, schedule=SCHEDULE, dtype=D)
+    measurement = make_operator("denoise").measure(torch.zeros(2, 1, 2, 3), sigma=0.0)
+    for method, message in (
+        (sdedit(strength_map=torch.ones(3, 3)), "the images' size, 2x3"),
+        (sdedit(strength_map=2 * torch.ones(2, 3)), r"in \[0, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            solve(measurement, denoiser, method, steps=4)
+    with pytest.raises(ValueError, match="run once"):
+        sdedit(strength_map=torch.ones(2, 3), repeats=2)
+    with pytest.raises(ValueError, match="an image that the run starts from"):
+        given = rand(2, 1, 2, 3)
+        generate(denoiser, (2, 1, 2, 3), sdedit(strength_map=torch.ones(2, 3)), x_T=given, steps=4)
 
 
 def test_the_guide_of_a_noisy_blur_is_not_the_noise_amplified() -> None:

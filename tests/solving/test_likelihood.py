@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from oracles import D, correlated, rand
 from torch import Tensor
 
 from invdiff import schedules
+from invdiff.commands.main import main
+from invdiff.images import write_image
 from invdiff.network import Autoencoder, Denoiser
 from invdiff.solving import log_likelihood
 
@@ -55,6 +59,34 @@ def test_the_density_of_a_mixture(frame: str) -> None:
     torch.testing.assert_close(found.nats, exact, atol=2e-3, rtol=2e-4)
     torch.testing.assert_close(found.bits_per_dimension, -found.nats / (3 * math.log(2)))
     assert bool((found.evaluations > 10).all())
+
+
+def test_info_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a network of N(0, 0.25 I) in [-1, 1], beside the density of its grey levels."""
+    (tmp_path / "net.py").write_text(
+        "import invdiff\n"
+        "def make(**options):\n"
+        "    s = invdiff.schedules.ve()\n"
+        "    def net(x, t):\n"
+        "        return x * 0.25 / (0.25 + s(t).sigma.view(-1, 1, 1, 1).to(x) ** 2)\n"
+        "    known = dict(predicts='x0', schedule=s, data_range=(-1.0, 1.0), channels=1)\n"
+        "    return invdiff.Denoiser(net, **known | options)\n"
+    )
+    levels = torch.tensor([[90, 200, 128], [140, 60, 255]])
+    for name, x in {"a.png": levels, "b.png": 255 - levels // 2}.items():
+        write_image(tmp_path / name, x[None] / 255)
+    files = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    command = ["info", f"{tmp_path / 'net.py'}:make", "--likelihood", *files, "--probes", "4"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for row, x in zip(found, (levels, 255 - levels // 2), strict=True):
+        z = (2 * (x + 0.5) / 256 - 1).double()  # the middle of each level, which is 2/256 wide
+        nats = -(z**2) / 0.5 - math.log(0.5 * math.sqrt(2 * math.pi)) + math.log(2 / 256)
+        assert abs(row["bits_per_dimension"] + float(nats.mean()) / math.log(2)) < 0.02
+        assert row["evaluations"] > 10
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"a.png  {found[0]['bits_per_dimension']:.3f} bits per dimension, ")
 
 
 def test_probes_are_unbiased_and_each_image_has_its_own() -> None:
