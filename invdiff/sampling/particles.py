@@ -11,6 +11,17 @@ from torch import Tensor
 from invdiff.sampling.step import Step
 
 
+def check_many(step: Step) -> None:
+    """Warns, in the first step, of a system of one particle."""
+    if step.particles == 1 and step.index == 0:
+        # One call site, so Python's default filter shows it once.
+        warnings.warn(
+            "a particle method was given one particle, which nothing is weighed against: "
+            "ask for more (num_samples)",
+            stacklevel=4,
+        )
+
+
 def resample(log_w: Tensor, step: Step, threshold: float = 1.0) -> tuple[Tensor, Tensor]:
     """Systematic resampling of each image's particles (Kitagawa 1996) where their effective sample
     size, 1 / sum w² of the normalised weights, is below ``threshold`` times their number; elsewhere
@@ -28,14 +39,8 @@ def resample(log_w: Tensor, step: Step, threshold: float = 1.0) -> tuple[Tensor,
         The row that each row goes on from, never one of another image, and log weights to go on
         with, whose mean weight is one; (B,) both.
     """
+    check_many(step)
     n = step.particles
-    if n == 1 and step.index == 0:
-        # One call site, so Python's default filter shows it once.
-        warnings.warn(
-            "a particle method was given one particle, which nothing is weighed against: "
-            "ask for more (num_samples)",
-            stacklevel=3,
-        )
     uniform = torch.special.ndtr(step.randn_like(log_w[:, None])).view(-1, n)[:, :1]
     log_w = log_w.view(-1, n).log_softmax(1)
     own = torch.arange(n, device=log_w.device).expand_as(log_w)
