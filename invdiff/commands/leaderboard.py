@@ -204,7 +204,8 @@ def _publish(folders: Sequence[str], args: argparse.Namespace) -> None:
         for name, folder in site.names(folders).items()
     }
     site.write(boards, output, args.pictures)
-    print(f"{len(boards)} boards -> {output / 'index.html'}", file=sys.stderr)
+    count = f"{len(boards)} board{'' if len(boards) == 1 else 's'}"
+    print(f"{count} -> {output / 'index.html'}", file=sys.stderr)
 
 
 def check_site(output: Path, overwrite: bool) -> None:
