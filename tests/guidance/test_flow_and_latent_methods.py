@@ -1,11 +1,11 @@
-"""PnP-Flow and FlowChef on exact flows, PSLD and ReSample behind linear and real autoencoders:
-equal to their papers' algorithms, written out here with plain matrices."""
+"""PnP-Flow and FlowChef on exact flows, PSLD, ReSample, LATINO and FlowDPS behind linear and real
+autoencoders: equal to their papers' algorithms, written out here with plain matrices."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -409,6 +409,126 @@ def test_resample_is_its_paper() -> None:
         ) ** 0.5
     z = torch.stack([adam(lambda x: x @ a_d, y[k], z[k], 25, 5e-3, tau) for k in range(BATCH)])
     assert_same(ours, z)
+
+
+def consistency(prior: Gaussian) -> Denoiser:
+    """The exact consistency function of N(m, C): where the probability flow takes a state."""
+    values, basis = torch.linalg.eigh(prior.covariance)
+
+    def net(z: Tensor, t: Tensor) -> Tensor:
+        level = VP(float(t[0]))
+        alpha, sigma = float(level.alpha), float(level.sigma)
+        gain = (values / (alpha**2 * values + sigma**2)).sqrt()
+        return prior.mean + (z - alpha * prior.mean) @ basis * gain @ basis.T
+
+    return Denoiser(net, predicts="x0", schedule=VP)
+
+
+def test_latino_is_its_paper() -> None:
+    """With the clipped images and the proximal step of plain matrices, at its published times."""
+    steps, delta, late, sigma = 8, 0.8, 0.3, 0.05
+    measurement, z = decoded(), rand(BATCH, DIM, seed=1)
+    net, y, stream = consistency(PRIOR), measurement.y, OneStream(7)
+    ours = run(make_method("latino", delta=delta, late=late), net, z, measurement, steps)
+    for k, (t, a_t, a_s) in enumerate(vp_steps(steps)):
+        x = (net.net(z, torch.tensor([t])) @ DECODE).clamp(0, 1)
+        gamma = (delta if k < 4 else late) * (1 - a_t) / sigma**2
+        system = torch.eye(PIXELS, dtype=D) + gamma * A_PIXELS.T @ A_PIXELS
+        u = torch.linalg.solve(system, (x + gamma * y @ A_PIXELS).T).T
+        z = a_s**0.5 * u.clamp(0, 1) @ ENCODE
+        if a_s < 1:
+            z = z + (1 - a_s) ** 0.5 * stream.randn_like(z)
+    assert_same(ours, z, 1e-6)  # its system is solved by conjugate gradients
+
+
+def test_latino_starts_from_what_was_measured() -> None:
+    measurement = Measurement(torch.full((1, 3, 8, 8), 0.7), invdiff.make_operator("denoise"), 0.05)
+    coder = Autoencoder(lambda x: 2 * x, lambda z: z / 2, 3, 1, 3, data_range=(-1.0, 1.0))
+    seen: list[Tensor] = []
+
+    def net(z: Tensor, t: Tensor) -> Tensor:
+        seen.append(z)
+        return z
+
+    denoiser = Denoiser(net, predicts="x0", schedule=VP, autoencoder=coder)
+    result = solve(measurement, denoiser, "latino", steps=8)
+    assert result.nfe == 8
+    noise = (seen[0] - float(BAR[-1]) ** 0.5 * 2 * 0.4) / (1 - float(BAR[-1])) ** 0.5
+    assert abs(float(noise.mean())) < 0.3
+    assert abs(float(noise.std()) - 1) < 0.2
+
+
+def test_flowdps_is_its_paper() -> None:
+    """As the official code draws noise again, with the norm's gradient written out."""
+    steps, size, times = 10, 0.4, shares("flow", 10)
+    measurement, x = decoded(), rand(BATCH, DIM, seed=1)
+    x = times[0] * x
+    ours = run(make_method("flowdps", step=size), exact("flow"), x, measurement, steps)
+    y, stream, a_d = measurement.y, OneStream(7), DECODE @ A_PIXELS.T
+    for t, s in zip(times, times[1:], strict=False):
+        z0 = PRIOR.posterior_mean(x, 1 - t, t)
+        v = (x - z0) / t
+        z1, z = x + (1 - t) * v, z0
+        for _ in range(3):
+            back = (y - z @ a_d) @ A_PIXELS
+            grad = -back / back.norm(dim=1, keepdim=True) @ A_PIXELS.T @ a_d.T
+            z = z - size * grad
+        z0y = (1 - t) * z0 + t * z
+        x = z0y
+        if s > 0:
+            noise = s**0.5 * z1 + (1 - s) ** 0.5 * stream.randn_like(x)
+            x = z0y + s * (noise - z0y)
+    assert_same(ours, x)
+
+
+def test_latent_methods_on_a_known_posterior() -> None:
+    """Error of the mean, in units of the prior's, and of the covariance, in its norm; FlowDPS as
+    PSLD on the toy above, LATINO where the decoder keeps distances."""
+    chains, sigma = 1000, 0.3
+    q = torch.linalg.qr(rand(DIM, DIM, seed=14))[0]
+    for method, matrix, (decode, encode), net, steps, most in (
+        (
+            make_method("latino"),
+            torch.eye(DIM, dtype=D)[:ROWS],
+            (q, q.T),
+            consistency(PRIOR),
+            8,
+            (0.4, 0.25),
+        ),
+        (
+            make_method("flowdps", step=1.0),
+            A_PIXELS,
+            (DECODE, torch.linalg.pinv(DECODE)),
+            exact("flow"),
+            28,
+            (0.2, 0.4),
+        ),
+    ):
+        coder = replace(linear_coder(decode, encode), data_range=(-50.0, 50.0))
+        H = (decode @ matrix.T).T
+        y = PRIOR.draw(1, seed=3) @ H.T + 0.05 * rand(1, ROWS, seed=4)
+        inner = Dense(matrix).bind((matrix.shape[1],))
+        operator = Decoded(inner, coder, shape=(DIM,))
+        precision = torch.linalg.inv(PRIOR.covariance)
+        covariance = torch.linalg.inv(precision + H.T @ H / sigma**2)
+        mean = covariance @ (precision @ PRIOR.mean + H.T @ y[0] / sigma**2)
+        measurement = Measurement(y.expand(chains, -1), operator, sigma)
+        z = run(method, net, rand(chains, DIM, seed=1), measurement, steps)
+        assert float((z.mean(0) - mean).norm() / (PRIOR.mean - mean).norm()) < most[0]
+        assert float((torch.cov(z.T) - covariance).norm() / covariance.norm()) < most[1]
+
+
+def test_latent_methods_refuse() -> None:
+    for name in ("latino", "flowdps"):
+        measurement = replace(
+            decoded(), operator=Decoded(Cubes().bind((PIXELS,)), linear_coder(), shape=(DIM,))
+        )
+        with pytest.raises(ValueError, match="Cubes is not one"):
+            run(make_method(name), exact("flow"), rand(BATCH, DIM), measurement, 3)
+        with pytest.raises(ValueError, match="latent diffusion network"):
+            run(make_method(name), exact("flow"), rand(BATCH, DIM), observed(), 3)
+    with pytest.raises(ValueError, match="sigma"):
+        run(make_method("latino"), exact("vp"), rand(BATCH, DIM), decoded(sigma=0.0), 3)
 
 
 def test_fitted_images_are_frozen_while_others_go_on() -> None:

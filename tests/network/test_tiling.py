@@ -337,6 +337,8 @@ def test_every_method_composes_with_it(method: str) -> None:
         "sr3",
         "psld",
         "resample",
+        "latino",
+        "flowdps",
     ):  # want labels, another network, a shown image or latents, with tiles or without
         for tile in ({}, {"tile": 8}):
             with pytest.raises(
