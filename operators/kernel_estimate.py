@@ -28,6 +28,8 @@ PRIORS = {"unknown": "smooth", "unknown_sparse": "sparse", "unknown_gaussian": "
 RIDGE, SMOOTH, SMOOTH_OF_SPARSE = 1e-3, 0.3, 0.05
 DROPPED = 0.05
 """Pixels of a sparse kernel below this share of the largest."""
+WIDEST = 63
+"""Pixels a side of a kernel: its equations have the fourth power of them."""
 ITERATIONS = 150
 MOST = 2**14
 """Pixels of an image whose equations are used; of larger ones a grid of them."""
