@@ -181,7 +181,9 @@ def sample(
         return denoiser(x_t, level, **{**tiled_all(cond or {}, x_t), **more})
 
     network = conditioned if cond else denoiser
-    belief, own = Belief.at_first(measurement, levels[0]), list[Prediction]()
+    bounds = denoiser.data_range if isinstance(denoiser, Denoiser) else None
+    unit = 1.0 if bounds is None else (bounds[1] - bounds[0]) / 2
+    belief, own = Belief.at_first(measurement, levels[0], unit), list[Prediction]()
     if belief.learns:  # from what the network says, not from what the method makes of it
         network = _noting(network, own)
 

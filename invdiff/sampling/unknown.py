@@ -16,7 +16,7 @@ While phi is uncertain y says less than its noise. So the measurement that the m
 
 for sigma² until r_t = ``SETTLED``, and phi is estimated from r_t = ``START`` on, below which x0 has
 edges: noisier estimates are means of many images, whose smoothness the kernel would make up for by
-becoming a point.
+becoming a point. All of it is in units in which the network's images are in [-1, 1].
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from invdiff.problem import Measurement
 from invdiff.schedules import Level
 
 KAPPA = 0.3
-"""In the network's range [-1, 1]. With 0.1 the first estimates ring with the wrong kernel, which
-the next kernels then explain."""
+"""With 0.1 the first estimates ring with the wrong kernel, which the next kernels then explain. In
+units of half the network's range, as START and SETTLED are: of [-1, 1] the number itself."""
 START, SETTLED = 1.0, 0.3
 LATE = 0.25
 """The share of the last steps whose estimates are kept: how they spread tells how certain they
@@ -47,15 +47,17 @@ class Belief:
     Attributes:
         given: the measurement, with the latest operator and its own sigma.
         measurement: as the method sees it.
+        unit: half the width of the network's range; 1 where it has none, as of latents.
     """
 
     given: Measurement | None
     measurement: Measurement | None
+    unit: float = 1.0
 
     @classmethod
-    def at_first(cls, given: Measurement | None, level: Level) -> Belief:
+    def at_first(cls, given: Measurement | None, level: Level, unit: float = 1.0) -> Belief:
         """Before the first step, at its level."""
-        return cls(given, _seen(given, level) if given is not None else None)
+        return cls(given, _seen(given, level, unit) if given is not None else None, unit)
 
     @property
     def learns(self) -> bool:
@@ -68,11 +70,11 @@ class Belief:
         if self.given is None or not self.learns:
             return self
         given = self.given
-        if p is not None and (float(p.level.ratio) <= START or s.sigma == 0):
+        if p is not None and (float(p.level.ratio) <= START * self.unit or s.sigma == 0):
             # Of branches that were stacked for one call, the first: that of the condition.
             x0 = p.x0[: len(given)]
             given = replace(given, operator=given.operator.learned(x0, given.y))
-        return Belief(given, _seen(given, s))
+        return Belief(given, _seen(given, s, self.unit), self.unit)
 
     @property
     def estimates(self) -> dict[str, Tensor]:
@@ -80,12 +82,12 @@ class Belief:
         return {} if self.given is None else self.given.operator.estimates
 
 
-def _seen(given: Measurement, level: Level) -> Measurement:
+def _seen(given: Measurement, level: Level, unit: float) -> Measurement:
     """The measurement with the noise that its unknown operator adds at a level."""
     if not given.operator.unknown:
         return given
-    ratio = float(level.ratio)
-    extra = KAPPA * min(ratio, 1.0) if ratio > SETTLED else 0.0
+    ratio = float(level.ratio) / unit
+    extra = KAPPA * unit * min(ratio, 1.0) if ratio > SETTLED else 0.0
     sigma: Any = given.sigma
     wider = (sigma**2 + extra**2) ** 0.5
     return replace(given, sigma=wider if isinstance(wider, float) else torch.as_tensor(wider))

@@ -85,6 +85,17 @@ def test_a_slice_that_fails_keeps_the_whole_from_being_written(
     assert Path("out/x_002/restored.npy").exists() and not Path("out/x_restored.npy").exists()
 
 
+def test_scans_of_one_name_are_written_beside_each_other() -> None:
+    for k in (1, 2):
+        Path(f"day{k}").mkdir()
+        np.save(f"day{k}/x.npy", scan(k).astype(np.float32))
+    given = ["--measurement", "day*/x.npy", "--axes", "YXZ", "--range=-1000,3000"]
+    assert main(["solve", *given, "--num-samples", "2", *FAST]) == 0
+    for what in ("restored", "mean", "std"):
+        first, second = (np.load(f"out/00{k}_x.npy_{what}.npy") for k in (0, 1))
+        assert np.abs(first - second).max() > 1
+
+
 def test_pictures_have_no_range_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
     from invdiff.images import sample_photo, write_image
 

@@ -216,6 +216,25 @@ def test_an_image_without_edges_keeps_its_kernel_and_spoils_no_other(prior_: str
     assert prior_ == "gaussian" or torch.allclose(found[0], start[0], atol=0.02)
 
 
+def test_the_kernel_does_not_depend_on_the_range_of_the_network() -> None:
+    """The same network in [-1, 1] and in [0, 1], where noise is half as wide."""
+    y = blur("box", kernel_size=3).measure(edges(1), sigma=0.02).y
+    found = []
+    for low, width in ((-1.0, 2.0), (0.0, 1.0)):
+        schedule = schedules.ve(0.02 * width, 50 * width)
+
+        def x0(x: Tensor, t: Tensor, low: float = low, width: float = width) -> Tensor:
+            sigma = schedule(t).sigma.view(-1, 1, 1, 1).to(x) / width  # noqa: B023
+            return low + width * (((x - low) / width - 0.5) / (1 + sigma**2) + 0.5)
+
+        network = Denoiser(x0, predicts="x0", schedule=schedule, data_range=(low, low + width))
+        given = Measurement(y, blur("unknown", kernel_size=5), 0.02)
+        method = invdiff.make_method("ddrm", sigma_max=width)
+        result = invdiff.solve(given, network, method, steps=10, dtype=torch.float64)
+        found.append(result.unknown["kernel"])
+    assert torch.allclose(*found, atol=1e-6)
+
+
 def test_after_a_climb_the_measurement_has_the_noise_of_the_level() -> None:
     schedule = schedules.linear(1000)
     low, high = schedule(torch.tensor(100)), schedule(torch.tensor(600))
