@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _show(folders: Sequence[str], args: argparse.Namespace) -> None:
     output = None if args.output in (None, "-") else Path(args.output)
-    form = args.format or "markdown"
+    form = args.format or _form_of(output)
     if form == "html" and output is None:
         raise ValueError("the page is a file; say which: --output leaderboard.html")
     if output is not None:
@@ -108,6 +108,34 @@ def _show(folders: Sequence[str], args: argparse.Namespace) -> None:
         sys.stdout.write(text)
     else:
         write_atomically(output, text)
+
+
+SUFFIXES = {
+    "": "markdown",
+    ".md": "markdown",
+    ".txt": "markdown",
+    ".csv": "csv",
+    ".json": "json",
+    ".tex": "latex",
+    ".html": "html",
+    ".htm": "html",
+}
+"""The format of a file by its suffix, where none is asked for."""
+
+
+def _form_of(output: Path | None) -> str:
+    """The format that the name of a file asks for; Markdown where tables are printed.
+
+    Raises:
+        ValueError: the suffix is that of no format.
+    """
+    suffix = "" if output is None else output.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(
+            f"{output}: no format of tables has the suffix {suffix}; it is one of "
+            f"{', '.join(filter(None, SUFFIXES))}, or --format says which (--figure draws)"
+        )
+    return SUFFIXES[suffix]
 
 
 MARKS = {

@@ -737,6 +737,26 @@ def test_the_page_gets_the_tables(tmp_path: Path) -> None:
     assert "a label of its own" in (tmp_path / "board.html").read_text()
 
 
+def test_the_name_of_the_file_says_the_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = stored(tmp_path / "a", *row_of([24.0, 25.0, 26.0], "own"))
+    for name, begins in (
+        ("board.html", "<!"),
+        ("board.CSV", "benchmark,hash"),
+        ("board.tex", "%"),
+        ("board.json", "{"),
+        ("board.md", "## "),
+        ("board", "## "),
+    ):
+        assert invdiff(a, "--output", tmp_path / name) == 0
+        assert (tmp_path / name).read_text().lower().startswith(begins)
+    assert invdiff(a, "--output", tmp_path / "board.png") == 2
+    assert "no format of tables has the suffix .png" in capsys.readouterr().err
+    assert not (tmp_path / "board.png").exists()
+    assert invdiff(a, "--format", "csv", "--output", tmp_path / "board.dat") == 0
+
+
 def test_other_formats_warn_of_other_machines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,7 +21,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--format",
         choices=("markdown", "csv", "json", "latex", "html"),
-        help="of the tables (default: markdown)",
+        help="of the tables (default: by the suffix of --output, else markdown)",
     )
     parser.add_argument(
         "--output",
