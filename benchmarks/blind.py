@@ -11,7 +11,8 @@ of 0.02, border circular, and restored three times by each method from the same 
     blind    with kernel=unknown, and with kernel=unknown_gaussian where the true one is a Gaussian
 
 kernel error  ‖w − w true‖ / ‖w true‖, mean over the images
-gap closed    (LPIPS wrong − LPIPS blind) / (LPIPS wrong − LPIPS known)
+gap closed    (LPIPS wrong − LPIPS blind) / (LPIPS wrong − LPIPS known); none where the true kernel
+              restores no better than the wrong one
 
 Every run is kept in ``blind.json``; the same command goes on with what is missing.
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,8 @@ def crops(folder: str, count: int) -> Tensor:
     made = []
     for path in images.find_images(folder)[:count]:
         x = F.avg_pool2d(images.read_image(path, 3), 2)
+        if min(x.shape[-2:]) < SIDE:
+            raise ValueError(f"{path} is too small: it must have {2 * SIDE} pixels on each side")
         top, left = ((n - SIDE) // 2 for n in x.shape[-2:])
         made.append(x[..., top : top + SIDE, left : left + SIDE])
     return torch.cat(made)
@@ -78,7 +82,8 @@ def table(records: list[dict[str, Any]]) -> str:
         known, wrong = by.get((method, name, "known")), by.get((method, name, "wrong"))
         if record["run"] in ("known", "wrong") or known is None or wrong is None:
             continue
-        closed = (wrong["lpips"] - record["lpips"]) / (wrong["lpips"] - known["lpips"])
+        gap = wrong["lpips"] - known["lpips"]
+        closed = (wrong["lpips"] - record["lpips"]) / gap if gap > 0 else None
         rows.append(
             {
                 "method": method,
@@ -88,7 +93,7 @@ def table(records: list[dict[str, Any]]) -> str:
                 "LPIPS known": f"{known['lpips']:.3f}",
                 "wrong": f"{wrong['lpips']:.3f}",
                 "blind": f"{record['lpips']:.3f}",
-                "gap closed": f"{100 * closed:.0f} %",
+                "gap closed": "none" if closed is None else f"{100 * closed:.0f} %",
                 "PSNR known": f"{known['psnr']:.2f}",
                 "wrong ": f"{wrong['psnr']:.2f}",
                 "blind ": f"{record['psnr']:.2f}",
@@ -97,7 +102,7 @@ def table(records: list[dict[str, Any]]) -> str:
     return markdown(rows)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs what is missing and writes ``blind.json`` and ``blind.md``."""
     parser = argparse.ArgumentParser(prog="python -m invdiff.benchmarks.blind")
     parser.add_argument("--input", required=True, help="folder of photographs")
@@ -106,19 +111,23 @@ def main() -> None:
     parser.add_argument("--model", default="photo64")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--images", type=int, default=12)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "blind.json"
     asked = {k: v for k, v in vars(args).items() if k not in ("output", "method")}
     kept: dict[str, Any]
     kept = json.loads(file.read_text()) if file.is_file() else {"asked": asked, "records": []}
-    if kept["asked"] != asked:
-        parser.error(f"{file} is of another run, {kept['asked']}; choose another --output")
+    if not isinstance(kept, dict) or kept["asked"] != asked:
+        parser.error(f"{file} is of another run; choose another --output")
     records: list[dict[str, Any]] = kept["records"]
     done = {(r["method"], r["blur"], r["run"]) for r in records}
-    denoiser, truth = load_model(args.model), crops(args.input, args.images)
-    for method, (name, operator) in product(args.method or ["ddrm"], kernels().items()):
+    try:
+        methods = {n: make_method(n, **VALUES.get(n, {})) for n in args.method or ["ddrm"]}
+        denoiser, truth = load_model(args.model), crops(args.input, args.images)
+    except ValueError as problem:
+        parser.error(str(problem))
+    folder.mkdir(parents=True, exist_ok=True)
+    for (method, made), (name, operator) in product(methods.items(), kernels().items()):
         true = operator.make_kernel()
         measured = operator.measure(truth, sigma=SIGMA, seed=0)
         size = len(true)
@@ -132,7 +141,6 @@ def main() -> None:
                 continue
             own = blur(kernel, kernel_size=size)
             given = Measurement(measured.y, own, SIGMA)
-            made = make_method(method, **VALUES.get(method, {}))
             result = solve(given, denoiser, made, steps=args.steps, seed=0)
             w = result.estimate("kernel")[0][:, 0].double() if own.unknown else own.make_kernel()
             error = torch.linalg.matrix_norm(w - true) / torch.linalg.matrix_norm(true)

@@ -87,6 +87,10 @@ class Blur(LinearOperator):
             isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % 2 == 0
         ):
             raise ValueError(f"kernel_size must be an odd number of pixels, e.g. 9, got {size!r}")
+        if self.unknown and (size or 0) > kernel_estimate.WIDEST:
+            raise ValueError(
+                f"kernel_size of an unknown kernel is at most {kernel_estimate.WIDEST}, got {size}"
+            )
         if not 0 < self.intensity <= 1:
             raise ValueError(f"intensity must be above 0 and at most 1, got {self.intensity}")
 
@@ -411,7 +415,8 @@ def blur(
             their sum, and arrays where that is far from 1.
         sigma: standard deviation of the gaussian, in pixels.
         kernel_size: k, side of the kernel in pixels, odd; the disk's diameter. None is 4 sigma to
-            each side for the gaussian, 31 for motion, 15 for unknown, 9 for box and disk.
+            each side for the gaussian, 31 for motion, 15 for unknown (at most 63), 9 for box and
+            disk.
         intensity: of the camera's shake, in (0, 1]: the path's standard deviation is intensity k /
             4 pixels per axis.
         seed: of the camera path.

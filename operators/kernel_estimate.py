@@ -29,6 +29,8 @@ RIDGE, SMOOTH = 1e-3, 0.03
 """With ten times the penalty even the true image gives a motion kernel that is half wrong."""
 DROPPED = 0.05
 """Pixels of a sparse kernel below this share of the largest."""
+WIDEST = 63
+"""Pixels a side of a kernel: its equations have the fourth power of them."""
 ITERATIONS = 150
 MOST = 2**14
 """Pixels of an image whose equations are used; of larger ones a grid of them."""

@@ -126,9 +126,11 @@ def configure(args: argparse.Namespace) -> dict[str, Any]:
         if value is None or value is False:
             continue
         if key not in config:
+            parts = [k for k, v in config.items() if isinstance(v, dict) and key in v]
+            instead = f"; give {' or '.join(f'{k}.{key}={value}' for k in parts)}" if parts else ""
             raise ValueError(
-                f"the suite {args.suite!r} has no {key}, so --{flag.replace('_', '-')} says "
-                "nothing to it"
+                f"the suite {args.suite!r} has no {key}, so --{flag.replace('_', '-')} has no "
+                f"effect{instead}"
             )
         if flag == "seeds" and value > MOST_SEEDS:
             raise ValueError(f"--seeds must be at most {MOST_SEEDS:,}, got {value:.3g}")

@@ -127,6 +127,11 @@ def _unknown(source: Source) -> str:
             f"there is no folder or file {source}, and it is not a model of the hub either, "
             "which is written owner/name[@revision][:subfolder]"
         )
+    if source.file is not None and source.file.suffix == ".py":
+        return (
+            f"{source} is of no kind that is read here without a function: {source}:make, where "
+            "make returns an invdiff.Denoiser"
+        )
     return (
         f"{source} is of no kind that is read here; the installed loaders are "
         f"{', '.join(list_plugins('loaders'))}. Any network works as a callable: "

@@ -133,6 +133,9 @@ class Denoiser:
         name: str = "network",
     ) -> None:
         self._options = {k: v for k, v in locals().items() if k not in ("self", "net")}
+        if isinstance(net, type) or not callable(net):
+            given = f"the class {net.__name__}" if isinstance(net, type) else repr(net)[:80]
+            raise TypeError(f"net must be a network, called as net(x_t, t, **cond), got {given}")
         if dtype not in DTYPES:
             raise ValueError(
                 "dtype must be torch.float32, torch.float64, torch.bfloat16 or torch.float16, got "

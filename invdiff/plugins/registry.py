@@ -168,9 +168,14 @@ def _point(kind: str, name: str) -> EntryPoint:
         return _point(family, name.partition(":")[0])
     found = _found(kind)
     if name not in found:
+        others = [_SINGULAR[k] for k in KINDS if k != kind and name in _found(k)]
+        hint = (
+            f" There is the {others[0]} of that name."
+            if others
+            else did_you_mean(name, [*found, *members(kind)])
+        )
         raise UnknownNameError(
-            f"unknown {_SINGULAR[kind]} {name!r}."
-            f"{did_you_mean(name, [*found, *members(kind)])} Known: {', '.join(found) or 'none'}."
+            f"unknown {_SINGULAR[kind]} {name!r}.{hint} Known: {', '.join(found) or 'none'}."
         )
     points = found[name]
     if len(points) > 1:

@@ -96,9 +96,10 @@ def make_method(method: Any, **parameters: Any) -> Method:
             return Method(itinerary=method)
         case list() | tuple():
             return _chain([make_method(m) for m in method])
+    given = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
     raise TypeError(
         "a method is a registered name, a Method, Guidance, Transition or Itinerary, or a "
-        f"list of these; got {type(method).__name__}"
+        f"list of these; got {given}"
     )
 
 

@@ -331,7 +331,11 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(tmp_path: Path) ->
         (["--suite", "exact", "--method", "dsp"], "Did you mean 'dps'"),
         (
             ["--suite", "exact", "--operator", "sr"],
-            "has no operators, so --operator says nothing to it",
+            "has no operators, so --operator has no effect",
+        ),
+        (
+            ["--suite", "exact", "--seeds", "2"],
+            "--seeds has no effect; give gaussian.seeds=2 or mixture.seeds=2",
         ),
         (
             ["--suite", "exact", "mixture.sed=3"],

@@ -122,7 +122,7 @@ def test_a_file_of_the_working_directory(file: Path, monkeypatch: pytest.MonkeyP
         ("own/mymodel.py:word", "has no function word"),
         ("own/mymodel.py:number", "must return an invdiff.Denoiser, got int"),
         ("own/broken.py:make", "own/broken.py fails: ZeroDivisionError"),
-        ("own/mymodel.py", "of no kind that is read here"),
+        ("own/mymodel.py", "without a function: own/mymodel.py:make"),
     ],
 )
 def test_what_is_wrong_is_said(source: str, says: str, file: Path) -> None:

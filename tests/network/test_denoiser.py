@@ -29,6 +29,13 @@ from invdiff.schedules import Level, Schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+
+@pytest.mark.parametrize("net, said", [("mine.pt", "'mine.pt'"), (UNet2DModel, "the class UNet2D")])
+def test_what_is_no_network_is_refused(net: Any, said: str) -> None:
+    with pytest.raises(TypeError, match=f"called as net.x_t, t.*got {said}"):
+        Denoiser(net, schedule=schedules.linear())
+
+
 PRIOR = Mixture(
     torch.tensor([0.3, 0.7], dtype=D),
     torch.tensor([[1.0, -1.0, 0.5], [-0.5, 0.3, 0.0]], dtype=D),

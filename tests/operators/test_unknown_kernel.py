@@ -257,6 +257,8 @@ def test_what_is_unknown_simulates_nothing_and_stands_alone() -> None:
         blur("unknown").measure(edges(1), sigma=0.1)
     with pytest.raises(ValueError, match="kernel of a part"):
         (blur("box") @ blur("unknown"))(edges(1))
+    with pytest.raises(ValueError, match="at most 63, got 301"):
+        blur("unknown", kernel_size=301)
 
 
 def test_the_estimate_is_an_operator_that_is_known() -> None:

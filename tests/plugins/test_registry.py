@@ -71,6 +71,8 @@ def test_an_unknown_name_lists_the_known_ones_and_the_nearest() -> None:
     ) as error:
         load("guidance", "dsp")
     assert isinstance(error.value, ValueError)
+    with pytest.raises(UnknownNameError, match="'heun'. There is the transition of that name"):
+        load("guidance", "heun")
     with pytest.raises(UnknownNameError, match="unknown operator 'qqqqq'. Known: blur, "):
         make_operator("qqqqq")
     with pytest.raises(

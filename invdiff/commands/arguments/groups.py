@@ -19,7 +19,10 @@ MODEL = (
 
 def number_or_auto(text: str) -> float | str:
     """The type of ``--sigma``."""
-    return text if text == "auto" else float(text)
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a number or auto, got {text[:40]!r}") from None
 
 
 def numbers(text: str) -> tuple[float, float]:
