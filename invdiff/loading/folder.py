@@ -85,8 +85,8 @@ def load(
         single_file: a ``.safetensors`` file with the weights of the whole pipeline under their
             authors' names, as Stable Diffusion and SDXL are passed on; of the folder the
             configurations and tokenizers are then read, and weights that the file has not.
-        controlnet: folder of a ControlNet for it; the conditions ``control`` and ``control_scale``
-            are then taken, see :class:`~invdiff.loading.network.Network`.
+        controlnet: folder of a ControlNet or T2I-Adapter for it; the conditions ``control`` and
+            ``control_scale`` are then taken, see :class:`~invdiff.loading.network.Network`.
         autoencoder: by default the folder's own, if it has one; another one, as an object or the
             path of its folder; ``False`` or None: none, what is given and made are latents.
         encode, decode: how it is used, see :func:`~invdiff.loading.autoencoder.from_diffusers`.
@@ -313,7 +313,7 @@ def _source(
     parts: _Parts, adapter: Network, coder: Autoencoder | None, prompted: bool, added: Adapters
 ) -> dict[str, Any]:
     """Facts about the checkpoint, for people."""
-    beside = " with a ControlNet" if adapter.control is not None else ""
+    beside = "" if adapter.control is None else f" with a {adapter.control.kind}"
     return {
         "kind": "diffusers folder",
         "path": str(parts.folder),
