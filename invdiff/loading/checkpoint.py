@@ -85,8 +85,9 @@ def network(source: Source, anchor: str, weights: str | None) -> Found:
     if found.left:
         latent = any(k.startswith("first_stage_model") for k in found.left)
         hint = (
-            "; it is a latent diffusion model with its autoencoder, which is read from a "
-            "diffusers folder"
+            "; it is a latent diffusion model with its autoencoder, which is read beside a "
+            "diffusers folder of its configurations: that folder is the model, and this file "
+            "its single_file= (model.single_file=FILE)"
             if latent
             else ""
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from invdiff.loading.autoencoder import AUTOENCODERS, factor_of, from_diffusers
 from invdiff.loading.diffusers_class import read_network
 from invdiff.loading.folder_files import read_json, refuse_code
+from invdiff.loading.single_file import SingleFile
 from invdiff.network import Autoencoder
 
 CODERS = ("vae", "vqvae")
@@ -17,7 +18,13 @@ AS_LOADED = ("mode", "whole")
 
 
 def coder_of(
-    folder: Path, given: Given, encode: str, decode: str, channels: int, allow_pickle: bool
+    folder: Path,
+    given: Given,
+    encode: str,
+    decode: str,
+    channels: int,
+    allow_pickle: bool,
+    single: SingleFile | None = None,
 ) -> Autoencoder | None:
     """The autoencoder of a network whose states have so many channels, if it is to have one.
 
@@ -25,6 +32,8 @@ def coder_of(
         given: True: the folder's own, if it has one; an Autoencoder, or the path of the folder of
             one; False or None: none.
         encode, decode: how it is used, see :func:`~invdiff.loading.autoencoder.from_diffusers`.
+        single: the file that holds the folder's own, see
+            :class:`~invdiff.loading.single_file.SingleFile`.
 
     Raises:
         ValueError: it is not where it should be, of an unknown class or of other latents.
@@ -39,7 +48,8 @@ def coder_of(
             "without one"
         )
     if isinstance(place, str | Path):
-        made = _read(Path(place), encode, decode, allow_pickle)
+        own = single if given is True else None
+        made = _read(Path(place), encode, decode, allow_pickle, own)
     elif isinstance(place, Autoencoder):
         made = place
     else:
@@ -91,7 +101,9 @@ def _own(folder: Path) -> Path | None:
     return None
 
 
-def _read(place: Path, encode: str, decode: str, allow_pickle: bool) -> Autoencoder:
+def _read(
+    place: Path, encode: str, decode: str, allow_pickle: bool, single: SingleFile | None
+) -> Autoencoder:
     place = next((place / part for part in CODERS if (place / part).is_dir()), place)
     refuse_code(place)
     config = read_json(place / "config.json")
@@ -102,5 +114,8 @@ def _read(place: Path, encode: str, decode: str, allow_pickle: bool) -> Autoenco
             "autoencoder=invdiff.network.Autoencoder(encode, decode, ...), or "
             "autoencoder=False for the network in latent space"
         )
-    net, _ = read_network(place, config, AUTOENCODERS, allow_pickle)
+    if single is None:
+        net, _ = read_network(place, config, AUTOENCODERS, allow_pickle)
+    else:
+        net = single.network(place, config, AUTOENCODERS)
     return from_diffusers(net, encode=encode, decode=decode)

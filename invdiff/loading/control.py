@@ -1,5 +1,5 @@
-"""ControlNets of diffusers: what they add to a network, from an image in [0, 1] beside the
-state."""
+"""ControlNets and T2I-Adapters of diffusers: what they add to a network, from an image in [0, 1]
+beside the state."""
 
 from __future__ import annotations
 
@@ -21,11 +21,17 @@ from invdiff.network import Autoencoder
 class Control(torch.nn.Module):
     """A ControlNet: the residuals of a network for an image in [0, 1].
 
+    Attributes:
+        kind: what it is, for people.
+        channels: of the image.
+
     Args:
         net: of diffusers.
         shrinks: how many times larger the image is than the state.
         coder: the network's autoencoder, where the ControlNet takes latents; None: it takes images.
     """
+
+    kind = "ControlNet"
 
     def __init__(
         self,
@@ -36,6 +42,7 @@ class Control(torch.nn.Module):
         super().__init__()
         self.net, self.shrinks, self.scaled = net, shrinks, coder
         self.vae = None if coder is None else coder.net  # so that it is moved with the rest
+        self.channels = 3 if coder is not None else self._channels()
         # These were trained without pooled text and without the shift of the latents.
         self.zeroed = bool(net.config.get("force_zeros_for_pooled_projection"))
 
@@ -65,6 +72,9 @@ class Control(torch.nn.Module):
         )
         return self._named(found)
 
+    def _channels(self) -> int:
+        return int(self.net.config["conditioning_channels"])
+
     def _named(self, found: Any) -> dict[str, Any]:
         name = type(self.net).__name__
         if name == "ControlNetModel":
@@ -77,8 +87,7 @@ class Control(torch.nn.Module):
 
     def _fitted(self, x: Tensor, control: Tensor) -> Tensor:
         """The image at the state's size, which may have been padded below and to the right."""
-        channels = 3 if self.scaled is not None else self.net.config["conditioning_channels"]
-        shape = (len(x), channels, *(self.shrinks * n for n in x.shape[2:]))
+        shape = (len(x), self.channels, *(self.shrinks * n for n in x.shape[2:]))
         rows, columns = (wanted - n for wanted, n in zip(shape[2:], control.shape[2:], strict=True))
         if (
             control.shape[:2] != shape[:2]
@@ -86,10 +95,30 @@ class Control(torch.nn.Module):
             or max(rows / shape[2], columns / shape[3]) >= 0.5
         ):
             raise ValueError(
-                f"the ControlNet is conditioned on an image of shape {shape} beside the "
+                f"the {self.kind} is conditioned on an image of shape {shape} beside the "
                 f"state, got control of shape {tuple(control.shape)}"
             )
         return F.pad(control, (0, columns, 0, rows), mode="replicate")
+
+
+class Adapter(Control):
+    """A T2I-Adapter (Mou et al. 2023, arXiv:2302.08453): features that are added to those of a
+    U-Net's way down. They depend on the image alone."""
+
+    kind = "T2I-Adapter"
+
+    def forward(
+        self, x: Tensor, t: Tensor, control: Tensor, scale: float | Tensor, cond: dict[str, Any]
+    ) -> dict[str, Any]:
+        image = self._fitted(x, control)
+        if isinstance(scale, Tensor):
+            scale = scale.view(-1, 1, 1, 1)
+        # A list of its own each time: the U-Net takes them out of it.
+        features = [scale * feature for feature in self.net(image)]
+        return {"down_intrablock_additional_residuals": features}
+
+    def _channels(self) -> int:
+        return int(self.net.config["in_channels"])
 
 
 OF = {
@@ -106,7 +135,7 @@ MORE = ("num_mode", "conditioning_embedding_channels", "extra_conditioning_chann
 def read_control(
     folder: Path, net: torch.nn.Module, coder: Autoencoder | None, allow_pickle: bool
 ) -> Control:
-    """The ControlNet of a folder, for that network and its autoencoder.
+    """The ControlNet or T2I-Adapter of a folder, for that network and its autoencoder.
 
     Raises:
         ValueError: it belongs to another network; one that takes more than an image.
@@ -123,6 +152,8 @@ def read_control(
             f"{folder} is a ControlNet with {more[0]} = {config[more[0]]}, which takes something "
             "else than the latents of one image and is not read here"
         )
+    if config.get("_class_name") == "T2IAdapter" and kind == "ControlNetModel":
+        return _adapter(folder, config, net, allow_pickle)
     control, _ = read_network(folder, config, (kind,), allow_pickle)
     if kind == "ControlNetModel":
         mine, other = (tuple(m.config["block_out_channels"]) for m in (net, control))  # type: ignore[index, arg-type]
@@ -139,3 +170,17 @@ def read_control(
             "leave out autoencoder=False"
         )
     return Control(Packed(control) if kind.startswith("Flux") else control, coder.factor, scaled)
+
+
+def _adapter(folder: Path, config: dict[str, Any], net: torch.nn.Module, pickle: bool) -> Adapter:
+    """A T2I-Adapter for a U-Net."""
+    adapter: Any = read_network(folder, config, ("T2IAdapter",), pickle)[0]
+    mine, other = tuple(net.config["block_out_channels"]), tuple(adapter.config["channels"])  # type: ignore[index, arg-type]
+    if other[: len(mine)] != mine:
+        raise ValueError(
+            f"this T2I-Adapter belongs to another network: its features have {other} channels, "
+            f"the network's {mine}"
+        )
+    # That of SDXL begins after the first halving of the state.
+    later = 2 if adapter.config["adapter_type"] == "full_adapter_xl" else 1
+    return Adapter(adapter, adapter.config["downscale_factor"] // later)

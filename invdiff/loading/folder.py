@@ -36,6 +36,7 @@ from invdiff.loading.scheduler import (
     read_scheduler,
     settings_of,
 )
+from invdiff.loading.single_file import SingleFile
 from invdiff.loading.source import Source
 from invdiff.loading.text_parts import is_text
 from invdiff.network import Autoencoder, Denoiser
@@ -55,6 +56,7 @@ def load(
     source: Source,
     *,
     weights: str | None = None,
+    single_file: str | Path | None = None,
     controlnet: str | Path | None = None,
     autoencoder: Given = True,
     encode: str = "mode",
@@ -80,8 +82,11 @@ def load(
             are no other weights.
         weights: which network of a pipeline with several, e.g. ``"unet"``; by default the averaged
             one, ``"unet_ema"``.
-        controlnet: folder of a ControlNet for it; the conditions ``control`` and ``control_scale``
-            are then taken, see :class:`~invdiff.loading.network.Network`.
+        single_file: a ``.safetensors`` file with the weights of the whole pipeline under their
+            authors' names, as Stable Diffusion and SDXL are passed on; of the folder the
+            configurations and tokenizers are then read, and weights that the file has not.
+        controlnet: folder of a ControlNet or T2I-Adapter for it; the conditions ``control`` and
+            ``control_scale`` are then taken, see :class:`~invdiff.loading.network.Network`.
         autoencoder: by default the folder's own, if it has one; another one, as an object or the
             path of its folder; ``False`` or None: none, what is given and made are latents.
         encode, decode: how it is used, see :func:`~invdiff.loading.autoencoder.from_diffusers`.
@@ -105,12 +110,15 @@ def load(
     folder = Path(source.given) if source.path is None else source.path
     dtype = _storage(storage, options)
     added = Adapters.of(lora, textual_inversion)
-    parts = _read(folder, weights, options, source.allow_pickle)
+    single = None if single_file is None else SingleFile(single_file, folder)
+    parts = _read(folder, weights, options, source.allow_pickle, single)
     if added.lora:
         added.change_network(getattr(parts.net, "net", parts.net), pipeline_of(folder))
     if storage is not None:
         parts.net.to(dtype)
-    coder = coder_of(folder, autoencoder, encode, decode, parts.channels, source.allow_pickle)
+    coder = coder_of(
+        folder, autoencoder, encode, decode, parts.channels, source.allow_pickle, single
+    )
     control = None
     if controlnet is not None:
         control = read_control(Path(controlnet), parts.net, coder, source.allow_pickle)
@@ -135,6 +143,7 @@ def load(
             offload=offload,
             dtype=dtype,
             adapters=added,
+            single=single,
         )
     elif added.words or prompt_length is not None:
         raise ValueError(f"{folder} has no text encoder, so it takes no words and no prompt length")
@@ -160,7 +169,7 @@ class _Parts:
 
     folder: Path
     place: Path
-    file: str
+    file: Path
     config: Mapping[str, Any]
     net: torch.nn.Module
     noise: Mapping[str, Any]
@@ -170,7 +179,11 @@ class _Parts:
 
 
 def _read(
-    folder: Path, weights: str | None, options: Mapping[str, Any], allow_pickle: bool
+    folder: Path,
+    weights: str | None,
+    options: Mapping[str, Any],
+    allow_pickle: bool,
+    single: SingleFile | None,
 ) -> _Parts:
     place = network_in(folder, weights)
     scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
@@ -178,7 +191,11 @@ def _read(
     refuse_code(folder, place, scheduler, *texts)
     config = read_json(place / "config.json")
     noise, implied = _noise(scheduler, options)
-    net, file = read_network(place, config, NETWORKS, allow_pickle)
+    if single is None:
+        net, name = read_network(place, config, NETWORKS, allow_pickle)
+        file = place / name
+    else:
+        net, file = single.network(place, config, NETWORKS), single.file
     config = {**net.config, **config}  # type: ignore[dict-item]
     if config["_class_name"] == "FluxTransformer2DModel":
         net = Packed(net)
@@ -296,7 +313,7 @@ def _source(
     parts: _Parts, adapter: Network, coder: Autoencoder | None, prompted: bool, added: Adapters
 ) -> dict[str, Any]:
     """Facts about the checkpoint, for people."""
-    beside = " with a ControlNet" if adapter.control is not None else ""
+    beside = "" if adapter.control is None else f" with a {adapter.control.kind}"
     return {
         "kind": "diffusers folder",
         "path": str(parts.folder),
@@ -309,7 +326,11 @@ def _source(
         "scheduler": parts.noise.get("_class_name"),
         "variance": parts.noise.get("variance_type"),
         "needs": ", ".join(adapter.facts.required) or None,
-        "weights": str((parts.place / parts.file).relative_to(parts.folder)),
-        "storage": storage(parts.place / parts.file),
+        "weights": str(
+            parts.file.relative_to(parts.folder)
+            if parts.file.is_relative_to(parts.folder)
+            else parts.file
+        ),
+        "storage": storage(parts.file),
         **read_card(parts.folder),
     }

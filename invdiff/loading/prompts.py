@@ -15,6 +15,7 @@ from torch import Tensor
 from invdiff.loading.adapters import Adapters
 from invdiff.loading.diffusers_log import as_warnings, silent
 from invdiff.loading.folder_files import read_json
+from invdiff.loading.single_file import SingleFile
 from invdiff.loading.text_parts import is_text, read_part
 
 POOLED = ("text_embeds", "pooled_projections")
@@ -33,6 +34,7 @@ class Prompts:
         offload: the text encoders are dropped after each use, and read again for the next.
         dtype: that the text encoders are kept and run in.
         adapters: LoRA and textual inversions, which change the text encoders as well.
+        single: the file that holds the text encoders, where they are not the folder's.
     """
 
     def __init__(
@@ -45,10 +47,11 @@ class Prompts:
         offload: bool = False,
         dtype: torch.dtype = torch.float32,
         adapters: Adapters | None = None,
+        single: SingleFile | None = None,
     ) -> None:
         self.folder, self.conditions, self.allow_pickle = folder, tuple(conditions), allow_pickle
         self.length, self.offload, self.dtype = length, offload, dtype
-        self.adapters = adapters or Adapters()
+        self.adapters, self.single = adapters or Adapters(), single
         self.device = torch.device("cpu")
         self._pipeline: Any = None
 
@@ -148,16 +151,23 @@ class Prompts:
                 "encode_prompt; give conditions yourself: encoder_hidden_states=..."
             )
         parts: dict[str, Any] = {}
+        from_file = self.single is not None and self.single.has_text
         for part, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:
             entry = index.get(part)
             if is_text(part) and isinstance(entry, list) and entry[1] is not None:
-                parts[part] = read_part(self.folder / part, entry, self.allow_pickle, self.dtype)
+                if not from_file:
+                    place = self.folder / part
+                    parts[part] = read_part(place, entry, self.allow_pickle, self.dtype)
             elif parameter.default is parameter.empty or isinstance(entry, list):
                 parts[part] = None
             elif entry is not None:
                 parts[part] = entry
         with silent():  # that a part is None
-            pipeline = cls(**parts)
+            pipeline = (
+                self.single.text(cls, parts, self.dtype)
+                if self.single is not None and from_file
+                else cls(**parts)
+            )
         self.adapters.change_text(pipeline)
         return pipeline
 
