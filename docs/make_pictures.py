@@ -41,9 +41,9 @@ def main(names: list[str]) -> None:
         name for name in (*known, "concept") if not (DOCS / "pictures" / f"{name}.png").exists()
     ]:
         if name == "concept":
-            _save(concept(), name)
+            save(concept(), name)
         elif "FOLDER" not in known[name]:
-            _save(_run(known[name]), name)
+            save(_run(known[name]), name)
 
 
 def _run(command: str) -> Tensor:
@@ -79,7 +79,7 @@ def _panels(folder: Path) -> Tensor:
     return images.grid(list(panels.values()), labels=list(panels), height=SIDE)
 
 
-def _save(picture: Tensor, name: str) -> None:
+def save(picture: Tensor, name: str) -> None:
     """In 256 colours, which 64x64 pixels show as well as all."""
     file = DOCS / "pictures" / f"{name}.png"
     file.parent.mkdir(exist_ok=True)

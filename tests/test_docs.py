@@ -229,6 +229,7 @@ def test_pictures_stay_small_and_in_use() -> None:
     examples = imported("generate").EXAMPLES
     known = {f"{kind}-{name}" for kind, names in examples.items() for name in names} | {"concept"}
     known |= set(re.findall(r"pictures/(problem-\w+)\.png", (DOCS / "your-problem.md").read_text()))
+    known |= set(re.findall(r"pictures/(science-\w+)\.png", (DOCS / "science.md").read_text()))
     files = list((DOCS / "pictures").glob("*.png"))
     assert {f.stem for f in files} <= known
     assert sum(f.stat().st_size for f in files) < 2e6
