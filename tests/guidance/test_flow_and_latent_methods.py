@@ -1,13 +1,15 @@
-"""PnP-Flow and FlowChef on exact flows, PSLD, ReSample, LATINO and FlowDPS behind linear and real
-autoencoders: equal to their papers' algorithms, written out here with plain matrices."""
+"""PnP-Flow and FlowChef on exact flows, PSLD, ReSample, LATINO, FlowDPS and FLAIR behind linear and
+real autoencoders: equal to their papers' algorithms, written out here with plain matrices."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -481,9 +483,45 @@ def test_flowdps_is_its_paper() -> None:
     assert_same(ours, x)
 
 
+@pytest.mark.parametrize("errors", [None, (0.9, 0.4, 0.2, 0.3, 1.5)])
+def test_flair_is_its_paper(errors: tuple[float, ...] | None, tmp_path: Path) -> None:
+    """As the official code: the loss of flow matching by v and the drawn noise, SGD on the data
+    with an early stop, the noise along the trajectory."""
+    steps, lr, tau, times = 7, 0.3, 2e-3, shares("flow", 7)
+    measurement, noise = decoded(), rand(BATCH, DIM, seed=1)
+    options: dict[str, Any] = {"lr": lr, "tau": tau, "iterations": 6, "weight": 0.4}
+    if errors is not None:
+        np.save(tmp_path / "errors.npy", errors)
+        options["errors"] = tmp_path / "errors.npy"
+    ours = run(make_method("flair", **options), exact("flow"), noise, measurement, steps)
+    y, stream, a_d = measurement.y, OneStream(7), DECODE @ A_PIXELS.T
+    inner = Measurement(y, Dense(A_PIXELS).bind((PIXELS,)), 0.05)
+    mu, n = inner.linear_estimate() @ ENCODE, noise
+    waited = False
+    for k, t in enumerate(times[:-1]):
+        if k:
+            n = (1 - t) * n + (1 - (1 - t) ** 2) ** 0.5 * stream.randn_like(n)
+        x = t * n + (1 - t) * mu
+        v = (x - PRIOR.posterior_mean(x, 1 - t, t)) / t
+        if errors is None:
+            w = 0.4 * t
+        else:
+            inverse = [1 / e for e in errors]
+            nearest = min(range(5), key=lambda j: abs(1 - j / 4 - t))
+            w = 0.4 * inverse[nearest] / (sum(inverse) / 5)
+        mu, n = mu - w * (v - (n - mu)), x + (1 - t) * v
+        for _ in range(6):
+            r = mu @ a_d - y
+            going = (r.square().mean(1, keepdim=True) >= tau).to(D)
+            waited |= bool((going == 0).any())
+            mu = mu - lr * w * going * 2 * r @ a_d.T
+    assert_same(ours, mu)
+    assert waited
+
+
 def test_latent_methods_on_a_known_posterior() -> None:
-    """Error of the mean, in units of the prior's, and of the covariance, in its norm; FlowDPS as
-    PSLD on the toy above, LATINO where the decoder keeps distances."""
+    """Error of the mean, in units of the prior's, and of the covariance, in its norm; FlowDPS and
+    FLAIR as PSLD on the toy above, LATINO where the decoder keeps distances."""
     chains, sigma = 1000, 0.3
     q = torch.linalg.qr(rand(DIM, DIM, seed=14))[0]
     for method, matrix, (decode, encode), net, steps, most in (
@@ -503,6 +541,14 @@ def test_latent_methods_on_a_known_posterior() -> None:
             28,
             (0.2, 0.4),
         ),
+        (
+            make_method("flair", lr=0.1, weight=1.0, tau=sigma**2),
+            A_PIXELS,
+            (DECODE, torch.linalg.pinv(DECODE)),
+            exact("flow"),
+            50,
+            (0.12, 0.3),
+        ),
     ):
         coder = replace(linear_coder(decode, encode), data_range=(-50.0, 50.0))
         H = (decode @ matrix.T).T
@@ -519,7 +565,9 @@ def test_latent_methods_on_a_known_posterior() -> None:
 
 
 def test_latent_methods_refuse() -> None:
-    for name in ("latino", "flowdps"):
+    with pytest.raises(ValueError, match="two or more positive numbers"):
+        make_method("flair", errors=[0.1, 0.0])
+    for name in ("latino", "flowdps", "flair"):
         measurement = replace(
             decoded(), operator=Decoded(Cubes().bind((PIXELS,)), linear_coder(), shape=(DIM,))
         )

@@ -339,6 +339,7 @@ def test_every_method_composes_with_it(method: str) -> None:
         "resample",
         "latino",
         "flowdps",
+        "flair",
     ):  # want labels, another network, a shown image or latents, with tiles or without
         for tile in ({}, {"tile": 8}):
             with pytest.raises(
