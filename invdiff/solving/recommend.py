@@ -170,13 +170,18 @@ def recorded(operator: str, model: str, limit: float) -> Recommendation | None:
         return None
     best = min(rows, key=lambda row: (row.lpips, row.evaluations))
     methods = len({row.method for row in rows})
+    many = f"{methods} method{'' if methods == 1 else 's'}"
+    within = (
+        f"within about {limit:g} evaluations"
+        if best.evaluations <= SLACK * limit
+        else f"where none takes {limit:g} evaluations or fewer"
+    )
     return Recommendation(
         best.method or "none",
         best.steps,
         best.num_samples,
         best.evaluations,
-        f"best LPIPS ({best.lpips:.3f}) of {methods} methods measured for {operator} with {model} "
-        f"within about {limit:g} evaluations",
+        f"best LPIPS ({best.lpips:.3f}) of {many} measured for {operator} with {model} {within}",
         best.values,
     )
 

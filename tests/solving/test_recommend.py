@@ -51,6 +51,12 @@ def test_what_was_measured_decides(budget: str | int, name: str, steps: int) -> 
     assert "measured for sr with photo64" in found.why
 
 
+def test_a_budget_that_nothing_keeps_is_said() -> None:
+    found = recommend(make_operator("jpeg"), load_model("photo64"), "fast")
+    assert found.evaluations > SLACK * BUDGETS["fast"]
+    assert "measured for jpeg with photo64 where none takes 20 evaluations or fewer" in found.why
+
+
 @pytest.mark.usefixtures("table")
 def test_elsewhere_the_first_that_fits_is_taken_with_general_values() -> None:
     photo64 = load_model("photo64")
