@@ -99,16 +99,30 @@ class Backward(torch.autograd.Function):
         return grad * torch.ones(16).to(grad.device)
 
 
+class Attention(torch.nn.Module):
+    """Of an image's places to each other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = x.flatten(2).mT[:, None]
+        seen = torch.nn.functional.scaled_dot_product_attention(places, places, places)
+        return x + seen[:, 0].mT.reshape(x.shape)
+
+
 class Net(torch.nn.Module):
-    """A convolution with learned variance and labels, parameters on meta."""
+    """A convolution and attention with learned variance and labels, parameters on meta."""
 
     def __init__(self, cond_channels: int = 0) -> None:
         super().__init__()
         self.layer = torch.nn.Conv2d(3 + cond_channels, 6, 3, padding=1, device="meta")
+        self.mid = Attention()
         self.embed = torch.nn.Embedding(11, 3, device="meta")
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        return self.layer(x) + self.embed(label).repeat(1, 2)[..., None, None] + t.view(-1, 1, 1, 1)
+        return (
+            self.mid(self.layer(x))
+            + self.embed(label).repeat(1, 2)[..., None, None]
+            + t.view(-1, 1, 1, 1)
+        )
 
 
 class Classifier(torch.nn.Module):
@@ -126,7 +140,7 @@ def registered(name: str) -> Method:
     """A method as a user would make it: with a label where it has one, and few of the inner steps,
     which are all alike."""
     takes = inspect.signature(load("guidance", name)).parameters
-    given = {"label": [3, 5], "langevin_steps": 2, "weak": network()}
+    given = {"label": [3, 5], "langevin_steps": 2, "n": 2, "weak": network()}
     return make_method(name, **{k: v for k, v in given.items() if k in takes})
 
 
@@ -155,6 +169,11 @@ def refusal(method: Method, measurement: Measurement) -> str | None:
     )
     if isinstance(method.itinerary, itineraries.LateStart) and not shown:
         return "needs an image to start from"
+    if (
+        any(isinstance(g, StatefulGuidance) for g in method.chain)
+        and method.transition.predictions > 1
+    ):
+        return "predicts more than once"
     for piece in (*method.chain, method.transition):
         if piece.requires is not None and not isinstance(measurement.operator, piece.requires):
             return f"requires {piece.requires.wanted()}"
@@ -162,11 +181,6 @@ def refusal(method: Method, measurement: Measurement) -> str | None:
         measurement.operator, SpectralOperator
     ):
         return "where the measurement has noise"
-    if (
-        any(isinstance(g, StatefulGuidance) for g in method.chain)
-        and method.transition.predictions > 1
-    ):
-        return "predicts more than once"
     if any("cond" in g.sets for g in method.chain) and (
         measurement.y.ndim != 4 or measurement.y.is_complex()
     ):
