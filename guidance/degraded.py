@@ -63,6 +63,11 @@ class Degraded(Guidance):
     scale: ClassVar[tuple[str, ...]] = ("s",)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.denoiser, Denoiser | None):
+            raise ValueError(
+                f"denoiser must be an invdiff.Denoiser, got {type(self.denoiser).__name__}; by "
+                "default it is the network of the run"
+            )
         if not 0 <= self.start <= self.stop <= 1:
             raise ValueError(
                 "start and stop are shares of the run with 0 <= start <= stop <= 1, got "

@@ -14,7 +14,14 @@ from invdiff.images import sample_photo, write_image
 def records(known: float, wrong: float, blind: float) -> list[dict[str, object]]:
     runs = {"known": known, "wrong": wrong, "unknown": blind}
     return [
-        {"blur": "box", "run": run, "kernel_error": 0.5, "lpips": lpips, "psnr": 20.0}
+        {
+            "method": "ddrm",
+            "blur": "box",
+            "run": run,
+            "kernel_error": 0.5,
+            "lpips": lpips,
+            "psnr": 20.0,
+        }
         for run, lpips in runs.items()
     ]
 

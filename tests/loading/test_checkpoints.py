@@ -1261,4 +1261,4 @@ def test_the_examples_of_the_docs_run(tmp_path: Path, monkeypatch: pytest.Monkey
     with torch.random.fork_rng(devices=[]):
         for block in blocks:
             exec(compile(block, "docs", "exec"), space)
-    assert space["restored"].shape == (1, 3, 16, 16) and space["made"].shape == (4, 2)
+    assert space["restored"].shape == (1, 3, 64, 64) and space["made"].shape == (4, 2)
