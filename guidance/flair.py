@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from invdiff.guidance.flowdps import share
 from invdiff.network import Prediction
-from invdiff.problem import LinearOperator, Measurement, Operator
+from invdiff.problem import Measurement, Operator
 from invdiff.problem.operator import of_kind
 from invdiff.problem.wrapped import Decoded
 from invdiff.sampling import Between, Denoise, Method, Setting, StatefulGuidance, Step, gradient
@@ -63,13 +63,9 @@ class FLAIR(StatefulGuidance[Tensor]):
 
     def bind(self, setting: Setting) -> Self:
         bound = super().bind(setting)
-        A = of_kind(setting.measurement.operator, Decoded).inner
-        if not isinstance(A, LinearOperator):
-            raise ValueError(
-                f"FLAIR requires {LinearOperator.wanted()} of the decoded image, but {A.kind} is "
-                "not one; use dps or flowchef"
-            )
-        return bound
+        of_kind(setting.measurement.operator, Decoded).linear("FLAIR", "dps or flowchef")
+        weights = self._weights()  # a file of errors is read once
+        return bound if weights is None else replace(bound, errors=tuple((1 / weights).tolist()))
 
     def init(self, x_T: Tensor, measurement: Measurement) -> Tensor:
         operator = of_kind(measurement.operator, Decoded)

@@ -52,12 +52,7 @@ class FlowDPS(Guidance):
 
     def bind(self, setting: Setting) -> Self:
         bound = super().bind(setting)
-        A = of_kind(setting.measurement.operator, Decoded).inner
-        if not isinstance(A, LinearOperator):
-            raise ValueError(
-                f"FlowDPS requires {LinearOperator.wanted()} of the decoded image, but {A.kind} is "
-                "not one; use dps or flowchef"
-            )
+        of_kind(setting.measurement.operator, Decoded).linear("FlowDPS", "dps or flowchef")
         return bound
 
     def __call__(

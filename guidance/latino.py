@@ -56,12 +56,7 @@ class LATINO(Guidance):
 
     def bind(self, setting: Setting) -> Self:
         bound = super().bind(setting)
-        A = of_kind(setting.measurement.operator, Decoded).inner
-        if not isinstance(A, LinearOperator):
-            raise ValueError(
-                f"LATINO requires {LinearOperator.wanted()} of the decoded image, but {A.kind} is "
-                "not one; use dps or resample"
-            )
+        of_kind(setting.measurement.operator, Decoded).linear("LATINO", "dps or resample")
         setting.measurement.check_noisy("LATINO")
         return bound
 

@@ -54,12 +54,7 @@ class PSLD(Guidance):
 
     def bind(self, setting: Setting) -> Self:
         bound = super().bind(setting)
-        A = of_kind(setting.measurement.operator, Decoded).inner
-        if not isinstance(A, LinearOperator):
-            raise ValueError(
-                f"PSLD requires {LinearOperator.wanted()} of the decoded image, but "
-                f"{A.kind} is not one; use dps or resample"
-            )
+        of_kind(setting.measurement.operator, Decoded).linear("PSLD", "dps or resample")
         return bound
 
     def __call__(

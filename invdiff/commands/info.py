@@ -23,6 +23,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(
             f"info takes what concerns the model only, model.key=value, got {other[0]!r}"
         )
+    if not args.likelihood and (args.probes is not None or args.seed is not None):
+        raise ValueError("--probes and --seed are of --likelihood FILE")
     config = (
         compose(None, ["none"], args.model, "none", args.overrides)
         if args.overrides
@@ -62,9 +64,9 @@ def likelihoods(args: argparse.Namespace, denoiser: Denoiser) -> None:
         found = log_likelihood(
             denoiser,
             read_image(file, denoiser.channels if denoiser.channels in (1, 3) else None),
-            probes=args.probes,
+            probes=1 if args.probes is None else args.probes,
             levels=levels,
-            seed=args.seed,
+            seed=args.seed or 0,
             image_ids=[image_id(file.name)],
         )
         bits, count = float(found.bits_per_dimension[0]), int(found.evaluations[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -70,11 +71,11 @@ def request_of(
     args: argparse.Namespace, config: dict[str, Any], denoiser: Denoiser, jobs: Sequence[Job]
 ) -> dict[str, Any]:
     """The request as plain data; the same again goes on where it was stopped. Of files that the
-    operator is made from, such as masks and kernels, the content counts."""
+    operator and the methods are made from, such as masks and kernels, the content counts."""
     asked = {
         "invdiff": version("invdiff"),
         "config": config,
-        "files": dict(_files(config["operator"])),
+        "files": dict(_files([config["operator"], config["guidance"]])),
         "weights": denoiser.hash,
         "inputs": {job.name: job.source | {"id": job.id} for job in jobs},
         "gif": args.gif,
@@ -87,5 +88,5 @@ def _files(node: Any) -> Iterator[tuple[str, str]]:
     if isinstance(node, Mapping | list):
         for value in node.values() if isinstance(node, Mapping) else node:
             yield from _files(value)
-    elif isinstance(node, str | Path) and (path := Path(node).expanduser()).is_file():
-        yield str(node), sha256(path)
+    elif isinstance(node, str | Path) and os.path.isfile(path := os.path.expanduser(node)):
+        yield str(node), sha256(Path(path))  # a text too long for a name is no file, and no error

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     output = choose_folder(args.output, default, request, args.overwrite, inputs)
     if len(jobs) > 1:
         warn_of_others(output, [job.name for job in jobs])
-    spreads = args.workers is not None or args.launcher is not None
+    spreads = args.workers is not None or bool(args.launcher or args.launcher_option)
     shows, cheaper = not (args.quiet or spreads), _cheaper(config, args.model)
     restore = Session(
         args,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -94,13 +94,14 @@ def spread(session: Session, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[st
             yield job, record
         else:
             waiting.append(job)
-    if waiting:
-        session.introduce(session.measured(waiting[0]))
+    for job in waiting[:1]:
+        with suppress(ValueError, OSError, RuntimeError):  # its record says why
+            session.introduce(session.measured(job))
     device = session.denoiser.device
     session.denoiser.to("cpu")  # the workers need what it holds of a GPU
     model = {"device": device.type if device is not None else "cpu"}
     cells: list[Cell] = [{"image": job.name, "model": model} for job in waiting]
-    size = max(1, len(cells) // (SHARES * (args.workers or SHARES)))
+    size = max(1, len(cells) // (SHARES * (args.workers or 1)))
     tasks = [cells[k : k + size] for k in range(0, len(cells), size)]
     given = {
         "args": vars(args) | {"quiet": True},

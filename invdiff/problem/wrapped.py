@@ -85,6 +85,23 @@ class Decoded(Seen):
     def image_shape(self, measurement_shape: Shape) -> Shape:
         return self.autoencoder.shape((1, *self.inner.image_shape(measurement_shape)))[1:]
 
+    def linear(self, who: str, instead: str) -> LinearOperator:
+        """The operator of the decoded image, for a method that needs a linear one.
+
+        Args:
+            who: the method.
+            instead: methods that do not.
+
+        Raises:
+            ValueError: it is not linear.
+        """
+        if not isinstance(self.inner, LinearOperator):
+            raise ValueError(
+                f"{who} requires {LinearOperator.wanted()} of the decoded image, but "
+                f"{self.inner.kind} is not one; use {instead}"
+            )
+        return self.inner
+
     def learned(self, x: Tensor, y: Tensor) -> Decoded:
         return replace(self, inner=self.inner.learned(self.autoencoder.decode(x), y))
 

@@ -295,6 +295,12 @@ def test_a_file_that_changed_is_another_request(photos: Path) -> None:
     write_image("mask.png", mask)
     assert solve(*masked, "--output", "out") == 2  # the folder holds another run
     assert solve(*masked, "--output", "again") == 0
+    write_image("map.png", torch.ones(1, 48, 40))
+    mapped = ["--input", "in/a.png", "--operator", "denoise", "--output", "mapped"]
+    mapped += ["guidance.strength_map=map.png"]
+    assert solve(*mapped, method="sdedit") == 0
+    write_image("map.png", mask)
+    assert solve(*mapped, method="sdedit") == 2  # of a method's file as well
     np.save("x.npy", np.random.default_rng(0).random((8, 8, 8), np.float32))
     scan = ["--input", "x.npy", "--range", "0,1", "--operator", "denoise", "--output", "scan"]
     assert solve(*scan, "--axes", "ZYX") == 0
@@ -306,15 +312,16 @@ def test_several_processes_restore_what_one_does(
 ) -> None:
     """By name of a launcher; what is finished stays, one that fails takes no other with it."""
     (photos / "d.png").write_bytes(b"no picture")
+    (photos / "0.png").write_bytes(b"nor the first")
     one, two = ("--input", "in", "--output", "one"), ("--input", "in", "--output", "two")
     alone = [*one, "--batch-size", "1"]
     assert solve(*alone) == 2 and solve(*two, "--batch-size", "1", "--workers", "2") == 2
-    assert "1 of 4 images failed: d" in capsys.readouterr().err
+    assert "2 of 5 images failed: 0, d" in capsys.readouterr().err
     for name in ("a", "b", "c"):
         x, y = (read_image(Path(run) / name / "restored.png") for run in ("one", "two"))
         assert (x - y).abs().max() < 1.5 / 255  # the numbers of threads differ
     summaries = [json.loads(Path(run, "summary.json").read_text()) for run in ("one", "two")]
-    assert [[r["name"] for r in s["results"]] for s in summaries] == [["a", "b", "c", "d"]] * 2
+    assert [[r["name"] for r in s["results"]] for s in summaries] == [["0", "a", "b", "c", "d"]] * 2
     before = stamps(Path("two"))
     (Path("two") / "b" / "result.json").unlink()
     assert solve(*two, "--batch-size", "1", "--launcher", "local") == 2  # d is no picture still

@@ -24,10 +24,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="FILE",
         help="images: how likely the network finds each, in bits per dimension (fewer is likelier)",
     )
-    parser.add_argument(
-        "--probes", type=int, default=1, help="of the likelihood's estimate (default: 1)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the likelihood (default: 0)")
+    parser.add_argument("--probes", type=int, help="of the likelihood's estimate (default: 1)")
+    parser.add_argument("--seed", type=int, help="of the likelihood (default: 0)")
     parser.add_argument(
         "overrides",
         nargs="*",
