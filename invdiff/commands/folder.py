@@ -23,7 +23,7 @@ REQUEST = "run.json"
 OURS = re.compile(
     r"(restored|measurement|truth|comparison|mean|std|kernel|upscaled|grid|upscaled_grid|trajectory"
     r"|(sample|upscaled)_\d+)\.png|(trajectory|interpolation)\.gif"
-    r"|(restored|mean|std|kernel|kernel_std)\.npy|measurement\.safetensors|result\.json"
+    r"|(restored|mean|std|kernel|kernel_std|\.values-\d+)\.npy|measurement\.safetensors|result\.json"
 )
 """The files that `solve` and `generate` write into the folder of a result."""
 

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import re
 import sys
 import time
-from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,57 +21,16 @@ from invdiff.commands.common import (
     check_reading,
     configure,
     load_models,
-    place_label,
-    place_prompt,
     record_of,
-    sides,
 )
 from invdiff.commands.folder import check_paths, choose_folder, claim, clear, digest
 from invdiff.commands.folder import finished as finished_before
-from invdiff.config import build_method
+from invdiff.commands.samples import Layout, Sampling, panel
 from invdiff.files import write_atomically
 from invdiff.network import Denoiser
-from invdiff.sampling import Method
-from invdiff.solving import generate, interpolate
 from invdiff.solving.cascade import Upscaler
-from invdiff.transitions import DDIM
 
-GRID_WIDTH = 1200
-"""Pixels that the panels of a grid fill at least, so that many small images stay visible and few do
-not become huge."""
 SHOWN, COLUMNS = 3, 9  # samples and moments of trajectory.png
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which image stands where: a row for each label (None: no label), the same image ids in
-    each."""
-
-    labels: list[int] | list[None]
-    columns: int
-    walk: bool  # the columns are on the way from one seed to another, and belong to one image
-
-    @property
-    def count(self) -> int:
-        return len(self.labels) * self.columns
-
-    @property
-    def label_of(self) -> list[int] | list[None]:
-        """The label of each image, row by row."""
-        return [label for label in self.labels for _ in range(self.columns)]  # type: ignore[return-value]
-
-    @property
-    def ids(self) -> list[int]:
-        """The image id of each: a row is what its label alone would give, and a column shares its
-        noise."""
-        return [0 if self.walk else k for _ in self.labels for k in range(self.columns)]
-
-    def grid(self, x: Tensor) -> Tensor:
-        """The images (B, C, H, W) as one picture: a row per label, or about a square."""
-        square = len(self.labels) == 1 and not self.walk
-        columns = math.ceil(math.sqrt(self.columns)) if square else self.columns
-        rows = None if self.labels[0] is None or square else [str(label) for label in self.labels]
-        return images.grid([*x.cpu()], columns=columns, rows=rows, height=_panel(columns))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -86,6 +41,12 @@ def run(args: argparse.Namespace) -> None:
             anything is written.
     """
     check_paths(args, ("output",))
+    spreads = args.workers is not None or bool(args.launcher or args.launcher_option)
+    if spreads and (args.trajectory or args.gif and args.interpolate is None):
+        raise ValueError(
+            "--trajectory and --gif show how samples come about, which several processes do not "
+            "hand on; leave out --workers and --launcher, or the pictures"
+        )
     methods = args.method or ["none" if args.label is None and args.prompt is None else "cfg"]
     config = configure(args, None, methods, "none")
     check_numbers(config, {key: (int,) for key in ("steps", "seed", "num_samples")})
@@ -94,25 +55,15 @@ def run(args: argparse.Namespace) -> None:
     denoiser, upscaler = load_models(args, config)
     if not args.method and denoiser.facts.guided and args.negative_prompt is None:
         config = configure(args, None, ["none"], "none")  # one branch is all that it takes
-    layout = Layout(
-        _labels(args.label, denoiser), config["num_samples"], args.interpolate is not None
-    )
-    shape = _shape(sides(args.size), denoiser)
-    labelled = place_label(config, denoiser, None if args.label is None else layout.label_of)  # type: ignore[arg-type]
-    labelled = place_prompt(labelled, denoiser, args, layout.count)
-    method = build_method(labelled, default=DDIM() if layout.walk else None)
+    sampling = Sampling.prepare(args, config, denoiser)
+    layout = sampling.layout
     config |= {
         "label": args.label,
         "prompt": args.prompt,
         "negative_prompt": args.negative_prompt,
-        "size": list(shape[1:]),
+        "size": list(sampling.run.shape[2:]),
         "interpolate": args.interpolate,
     }
-    x_T = (
-        _walk(args.interpolate, config, denoiser, method, shape).repeat(len(layout.labels), 1, 1, 1)
-        if layout.walk
-        else None
-    )
     check_reading(args, config, denoiser)
     request = _request(args, config, denoiser)
     default = f"invdiff-generate-{'-'.join(methods)}"
@@ -127,28 +78,27 @@ def run(args: argparse.Namespace) -> None:
     names = [f"sample_{k:03d}.png" for k in range(layout.count)]
     written: list[str] = []
 
+    def begin() -> None:
+        claim(output, request)
+        clear(output)
+
     def finished(x: Tensor, first: int) -> None:
         if not written:
-            claim(output, request)
-            clear(output)
+            begin()
         written.extend(_write(output, x, names[first : first + len(x)]))
 
     shown = [k * (layout.columns if len(layout.labels) > 1 else 1) for k in range(SHOWN)]
     shown = [k for k in shown if k < layout.count] if args.trajectory or args.gif else []
     watch = Watch(denoiser, shown, with_states=args.trajectory, finished=finished)
-    result = generate(
-        denoiser,
-        (layout.count, *shape),
-        method,
-        x_T=x_T,
-        steps=config["steps"],
-        seed=config["seed"],
-        batch_size=batch_size(config),
-        image_ids=layout.ids,
-        callback=watch,
-        progress=not args.quiet,
-        **labelled["cond"],
-    )
+    if spreads:
+        from invdiff.commands import workers  # the launchers are no part of a quick start
+
+        launcher = workers.launcher_of(args)
+        begin()
+        result = workers.sample(sampling, launcher, args, config, output)
+        written += _write(output, result.x, names)
+    else:
+        result = sampling(watch, progress=not args.quiet)
     x = result.x.cpu()
     pictures = {"grid.png": layout.grid(x)}
     if args.trajectory:
@@ -197,71 +147,6 @@ def _request(
         "pictures": {"gif": args.gif, "trajectory": args.trajectory},
     }
     return json.loads(json.dumps(asked, default=str))
-
-
-def _labels(text: str | None, denoiser: Denoiser) -> list[int] | list[None]:
-    if text is None:
-        return [None]
-    if text == "all":
-        if denoiser.num_classes is None:
-            raise ValueError(
-                f"--label all needs a network that has classes, and {denoiser.name} is not "
-                "class-conditional"
-            )
-        return list(range(denoiser.num_classes))
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise ValueError(f"--label is a class, several of them (3,5,7) or all, got {text!r}")
-    return [int(label) for label in text.split(",")]
-
-
-def _shape(size: tuple[int, int] | None, denoiser: Denoiser) -> tuple[int, int, int]:
-    """(C, H, W) of the images."""
-    if denoiser.channels is None:
-        raise ValueError(
-            f"it is not known how many channels the images of {denoiser.name} have; say "
-            "model.channels=3"
-        )
-    if denoiser.channels not in (1, 3):
-        raise ValueError(
-            f"{denoiser.name} works on {denoiser.channels} channels, which are no images "
-            "but latents; give model.autoencoder=FOLDER, or use "
-            "invdiff.generate in Python"
-        )
-    if size is None:
-        if denoiser.image_size is None:
-            raise ValueError(
-                f"it is not known what size {denoiser.name} was trained on; say --size 64 "
-                "or --size 96x64"
-            )
-        return (denoiser.channels, denoiser.image_size, denoiser.image_size)
-    return (denoiser.channels, *size)
-
-
-def _walk(
-    seed: int,
-    config: dict[str, Any],
-    denoiser: Denoiser,
-    method: Method,
-    shape: tuple[int, int, int],
-) -> Tensor:
-    """The states x_T of an interpolation, for a method that draws no noise on its way."""
-    assert method.transition is not None and method.itinerary is not None
-    levels = method.itinerary(denoiser.schedule, config["steps"])
-    climbs = any(float(s.ratio) > float(t.ratio) for t, s in pairwise(levels))
-    if not method.transition.deterministic or climbs:
-        piece = method.itinerary if method.transition.deterministic else method.transition
-        raise ValueError(
-            "--interpolate needs a run that draws no noise, e.g. transition.name=ddim "
-            f"transition.eta=0; {piece} draws some"
-        )
-    return interpolate(
-        denoiser,
-        shape,
-        (config["seed"], seed),
-        config["num_samples"],
-        steps=config["steps"],
-        itinerary=method.itinerary,
-    )
 
 
 def _upscale(
@@ -320,9 +205,4 @@ def _trajectory(watch: Watch, layout: Layout, x: Tensor) -> Tensor:
             rows.append(name if label is None else f"{label}: {name}")
     titles = [f"step {i + 1}" for i in chosen] + ["image"]
     labels = titles + [""] * (len(panels) - len(titles))
-    return images.grid(panels, labels, columns=len(titles), rows=rows, height=_panel(len(titles)))
-
-
-def _panel(columns: int) -> int:
-    """How high the panels of a picture with so many columns are at least."""
-    return min(256, GRID_WIDTH // columns)
+    return images.grid(panels, labels, columns=len(titles), rows=rows, height=panel(len(titles)))

@@ -199,7 +199,7 @@ class Run:
             nfe=evaluations.forward / len(chains),
             nbe=evaluations.backward / len(chains),
             seconds=seconds,
-            config=self._config() | {"num_samples": num_samples, "posterior": self.plan.posterior},
+            config=self.describe(num_samples),
             trajectory=torch.cat(paths, dim=1)[:, order].unflatten(1, (num_samples, self.shape[0]))
             if paths
             else None,
@@ -297,7 +297,8 @@ class Run:
         unknown = {name: torch.stack([p[name] for p in late]) for name in (late or [{}])[0]}
         return Part(from_range(self.denoiser, x), torch.stack(path) if path else None, unknown)
 
-    def _config(self) -> dict[str, Any]:
+    def describe(self, num_samples: int) -> dict[str, Any]:
+        """What is run for so many samples of each image, as plain data."""
         named = is_dataclass(self.schedule)
         return {
             "model": self.denoiser.name,
@@ -307,6 +308,8 @@ class Run:
             "seed": self.options.seed,
             "dtype": str(self.denoiser.dtype).removeprefix("torch."),
             "cond": {k: describe(v) for k, v in self.given.items()},
+            "num_samples": num_samples,
+            "posterior": self.plan.posterior,
         }
 
 

@@ -104,6 +104,18 @@ def generate(
         >>> invdiff.generate(denoiser, (2, 1, 32, 32), steps=2, label=3).x.shape
         torch.Size([2, 1, 32, 32])
     """
+    return plan_of_samples(denoiser, shape, method, x_T=x_T, **options)(1)
+
+
+def plan_of_samples(
+    denoiser: Denoiser,
+    shape: Sequence[int] | None,
+    method: Any,
+    *,
+    x_T: Tensor | None = None,
+    **options: Any,
+) -> Run:
+    """What :func:`generate` samples, with its arguments: checked, and not begun."""
     if shape is None:
         if x_T is None or denoiser.autoencoder is not None:
             raise ValueError(
@@ -122,4 +134,4 @@ def generate(
     made, cond = RunOptions.split(options)
     if x_T is not None and made.transition is None and make_method(method).transition is None:
         made = replace(made, transition=DDIM())  # as invert does by default
-    return Run.prepare(denoiser, method, shape, made, x_T=x_T, cond=cond)(1)
+    return Run.prepare(denoiser, method, shape, made, x_T=x_T, cond=cond)

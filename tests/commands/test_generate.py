@@ -195,6 +195,29 @@ def test_batches_land_on_disk_as_they_finish(
     assert sorted(p.name for p in out.iterdir()) == ["run.json", *finished]
 
 
+def test_several_processes_make_what_one_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of classes and of a walk; what they handed on is gone in the end."""
+    wide = ["--label", "3,5", "--num-samples", "3"]
+    walk = ["--interpolate", "4", "--num-samples", "3", "--gif"]
+    for name, what in (("labels", wide), ("walk", walk)):
+        alone = generate(tmp_path / f"{name} alone", *what)
+        spread = generate(tmp_path / f"{name} spread", *what, "--workers", "2")
+        assert {k: v for k, v in alone.items() if k not in ("seconds", "peak_memory_mb")} == {
+            k: v for k, v in spread.items() if k not in ("seconds", "peak_memory_mb")
+        }
+        x, y = (samples(tmp_path / f"{name} {how}", alone) for how in ("alone", "spread"))
+        assert (x - y).abs().max() < 1.5 / 255  # the numbers of threads differ
+    before = sorted(tmp_path.rglob("*"))
+    refused = ["generate", "--output", str(tmp_path / "no"), *FAST, "--workers"]
+    assert main([*refused, "2", "--trajectory"]) == 2
+    assert "--trajectory" in capsys.readouterr().err
+    assert main([*refused, "0"]) == 2
+    assert "--workers must be at least 1" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_the_same_command_again_has_nothing_to_do_and_another_gets_a_folder_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,7 +43,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "deterministic transitions only (default: ddim)",
     )
     groups.output(images, "invdiff-generate-METHOD")
-    groups.run(parser.add_argument_group("run"), steps="100", seed="of the sampling")
+    run = parser.add_argument_group("run")
+    groups.run(run, steps="100", seed="of the sampling")
+    groups.launching(run, "samples", "all in this process; with --launcher local, one for each GPU")
     show = groups.show(
         parser,
         gif="also write trajectory.gif, of the first sample; with --interpolate, the walk as "
