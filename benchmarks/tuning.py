@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -178,6 +179,8 @@ def tune(
     start: Mapping[str, Any] | None = None,
     storage: Path | None = None,
     progress: bool = False,
+    build: Callable[[Mapping[str, Any]], Any] | None = None,
+    cond: Mapping[str, Any] = MappingProxyType({}),
 ) -> Tuned:
     """Searches the declared parameters of a method.
 
@@ -192,6 +195,9 @@ def tune(
         start: values of parameters: those that are searched are tried first, others stay.
         storage: a file of the search, which the next call goes on with.
         progress: show a bar on stderr.
+        build: what is run with values of the method, e.g. a chain that holds it, under another
+            transition; by default the method alone.
+        cond: conditions of the network.
 
     Raises:
         ValueError: a method without declared ranges, or that the measurement does not suit.
@@ -213,7 +219,12 @@ def tune(
         pruner=optuna.pruners.MedianPruner(n_startup_trials=8),
         load_if_exists=True,
     )
-    general = [v for p in over for v in _losses(p, denoiser, method, begin, steps, seed)]
+
+    def losses_of(problem: Problem, values: Mapping[str, Any]) -> list[float]:
+        made = make_method(method, **values) if build is None else build(values)
+        return _losses(problem, denoiser, made, steps, seed, cond)
+
+    general = [v for p in over for v in losses_of(p, begin)]
     known = {n: begin[n] for n in ranges if begin.get(n) is not None}
     left = max(0, trials - len(study.trials))
     if not study.trials and known:
@@ -229,7 +240,7 @@ def tune(
         losses: list[float] = []
         for k, problem in enumerate(over):
             with contextlib.suppress(ValueError):
-                losses += _losses(problem, denoiser, method, fixed | values, steps, seed)
+                losses += losses_of(problem, fixed | values)
             if len(losses) < sum(len(p.given) for p in over[: k + 1]):
                 return math.inf  # it diverged
             trial.report(sum(losses) / len(losses), k)
@@ -258,18 +269,19 @@ def tune(
 def _losses(
     problem: Problem,
     denoiser: Denoiser,
-    method: str,
-    values: Mapping[str, Any],
+    method: Any,
     steps: int,
     seed: int,
+    cond: Mapping[str, Any],
 ) -> list[float]:
     result = solve(
         problem.given,
         denoiser,
-        make_method(method, **values),
+        method,
         steps=steps,
         seed=seed,
         image_ids=problem.ids,
+        **cond,
     )
     losses = problem.loss(result.x)
     if not bool(losses.isfinite().all()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,19 @@ from typing import Any
 from invdiff.benchmarks import tuning
 from invdiff.benchmarks.tables import markdown
 from invdiff.commands.choice import MODEL
-from invdiff.commands.common import check_numbers, configure, load_models
+from invdiff.commands.common import (
+    check_numbers,
+    configure,
+    load_models,
+    place_label,
+    place_prompt,
+)
 from invdiff.commands.folder import check_paths
 from invdiff.commands.jobs import Job, find_jobs, measure
-from invdiff.config import build_operator
+from invdiff.config import build_method, build_operator
 from invdiff.files import write_atomically
 from invdiff.network import Denoiser
 from invdiff.problem import Operator
-from invdiff.sampling import make_method
 from invdiff.solving import solve
 
 PROBE = 2
@@ -47,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.output or f"invdiff-tune-{args.operator}").expanduser()
     rows = []
     for method in args.method:
-        config = configure(args, args.operator, [method], "auto")
+        config = configure(args, args.operator, [*args.after, method], "auto")
         if args.mask is not None:
             config["operator"]["mask"] = args.mask
         check_numbers(config, {"steps": (int,), "seed": (int,), "sigma": (int, float)})
@@ -56,22 +62,12 @@ def run(args: argparse.Namespace) -> None:
         operator = build_operator(config)
         measured = [measure(job, operator, config, denoiser) for job in jobs]
         over = tuning.problems(measured, [job.id for job in jobs], objective, config["seed"])
-        start = {k: v for k, v in config["guidance"][0].items() if k != "name"}
-        steps = config["steps"]
+        config = place_prompt(place_label(config, denoiser, args.label), denoiser, args)
+        start, steps = _values(config["guidance"][-1]), config["steps"]
         if args.budget is not None:
-            steps = steps_of(args.budget, over[0], denoiser, method, start)
-        found = tuning.tune(
-            over,
-            denoiser,
-            method,
-            objective,
-            trials=args.trials,
-            steps=steps,
-            seed=config["seed"],
-            start=start,
-            storage=folder / "search.log",
-            progress=not args.quiet,
-        )
+            steps = _steps_of(args.budget, over[0], denoiser, config)
+        storage = folder / "search.log"
+        found = _search(over, denoiser, config, objective, args.trials, steps, args.quiet, storage)
         write_preset(folder, found, start, steps, args, len(jobs))
         rows.append(
             {
@@ -106,28 +102,19 @@ def tuned(
     operator: Operator,
     denoiser: Denoiser,
 ) -> dict[str, Any]:
-    """The configuration with values that were found on one picture, whose truth is not used.
+    """The configuration with values of its last method that were found on one picture, whose truth
+    is not used.
 
     Raises:
-        ValueError: a chain of methods, or one without declared ranges.
+        ValueError: a method without declared ranges.
     """
     _check_installed()
-    if len(config["guidance"]) != 1 or args.tune < 1:
-        raise ValueError("--tune is of one method, and of at least one run")
+    if args.tune < 1:
+        raise ValueError(f"--tune is of at least one run, got {args.tune}")
     measurement, _ = measure(job, operator, config, denoiser)
     over = tuning.problems([(measurement, None)], [job.id], "measurement", config["seed"])
-    node = config["guidance"][0]
-    found = tuning.tune(
-        over,
-        denoiser,
-        node["name"],
-        "measurement",
-        trials=args.tune,
-        steps=config["steps"],
-        seed=config["seed"],
-        start={k: v for k, v in node.items() if k != "name"},
-        progress=not args.quiet,
-    )
+    steps, prompted = config["steps"], place_prompt(config, denoiser, args)
+    found = _search(over, denoiser, prompted, "measurement", args.tune, steps, args.quiet)
     values = {k: v if isinstance(v, int) else float(f"{v:.4g}") for k, v in found.values.items()}
     if not args.quiet:
         said = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
@@ -136,15 +123,48 @@ def tuned(
             f"({found.general:.4g} with the values before)",
             file=sys.stderr,
         )
-    return config | {"guidance": [node | values]}
+    *before, node = config["guidance"]
+    return config | {"guidance": [*before, node | values]}
 
 
-def steps_of(
-    budget: float, problem: tuning.Problem, denoiser: Denoiser, method: str, values: dict[str, Any]
+def _search(
+    over: Sequence[tuning.Problem],
+    denoiser: Denoiser,
+    config: dict[str, Any],
+    objective: str,
+    trials: int,
+    steps: int,
+    quiet: bool,
+    storage: Path | None = None,
+) -> tuning.Tuned:
+    """Searches the last method of a configuration, in its chain and with its other pieces."""
+    *before, node = config["guidance"]
+    return tuning.tune(
+        over,
+        denoiser,
+        node["name"],
+        objective,
+        trials=trials,
+        steps=steps,
+        seed=config["seed"],
+        start=_values(node),
+        storage=storage,
+        progress=not quiet,
+        build=lambda values: build_method(config | {"guidance": [*before, node | values]}),
+        cond=config["cond"],
+    )
+
+
+def _values(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in node.items() if k != "name"}
+
+
+def _steps_of(
+    budget: float, problem: tuning.Problem, denoiser: Denoiser, config: dict[str, Any]
 ) -> int:
     """The steps that a number of evaluations affords."""
-    given, ids = problem.given.select([0]), problem.ids[:1]
-    result = solve(given, denoiser, make_method(method, **values), steps=PROBE, image_ids=ids)
+    given, ids, method = problem.given.select([0]), problem.ids[:1], build_method(config)
+    result = solve(given, denoiser, method, steps=PROBE, image_ids=ids, **config["cond"])
     return max(1, round(budget / (result.nfe + result.nbe) * PROBE))
 
 

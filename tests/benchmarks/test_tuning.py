@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from invdiff import Measurement, load_model, make_operator, solve
+from invdiff import Measurement, generate, load_model, make_operator, solve
 from invdiff.benchmarks import tuning
 from invdiff.commands.main import main
 from invdiff.config import compose, method_of_preset
@@ -146,8 +146,27 @@ def test_solve_tunes_on_the_picture_itself(
     record = json.loads(Path("out/result.json").read_text())
     eta = record["config"]["guidance"][0]["eta"]
     assert f"eta {eta:.4g}" in said and record["run"]["method"]["transition"]["eta"] == eta
-    assert main([*command, "--method", "dps"]) == 2
-    assert "--tune is of one method" in capsys.readouterr().err
+
+
+def test_a_method_is_tuned_where_it_will_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After another in a chain, with a label, under a transition that is asked for: the score of
+    the values before is that of the same request to `solve`."""
+    monkeypatch.chdir(tmp_path)
+    three = generate(load_model("digits32"), (1, 1, 32, 32), "cfg", steps=10, label=3)
+    write_image(Path("3.png"), three.x)
+    asked = ["--operator", "inpaint", "--model", "digits32", "--input", "3.png", "--label", "3"]
+    asked += ["--steps", "5", "transition=ddim", "guidance.cfg.w=3", "guidance.dps.zeta=0.4"]
+    tune = ["tune", *asked, "--method", "dps", "--after", "cfg", "--trials", "2"]
+    assert main([*tune, "--objective", "psnr", "--output", "found"]) == 0
+    row = capsys.readouterr().out
+    chain = ["--method", "cfg", "--method", "dps"]
+    assert main(["solve", *asked, *chain, "--quiet", "--json", "--output", "out"]) == 0
+    psnr = json.loads(capsys.readouterr().out)["metrics"]["psnr"]
+    assert f"{psnr:.4g}" in row
+    again = ["solve", *asked[:-1], *chain, "--preset", "found/dps.yaml", "--quiet"]
+    assert main([*again, "--output", "tuned"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -36,13 +36,14 @@ def numbers(text: str) -> tuple[float, float]:
     return low, high
 
 
-def what(group: argparse._ArgumentGroup, method: str, model: str | None = None) -> None:
+def what(
+    group: argparse._ArgumentGroup,
+    method: str,
+    model: str | None = None,
+    repeated: str = "repeat for a chain, the first nearest to the network",
+) -> None:
     """Methods and the model."""
-    group.add_argument(
-        "--method",
-        action="append",
-        help=f"{method}; repeat for a chain, the first nearest to the network",
-    )
+    group.add_argument("--method", action="append", help=f"{method}; {repeated}")
     default = model or "photo64, or the one that ships for a method that needs another kind"
     group.add_argument("--model", default=model, help=f"the prior: {MODEL} (default: {default})")
     trust(group)

@@ -20,7 +20,17 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     what = parser.add_argument_group("what")
     what.add_argument("--operator", required=True, help="how the images are degraded")
-    groups.what(what, "whose values are searched; repeat for several, each on its own")
+    repeated = "repeat for several, one after the other"
+    groups.what(what, "whose values are searched", repeated=repeated)
+    what.add_argument(
+        "--after",
+        action="append",
+        default=[],
+        metavar="METHOD",
+        help="a method that is nearer to the network in a chain, e.g. cfg; it keeps its values",
+    )
+    what.add_argument("--label", type=int, help="the class of the images")
+    groups.prompt(what)
     what.add_argument("--trials", type=int, default=30, help="of each method (default: 30)")
     what.add_argument(
         "--objective",
