@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from asked import asked
 from PIL import Image
 from torch import Tensor
 
@@ -30,13 +30,18 @@ DOCS = Path(__file__).parent
 SIDE = 192  # of a panel: a whole multiple of the images
 
 
-def main(names: list[str]) -> None:
-    examples = yaml.safe_load((DOCS / "examples.yaml").read_text())
-    known = {
+def examples() -> dict[str, str]:
+    """The commands by the names of their pictures."""
+    kinds = yaml.safe_load((DOCS / "examples.yaml").read_text())
+    return {
         f"{kind}-{name}": command
-        for kind, commands in examples.items()
+        for kind, commands in kinds.items()
         for name, command in commands.items()
     }
+
+
+def main(names: list[str]) -> None:
+    known = examples()
     for name in names or [
         name for name in (*known, "concept") if not (DOCS / "pictures" / f"{name}.png").exists()
     ]:
@@ -132,4 +137,4 @@ def concept(steps: int = 100) -> Tensor:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(asked(__doc__, [*examples(), "concept"]))

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 import tempfile
 from contextlib import chdir
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from asked import asked
 from PIL import Image
 from skimage import data
 from torch import Tensor
@@ -68,12 +68,20 @@ def panel(path: Path) -> Tensor:
     return F.interpolate(x, scale_factor=SIDE / max(x.shape[-2:]), mode="nearest-exact")[0]
 
 
-def make(names: list[str]) -> None:
+def examples() -> dict[str, re.Match[str]]:
+    """The commands of the page by the names of their pictures."""
     text = (DOCS / "your-problem.md").read_text()
-    for found in BLOCK.finditer(text):
-        section = text[found.start() :].split("\n## ")[0]
-        pictures = NAMED.findall(section)
-        if not pictures or (names and pictures[0] not in names):
+    sections = {found: text[found.start() :].split("\n## ")[0] for found in BLOCK.finditer(text)}
+    return {
+        pictures[0]: found
+        for found, section in sections.items()
+        if (pictures := NAMED.findall(section))
+    }
+
+
+def make(names: list[str]) -> None:
+    for name, found in examples().items():
+        if names and name not in names:
             continue
         with tempfile.TemporaryDirectory() as folder, chdir(folder):
             degrade()
@@ -85,8 +93,8 @@ def make(names: list[str]) -> None:
             before = next(Path(a) for a in arguments if a.endswith((".png", ".jpg")))
             panels = [panel(before), panel(Path("out/restored.png"))]
             picture = grid(panels, labels=["as it is", "restored"])
-            write_image(DOCS / "pictures" / f"problem-{pictures[0]}.png", picture)
+            write_image(DOCS / "pictures" / f"problem-{name}.png", picture)
 
 
 if __name__ == "__main__":
-    make(sys.argv[1:])
+    make(asked(__doc__, list(examples())))

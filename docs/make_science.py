@@ -20,6 +20,7 @@ from torch import Tensor
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS))
 
+from asked import asked  # noqa: E402
 from make_pictures import save  # noqa: E402
 
 from invdiff.commands.main import main  # noqa: E402
@@ -76,4 +77,4 @@ def make(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    make(sys.argv[1:])
+    make(asked(__doc__, list(examples())))

@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch.nn.functional as F
+from asked import asked
 from torch import Tensor
 
 import invdiff
@@ -61,4 +62,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    asked(__doc__)
     main()

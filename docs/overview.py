@@ -22,6 +22,8 @@ import yaml
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS))
 
+from asked import asked  # noqa: E402
+
 import invdiff  # noqa: E402
 from invdiff.plugins.registry import list_plugins, load  # noqa: E402
 from invdiff.problem import LinearOperator, Operator, SpectralOperator  # noqa: E402
@@ -158,4 +160,5 @@ def write() -> None:
 
 
 if __name__ == "__main__":
+    asked(__doc__)
     write()

@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import entry_points
 
 from invdiff.testing.report import Skip, expect
 
@@ -68,9 +70,20 @@ def examine(modules: Sequence[str]) -> None:
     _seen.update(json.loads(done.stdout.splitlines()[-1]))
 
 
+def _siblings(module: str) -> list[str]:
+    """The modules of all plug-ins of a package."""
+    package = module.partition(".")[0]
+    groups = [group for group in entry_points().groups if group.startswith("invdiff.")]
+    modules = {point.module for group in groups for point in entry_points(group=group)}
+    return [name for name in modules if name.partition(".")[0] == package]
+
+
 def importing(module: str) -> str:
     """Importing it prints nothing and changes no setting, generator, filter or variable of the
     process."""
+    if module not in _seen:
+        with suppress(AssertionError):  # one of them fails; the check of each says which
+            examine(_siblings(module))
     examine([module])
     found = _seen[module]
     if found is None:
