@@ -32,6 +32,7 @@ from invdiff.commands.common import (
 )
 from invdiff.commands.folder import check_paths, choose_folder, claim, clear, digest
 from invdiff.commands.folder import finished as finished_before
+from invdiff.commands.request import files_in
 from invdiff.config import build_method
 from invdiff.files import write_atomically
 from invdiff.network import Denoiser
@@ -86,7 +87,8 @@ def run(args: argparse.Namespace) -> None:
             anything is written.
     """
     check_paths(args, ("output",))
-    methods = args.method or ["none" if args.label is None and args.prompt is None else "cfg"]
+    asked = (args.label, args.prompt, args.image_prompt)
+    methods = args.method or ["none" if asked == (None, None, None) else "cfg"]
     config = configure(args, None, methods, "none")
     check_numbers(config, {key: (int,) for key in ("steps", "seed", "num_samples")})
     if config["num_samples"] < 1:
@@ -105,6 +107,7 @@ def run(args: argparse.Namespace) -> None:
         "label": args.label,
         "prompt": args.prompt,
         "negative_prompt": args.negative_prompt,
+        "image_prompt": args.image_prompt,
         "size": list(shape[1:]),
         "interpolate": args.interpolate,
     }
@@ -193,6 +196,7 @@ def _request(
     asked = {
         "invdiff": version("invdiff"),
         "config": config,
+        "files": dict(files_in(config["image_prompt"])),
         "weights": denoiser.hash,
         "pictures": {"gif": args.gif, "trajectory": args.trajectory},
     }

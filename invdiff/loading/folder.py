@@ -26,6 +26,7 @@ from invdiff.loading.folder_files import (
     storage,
 )
 from invdiff.loading.guided import scale_of
+from invdiff.loading.image_prompts import add_ip_adapter
 from invdiff.loading.network import NETWORKS, Network
 from invdiff.loading.packed import Packed
 from invdiff.loading.prompts import Prompts, pipeline_of
@@ -63,6 +64,8 @@ def load(
     decode: str = "whole",
     lora: adapters.Given = None,
     textual_inversion: adapters.Given = None,
+    ip_adapter: str | Path | None = None,
+    image_encoder: str | Path | None = None,
     guidance_scale: float | None = None,
     prompt_length: int | None = None,
     offload: bool = False,
@@ -93,6 +96,10 @@ def load(
         lora: ``path.safetensors[:scale]`` of one LoRA, or a list; they are added to the weights.
         textual_inversion: ``path.safetensors[:word]`` of an embedding for a word of prompts, or a
             list.
+        ip_adapter: ``path.safetensors[:scale]`` of an IP-Adapter; the condition ``image_embeds`` is
+            then needed, which :meth:`~invdiff.network.Denoiser.conditions_of_image` makes.
+        image_encoder: the folder of its image encoder; by default ``image_encoder/`` beside the
+            file or in the pipeline.
         guidance_scale: what a network that was distilled with classifier-free guidance takes as its
             scale; by default what the pipeline's own call takes.
         prompt_length: tokens of a prompt, by default as the pipeline's own call has it.
@@ -114,6 +121,13 @@ def load(
     parts = _read(folder, weights, options, source.allow_pickle, single)
     if added.lora:
         added.change_network(getattr(parts.net, "net", parts.net), pipeline_of(folder))
+    seen = None
+    if ip_adapter is not None:
+        said, seen = add_ip_adapter(
+            parts.net, folder, ip_adapter, image_encoder, source.allow_pickle, dtype
+        )
+    elif image_encoder is not None:
+        raise ValueError("image_encoder= is of an IP-Adapter; give ip_adapter= too")
     if storage is not None:
         parts.net.to(dtype)
     coder = coder_of(
@@ -148,11 +162,14 @@ def load(
     elif added.words or prompt_length is not None:
         raise ValueError(f"{folder} has no text encoder, so it takes no words and no prompt length")
     latent = coder is not None or (not autoencoder and has_autoencoder(folder))
-    found = _found(parts, adapter, coder, latent) | {"text": text} | parts.implied
+    found = _found(parts, adapter, coder, latent) | {"text": text, "image_encoder": seen}
+    found |= parts.implied
     if found["data_range"] is not None and not _clips(parts.noise):
         found = {"clip": False} | found
     denoiser = Denoiser(adapter, **found)
     denoiser.source = _source(parts, adapter, coder, text is not None, added)
+    if ip_adapter is not None:
+        denoiser.source["IP-Adapter"] = said
     return denoiser
 
 

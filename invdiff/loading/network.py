@@ -90,6 +90,7 @@ class Network(torch.nn.Module):
         self.time_scale = float(config.get("timestep_scale") or 1.0)
         sized, self._sized = of_size(net, config, pixels)
         self._scale = scale_condition(config, guidance_scale)
+        self._adapted = config.get("encoder_hid_dim_type") == "ip_image_proj"
         required = tuple(name for name in _required(net, config) if name not in sized)
         required += ("control",) if control is not None else ()
         taken = self.keywords - {"added_cond_kwargs", "class_labels", "return_dict", "more"}
@@ -124,6 +125,8 @@ class Network(torch.nn.Module):
             cond["class_labels"] = label
         if "encoder_hidden_states" in self.keywords:
             cond.setdefault("encoder_hidden_states", None)
+        if self._adapted:  # one image for each of a list of adapters
+            cond["image_embeds"] = [cond["image_embeds"].unsqueeze(1)]
         if added := {k: cond.pop(k) for k in ADDED if k in cond}:
             cond["added_cond_kwargs"] = added
         t = t * self.time_scale if self.time_scale != 1 else t
