@@ -13,6 +13,7 @@ import torch
 
 from invdiff.loading import adapters
 from invdiff.loading.adapters import Adapters
+from invdiff.loading.called import CALLED, PRIORED, Called
 from invdiff.loading.classifier import load_classifier
 from invdiff.loading.coder import Given, coder_of, has_autoencoder, pixels_of
 from invdiff.loading.control import read_control
@@ -67,7 +68,9 @@ def load(
     ip_adapter: str | Path | None = None,
     image_encoder: str | Path | None = None,
     guidance_scale: float | None = None,
+    noise_level: float | None = None,
     prompt_length: int | None = None,
+    prior: str | Path | None = None,
     offload: bool = False,
     storage: str | None = None,
     **options: Any,
@@ -102,7 +105,10 @@ def load(
             file or in the pipeline.
         guidance_scale: what a network that was distilled with classifier-free guidance takes as its
             scale; by default what the pipeline's own call takes.
+        noise_level: the time, 0 to 999, of the noise in the image that DeepFloyd's upscaling stages
+            are conditioned on; by default 0, none.
         prompt_length: tokens of a prompt, by default as the pipeline's own call has it.
+        prior: folder of the pipeline that makes image embeddings of prompts (Kandinsky).
         offload: the text encoders are dropped after each use and read again for the next.
         storage: ``"bfloat16"`` or ``"float16"``: the dtype that the network and the text encoders
             are kept and run in, for half the memory; states stay as they are. By default float32.
@@ -144,9 +150,17 @@ def load(
         control=control,
         pixels=pixels_of(folder, coder),
         guidance_scale=scale_of(folder, parts.config, guidance_scale),
+        noise_level=noise_level,
     )
-    text = None
-    if any(is_text(p.name) for p in folder.iterdir()) and adapter.facts.takes(
+    text: Prompts | Called | None = None
+    if _called(folder, prior):
+        text = Called(
+            folder,
+            None if prior is None else Path(prior),
+            allow_pickle=source.allow_pickle,
+            dtype=dtype,
+        )
+    elif any(is_text(p.name) for p in folder.iterdir()) and adapter.facts.takes(
         "encoder_hidden_states"
     ):
         text = Prompts(
@@ -171,6 +185,19 @@ def load(
     if ip_adapter is not None:
         denoiser.source["IP-Adapter"] = said
     return denoiser
+
+
+def _called(folder: Path, prior: str | Path | None) -> bool:
+    """Whether prompts are encoded by the call of the pipeline.
+
+    Raises:
+        ValueError: a prior for a pipeline that takes none.
+    """
+    index = folder / "model_index.json"
+    name = read_json(index).get("_class_name") if index.is_file() else None
+    if prior is not None and name not in PRIORED:
+        raise ValueError(f"prior= is of {' and '.join(PRIORED)}, and {folder} is a {name}")
+    return name in CALLED and (name not in PRIORED or prior is not None)
 
 
 def load_folder(folder: str | Path, *, allow_pickle: bool = False, **options: Any) -> Denoiser:
@@ -203,7 +230,8 @@ def _read(
     single: SingleFile | None,
 ) -> _Parts:
     place = network_in(folder, weights)
-    scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+    schedulers = (folder / "scheduler", folder / f"{place.name}_scheduler")
+    scheduler = next((s for s in schedulers if s.is_dir()), folder)
     texts = [part for part in sorted(folder.iterdir()) if part.is_dir() and is_text(part.name)]
     refuse_code(folder, place, scheduler, *texts)
     config = read_json(place / "config.json")

@@ -145,10 +145,13 @@ class Prompts:
         index = pipeline_of(self.folder)
         name = str(index.get("_class_name"))
         cls: Any = getattr(diffusers, name, None)
-        if cls is None or not hasattr(cls, "encode_prompt"):
+        if not hasattr(cls, "encode_prompt"):
+            why = "whose prompts diffusers does not encode by encode_prompt"
+            if cls is None:
+                why = f"which the installed diffusers {diffusers.__version__} does not have"
             raise ValueError(
-                f"{self.folder} is a {name}, whose prompts diffusers does not encode by "
-                "encode_prompt; give conditions yourself: encoder_hidden_states=..."
+                f"{self.folder} is a {name}, {why}; give conditions yourself: "
+                "encoder_hidden_states=..."
             )
         named = [
             part

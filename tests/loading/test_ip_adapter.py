@@ -11,7 +11,7 @@ import torch
 import transformers
 from oracles import D, built, rand
 from PIL import Image
-from pipelines import PROMPTS, read
+from pipelines import ADAPTED, PROMPTS, read
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from invdiff.transitions import DDIM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE, WIDTH, EMBEDDED, TOKENS = 16, 12, 6, 3
-KINDS = [("sd", "plain"), ("sd", "plus"), ("sdxl", "plain")]
+KINDS = [*((name, "plain") for name in ADAPTED), ("sd", "plus")]
 
 
 def image_encoder() -> Any:
@@ -84,7 +84,7 @@ def photo() -> Tensor:
     return (255 * rand(3, 20, 28, seed=9).sigmoid()).round().float() / 255
 
 
-@pytest.mark.parametrize(("name", "kind"), KINDS, ids=["sd", "sd-plus", "sdxl"])
+@pytest.mark.parametrize(("name", "kind"), KINDS)
 def test_it_is_diffusers_pipeline_step_by_step(
     folders: dict[str, Path], tmp_path: Path, name: str, kind: str
 ) -> None:
