@@ -78,13 +78,13 @@ def clip_words(folder: Path) -> Any:
     return transformers.CLIPTokenizer.from_pretrained(folder)
 
 
-def clip_encoder(words: Any, pooled: int | None = None, seed: int = 0) -> Any:
+def clip_encoder(words: Any, pooled: int | None = None, seed: int = 0, width: int = 8) -> Any:
     """CLIP's text encoder; ``pooled``: with a projection to so many channels."""
     ends = {k: getattr(words, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = transformers.CLIPTextConfig(
         vocab_size=len(words),
         max_position_embeddings=LENGTH,
-        hidden_size=8,
+        hidden_size=width,
         intermediate_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -175,7 +175,7 @@ def sdxl(place: Path) -> Any:
         diffusers.UNet2DConditionModel,
         **UNET,
         **CROSS,
-        cross_attention_dim=16,
+        cross_attention_dim=8 + 12,
         addition_embed_type="text_time",
         addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=6 * 4 + 12,
@@ -184,7 +184,7 @@ def sdxl(place: Path) -> Any:
     return diffusers.StableDiffusionXLPipeline(
         vae=vae(shift_factor=None, force_upcast=False),
         text_encoder=clip_encoder(words),
-        text_encoder_2=clip_encoder(words, pooled=12, seed=1),
+        text_encoder_2=clip_encoder(words, pooled=12, seed=1, width=12),
         tokenizer=words,
         tokenizer_2=words,
         unet=attentive(net),
