@@ -42,6 +42,7 @@ class Called:
         folder: of the pipeline.
         prior: the folder of the pipeline that makes image embeddings of prompts (Kandinsky).
         allow_pickle: read weights that are kept as pickles.
+        offload: the encoders are dropped after each use, and read again for the next.
         dtype: that the encoders are kept and run in.
     """
 
@@ -51,9 +52,11 @@ class Called:
         prior: Path | None = None,
         *,
         allow_pickle: bool = False,
+        offload: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.folder, self.prior, self.allow_pickle, self.dtype = folder, prior, allow_pickle, dtype
+        self.offload = offload
         self.device = torch.device("cpu")
         self._pipelines: list[Any] = []
 
@@ -63,7 +66,9 @@ class Called:
         Raises:
             ValueError: transformers is not installed, or a part that is not complete.
         """
-        return self._stacked([self._conditions(prompt)[1] for prompt in prompts])
+        made = [self._conditions(prompt)[1] for prompt in prompts]
+        self._drop()
+        return {name: torch.cat([one[name] for one in made]) for name in made[0]}
 
     def negative(self, prompts: Sequence[str] | None, images: int) -> dict[str, Tensor]:
         """The conditions that classifier-free guidance compares with, as the pipeline's call makes
@@ -71,6 +76,7 @@ class Called:
         if prompts is not None:
             return self(prompts)
         made = self._conditions("")[0]
+        self._drop()
         return {name: value.repeat_interleave(images, 0) for name, value in made.items()}
 
     def to(self, device: torch.device | str) -> Called:
@@ -78,9 +84,9 @@ class Called:
         self.device = torch.device(device)
         return self
 
-    @staticmethod
-    def _stacked(made: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return {name: torch.cat([one[name] for one in made]) for name in made[0]}
+    def _drop(self) -> None:
+        if self.offload:
+            self._pipelines = []
 
     def _conditions(self, prompt: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(what guidance compares with, the conditions) of one prompt."""

@@ -154,10 +154,13 @@ def load(
     )
     text: Prompts | Called | None = None
     if _called(folder, prior):
+        if added.words or prompt_length is not None:
+            raise ValueError(f"{folder} encodes prompts itself: it takes no words and no length")
         text = Called(
             folder,
             None if prior is None else Path(prior),
             allow_pickle=source.allow_pickle,
+            offload=offload,
             dtype=dtype,
         )
     elif any(is_text(p.name) for p in folder.iterdir()) and adapter.facts.takes(

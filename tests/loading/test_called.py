@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from oracles import D, rand
 from pipelines import OTHERS, PRIORS, PROMPTS, each, read, unclip
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import invdiff
@@ -224,3 +225,28 @@ def test_a_pipeline_that_diffusers_has_not(folders: dict[str, Path], tmp_path: P
 def test_what_does_not_fit_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="prior= is of KandinskyPipeline and"):
         invdiff.load_model(folders["ldm"], prior=folders["kandinsky2-prior"])
+    with pytest.raises(ValueError, match="takes no words and no length"):
+        invdiff.load_model(folders["ldm"], prompt_length=8)
+
+
+def test_what_encodes_is_dropped(folders: dict[str, Path]) -> None:
+    kept, dropped = (invdiff.load_model(folders["ldm"], offload=o) for o in (False, True))
+    for denoiser in (kept, dropped):
+        denoiser.conditions_of("a cat")
+        denoiser.negative_of()
+    assert len(kept.text._pipelines) == 1  # type: ignore[union-attr]
+    assert dropped.text._pipelines == []  # type: ignore[union-attr]
+    one, other = (d.conditions_of("a cat")["encoder_hidden_states"] for d in (kept, dropped))
+    assert torch.equal(one, other)
+
+
+def test_an_incomplete_encoder_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    for name, part in (("ldm", "bert"), ("unclip", "text_proj"), ("unclip", "prior")):
+        place = tmp_path / f"{name}-{part}"
+        shutil.copytree(folders[name], place)
+        (file,) = (place / part).glob("*.safetensors")
+        held = load_file(file)
+        del held[sorted(held)[0]]
+        save_file(held, file, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match="1 missing keys, nothing was"):
+            invdiff.load_model(place).conditions_of("a cat")
