@@ -369,9 +369,16 @@ class Denoiser:
         beside :meth:`negative_of`.
 
         Raises:
-            ValueError: a network without an image encoder.
+            ValueError: a network without an image encoder, or whose encoder has nothing to compare
+                with.
         """
-        return self._sees().negative(images)
+        negative = getattr(self._sees(), "negative", None)
+        if negative is None:
+            raise ValueError(
+                f"the image encoder of {self.name} has no negative(images); give CFG(negative=...) "
+                "the conditions to compare with yourself"
+            )
+        return negative(images)
 
     def _sees(self) -> Any:
         if self.image_encoder is None:

@@ -152,10 +152,28 @@ def test_one_image_each_and_restoring(folders: dict[str, Path], tmp_path: Path) 
         image_embeds=made,
     )
     assert (result.nfe, result.nbe) == (2, 2)
-    with pytest.raises(ValueError, match="cannot run without image_embeds"):
+    with pytest.raises(ValueError, match=r"without image_embeds.*of an image \(--image-prompt\)"):
         invdiff.generate(denoiser, (1, 3, 16, 16), steps=2, **denoiser.conditions_of("cat"))
     with pytest.raises(ValueError, match=r"one for each of the 3 images.*\(2, 3, 20, 28\)"):
         denoiser.conditions_of_image(both, 3)
+
+
+def test_an_image_encoder_of_ones_own() -> None:
+    def net(x: Tensor, t: Tensor, mean: Tensor) -> Tensor:
+        return x - mean
+
+    denoiser = invdiff.Denoiser(
+        net,
+        schedule="linear",
+        image_encoder=lambda images: {"mean": images.mean((1, 2, 3), keepdim=True)},
+    )
+    made = denoiser.conditions_of_image(photo(), 3)["mean"]
+    torch.testing.assert_close(made, photo().mean().expand(3, 1, 1, 1))
+    assert invdiff.generate(denoiser, (3, 1, 4, 4), steps=2, mean=made).x.shape == (3, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"has no negative\(images\)"):
+        denoiser.negative_of_image()
+    with pytest.raises(TypeError, match=r"an image is a tensor \(3, H, W\)"):
+        denoiser.conditions_of_image("photo.png")  # type: ignore[arg-type]
 
 
 def test_on_the_command_line(
