@@ -64,7 +64,8 @@ class Called:
         """The conditions of B prompts, by the network's names.
 
         Raises:
-            ValueError: transformers is not installed, or a part that is not complete.
+            ValueError: transformers is not installed, a part that is not complete, or a prior that
+                is needed and was not given.
         """
         made = [self._conditions(prompt)[1] for prompt in prompts]
         self._drop()
@@ -91,6 +92,12 @@ class Called:
     def _conditions(self, prompt: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(what guidance compares with, the conditions) of one prompt."""
         if not self._pipelines:
+            name = pipeline_of(self.folder).get("_class_name")
+            if self.prior is None and name in PRIORED:
+                raise ValueError(
+                    f"the prompts of a {name} go through a pipeline of their own: give its folder, "
+                    "prior=FOLDER, or image_embeds= of your own"
+                )
             places = [self.folder] if self.prior is None else [self.prior, self.folder]
             self._pipelines = [
                 _pipeline(place, self.allow_pickle, self.dtype, place == self.folder)

@@ -200,7 +200,7 @@ def _called(folder: Path, prior: str | Path | None) -> bool:
     name = read_json(index).get("_class_name") if index.is_file() else None
     if prior is not None and name not in PRIORED:
         raise ValueError(f"prior= is of {' and '.join(PRIORED)}, and {folder} is a {name}")
-    return name in CALLED and (name not in PRIORED or prior is not None)
+    return name in CALLED
 
 
 def load_folder(folder: str | Path, *, allow_pickle: bool = False, **options: Any) -> Denoiser:
