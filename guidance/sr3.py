@@ -8,9 +8,9 @@ operator while sampling. cond is an image made from the measurement once:
 
     upsampled   y resized to the image, bicubic with a = −1/2 (SR3), bilinear for
                 guided-diffusion's upsamplers; y itself where it has the image's size (Palette:
-                colourisation from grey; inpainting from the masked image, whose missing pixels are
-                mid-grey here, while Palette's own networks see noise there: give them cond= a
-                function)
+                JPEG; colourisation from grey; inpainting from the masked image, whose missing
+                pixels are mid-grey here, while Palette's own networks see noise there: give them
+                cond= a function)
     pinv        A†y, for any linear operator;  adjoint: A*y
 
 A ControlNet's image can be made in the same way, ``to="control"``: the measurement itself, at the
@@ -22,7 +22,7 @@ time=lambda t: schedule(t).alpha)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from invdiff.network import Prediction
 from invdiff.problem import LinearOperator, Measurement
-from invdiff.problem.wrapped import Decoded
+from invdiff.problem.wrapped import Decoded, Rescaled
 from invdiff.sampling import Denoise, Guidance, Setting, Step
 from invdiff.sampling.step import tiled
 
@@ -54,7 +54,7 @@ class SR3(Guidance):
     to: str = "cond"
 
     per_image: ClassVar[tuple[str, ...]] = ("cond",)
-    shipped: ClassVar[str] = "sr3x4"
+    shipped: ClassVar[Mapping[str, str]] = {"sr": "sr3x4", "jpeg": "palette_jpeg"}
 
     def __post_init__(self) -> None:
         if isinstance(self.cond, str) and self.cond not in IMAGES:
@@ -135,6 +135,8 @@ class SR3(Guidance):
         if callable(self.cond):
             return self.cond(measurement)
         if self.cond == "upsampled":
+            if isinstance(operator, Rescaled):  # a nonlinear operator's y stays in [0, 1]
+                y = operator.low + operator.width * y
             if y.ndim != 4 or y.is_complex():
                 raise ValueError(
                     "cond='upsampled' needs a measurement that is an image, got shape "

@@ -14,6 +14,12 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from diffusers.pipelines.deprecated.unclip import UnCLIPTextProjModel
+from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
+from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (
+    LDMBertConfig,
+    LDMBertModel,
+)
 from oracles import built
 
 WORDS = ("a", "cat", "dog", "on", "the", "moon", "blurry")
@@ -72,13 +78,13 @@ def clip_words(folder: Path) -> Any:
     return transformers.CLIPTokenizer.from_pretrained(folder)
 
 
-def clip_encoder(words: Any, pooled: int | None = None, seed: int = 0) -> Any:
+def clip_encoder(words: Any, pooled: int | None = None, seed: int = 0, width: int = 8) -> Any:
     """CLIP's text encoder; ``pooled``: with a projection to so many channels."""
     ends = {k: getattr(words, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = transformers.CLIPTextConfig(
         vocab_size=len(words),
         max_position_embeddings=LENGTH,
-        hidden_size=8,
+        hidden_size=width,
         intermediate_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -169,7 +175,7 @@ def sdxl(place: Path) -> Any:
         diffusers.UNet2DConditionModel,
         **UNET,
         **CROSS,
-        cross_attention_dim=16,
+        cross_attention_dim=8 + 12,
         addition_embed_type="text_time",
         addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=6 * 4 + 12,
@@ -178,7 +184,7 @@ def sdxl(place: Path) -> Any:
     return diffusers.StableDiffusionXLPipeline(
         vae=vae(shift_factor=None, force_upcast=False),
         text_encoder=clip_encoder(words),
-        text_encoder_2=clip_encoder(words, pooled=12, seed=1),
+        text_encoder_2=clip_encoder(words, pooled=12, seed=1, width=12),
         tokenizer=words,
         tokenizer_2=words,
         unet=attentive(net),
@@ -326,6 +332,206 @@ def deepfloyd(place: Path) -> Any:
     )
 
 
+NOISY = {"class_embed_type": "timestep", "in_channels": 6, "out_channels": 6, "sample_size": 32}
+
+
+def deepfloyd_larger(place: Path) -> Any:
+    """The second stage, which is given an image and how noisy that is."""
+    net = built(
+        diffusers.UNet2DConditionModel,
+        **UNET | NOISY,
+        **CROSS,
+        cross_attention_dim=8,
+        encoder_hid_dim=16,
+        encoder_hid_dim_type="text_proj",
+    )
+    return diffusers.IFSuperResolutionPipeline(
+        tokenizer=t5_words(),
+        text_encoder=t5_encoder(),
+        unet=attentive(net),
+        scheduler=diffusers.DPMSolverMultistepScheduler(
+            solver_order=1, variance_type="learned_range", timestep_spacing="trailing"
+        ),
+        image_noising_scheduler=diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+    )
+
+
+def ldm(place: Path) -> Any:
+    words = clip_words(place / "words")
+    config = LDMBertConfig(
+        vocab_size=len(words),
+        encoder_layers=1,
+        encoder_ffn_dim=8,
+        encoder_attention_heads=2,
+        head_dim=4,
+        d_model=8,
+    )
+    net = built(diffusers.UNet2DConditionModel, **UNET, **CROSS, cross_attention_dim=8)
+    return diffusers.LDMTextToImagePipeline(
+        vqvae=vae(shift_factor=None),
+        bert=built(LDMBertModel, config=config),
+        tokenizer=words,
+        unet=attentive(net),
+        scheduler=ddim(),
+    )
+
+
+SIMPLE: dict[str, Any] = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 4,
+    "resnet_time_scale_shift": "scale_shift",
+    "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+}
+EMBEDDED = 8
+"""Channels of an image's embedding."""
+
+
+def prior_network() -> Any:
+    return built(
+        diffusers.PriorTransformer,
+        num_attention_heads=2,
+        attention_head_dim=4,
+        num_layers=1,
+        embedding_dim=EMBEDDED,
+        num_embeddings=LENGTH,
+    )
+
+
+def unclip(place: Path) -> Any:
+    words = clip_words(place / "words")
+    larger = {
+        "sample_size": 16,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+        "in_channels": 6,
+        "out_channels": 3,
+        "down_block_types": ("ResnetDownsampleBlock2D",) * 2,
+        "up_block_types": ("ResnetUpsampleBlock2D",) * 2,
+    }
+    projection = {"clip_embeddings_dim": EMBEDDED, "time_embed_dim": 32, "cross_attention_dim": 8}
+    noise = diffusers.UnCLIPScheduler(prediction_type="sample")
+    return diffusers.UnCLIPPipeline(
+        prior=prior_network(),
+        decoder=built(
+            diffusers.UNet2DConditionModel,
+            **SIMPLE,
+            in_channels=3,
+            out_channels=6,
+            cross_attention_dim=8,
+            class_embed_type="identity",
+        ),
+        text_encoder=clip_encoder(words, pooled=EMBEDDED),
+        tokenizer=words,
+        text_proj=built(UnCLIPTextProjModel, **projection),
+        super_res_first=built(diffusers.UNet2DModel, **larger),
+        super_res_last=built(diffusers.UNet2DModel, seed=1, **larger),
+        prior_scheduler=noise,
+        decoder_scheduler=diffusers.UnCLIPScheduler(variance_type="learned_range"),
+        super_res_scheduler=diffusers.UnCLIPScheduler(),
+    )
+
+
+def movq() -> Any:
+    return built(
+        diffusers.VQModel,
+        block_out_channels=(32, 32),  # what diffusers normalises so has groups of 32
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+        latent_channels=4,
+        norm_type="spatial",
+        num_vq_embeddings=12,
+        vq_embed_dim=4,
+    )
+
+
+def kandinsky_network(added: str, encoded: str, width: int) -> Any:
+    return built(
+        diffusers.UNet2DConditionModel,
+        **SIMPLE,
+        in_channels=4,
+        out_channels=8,
+        addition_embed_type=added,
+        encoder_hid_dim=width,
+        encoder_hid_dim_type=encoded,
+        cross_attention_dim=8 if added == "image" else EMBEDDED,
+    )
+
+
+def kandinsky2(place: Path) -> Any:
+    """The decoder of 2.2."""
+    net = kandinsky_network("image", "image_proj", EMBEDDED)
+    return diffusers.KandinskyV22Pipeline(unet=net, scheduler=ddim(), movq=movq())
+
+
+def kandinsky1(place: Path) -> Any:
+    """The decoder of 2.1, which takes the prompt as well."""
+    config = MCLIPConfig(
+        transformerDimSize=16,
+        imageDimSize=EMBEDDED,
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=90,
+    )
+    vocabulary = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0), ("▁", -3.0)]
+    vocabulary += [(c, -4.0) for c in string.ascii_lowercase]
+    vocabulary += [*(("▁" + word, -1.0) for word in WORDS), ("<mask>", 0.0)]
+    return diffusers.KandinskyPipeline(
+        text_encoder=built(MultilingualCLIP, config=config),
+        tokenizer=transformers.XLMRobertaTokenizerFast(vocab=vocabulary),
+        unet=kandinsky_network("text_image", "text_image_proj", 16),
+        scheduler=ddim(),
+        movq=movq(),
+    )
+
+
+def kandinsky_prior(place: Path, version: str) -> Any:
+    words = clip_words(place / "words")
+    eyes = transformers.CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+        projection_dim=EMBEDDED,
+    )
+    return getattr(diffusers, f"Kandinsky{version}PriorPipeline")(
+        prior=prior_network(),
+        image_encoder=built(transformers.CLIPVisionModelWithProjection, config=eyes),
+        text_encoder=clip_encoder(words, pooled=EMBEDDED),
+        tokenizer=words,
+        scheduler=diffusers.UnCLIPScheduler(prediction_type="sample"),
+        image_processor=transformers.CLIPImageProcessor(size=16, crop_size=16),
+    )
+
+
+OTHERS: dict[str, Callable[[Path], Any]] = {
+    "deepfloyd-larger": deepfloyd_larger,
+    "ldm": ldm,
+    "unclip": unclip,
+    "kandinsky1": kandinsky1,
+    "kandinsky2": kandinsky2,
+}
+"""Pipelines whose own call is asked for more than a prompt and latents."""
+
+PRIORS: dict[str, Callable[[Path], Any]] = {
+    "kandinsky1-prior": lambda place: kandinsky_prior(place, ""),
+    "kandinsky2-prior": lambda place: kandinsky_prior(place, "V22"),
+}
+
 MADE: dict[str, Callable[[Path], Any]] = {
     "sd": sd,
     "sdxl": sdxl,
@@ -351,6 +557,9 @@ CONTROLS = ("sdxl", "sd3", "flux")
 """Pipelines whose ControlNets are tested against diffusers' pipeline; a Stable Diffusion network's
 in test_diffusers_models.py."""
 
+ADAPTED = ("sd", "sdxl")
+"""Pipelines whose IP-Adapters are tested, in test_ip_adapter.py."""
+
 
 def each(names: Iterable[str], quick: Collection[str]) -> list[Any]:
     """Parameters of a test: all but the quick ones belong to the slow checks."""
@@ -358,8 +567,14 @@ def each(names: Iterable[str], quick: Collection[str]) -> list[Any]:
 
 
 def saved(name: str, place: Path) -> Path:
-    """The folder of one of :data:`MADE`."""
-    MADE[name](place).save_pretrained(place / "pipeline")
+    """The folder of a pipeline."""
+    make = (MADE | OTHERS | PRIORS)[name]
+    make(place).save_pretrained(place / "pipeline")
+    if name == "unclip":  # as it was published; this diffusers reads neither that nor what it wrote
+        index = place / "pipeline" / "model_index.json"
+        entries = json.loads(index.read_text())
+        entries["text_proj"][0] = "unclip"
+        index.write_text(json.dumps(entries))
     return place / "pipeline"
 
 

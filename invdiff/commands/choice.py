@@ -44,7 +44,9 @@ def chosen(
     if args.method is not None:
         if args.budget is not None:
             raise ValueError("--budget chooses a method; leave out --budget or --method")
-        shipped = [getattr(load("guidance", name), "shipped", None) for name in args.method]
+        shipped = [
+            getattr(load("guidance", name), "shipped", {}).get(operator) for name in args.method
+        ]
         made.model = args.model or next(filter(None, shipped), MODEL)
         if worse := linear_is_better(operator, made.model, args.method[-1]):
             warnings.warn(worse, stacklevel=2)

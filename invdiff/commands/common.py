@@ -21,6 +21,7 @@ from torch import Tensor
 
 from invdiff.config import compose, protocols
 from invdiff.device import choose_device, peak_memory_mb
+from invdiff.images import read_image
 from invdiff.loading.model import is_registered, load_model
 from invdiff.network import Denoiser
 from invdiff.network.selfcheck import self_check
@@ -73,9 +74,11 @@ def place_label(
 def place_prompt(
     config: dict[str, Any], denoiser: Denoiser, args: argparse.Namespace, images: int = 1
 ) -> dict[str, Any]:
-    """The configuration with what the network is shown of a prompt, under ``cond``, and of the
-    negative prompt (else of the null prompt) at the methods that compare with one."""
+    """The configuration with what the network is shown of a prompt and an image, under ``cond``,
+    and of the negative prompt (else of the null prompt) at the methods that compare with one."""
     prompt, negative = args.prompt, args.negative_prompt
+    if prompt is None and args.image_prompt is not None:
+        prompt = ""
     if prompt is None and negative is None:
         return config
     if prompt is None:
@@ -101,6 +104,9 @@ def place_prompt(
         )
     given = denoiser.conditions_of(prompt, images)
     other = denoiser.negative_of(negative) if any(takes) else None
+    if args.image_prompt is not None:
+        given |= denoiser.conditions_of_image(read_image(args.image_prompt, 3), images)
+        other = other and other | denoiser.negative_of_image()
     guidance = [
         g | {"negative": other} if t else g for g, t in zip(config["guidance"], takes, strict=True)
     ]

@@ -25,6 +25,7 @@ from invdiff.commands.common import (
 )
 from invdiff.commands.folder import check_paths, choose_folder, claim, clear, digest
 from invdiff.commands.folder import finished as finished_before
+from invdiff.commands.request import files_in
 from invdiff.commands.samples import Layout, Sampling, panel
 from invdiff.files import write_atomically
 from invdiff.network import Denoiser
@@ -47,7 +48,8 @@ def run(args: argparse.Namespace) -> None:
             "--trajectory and --gif show how samples come about, which several processes do not "
             "hand on; leave out --workers and --launcher, or the pictures"
         )
-    methods = args.method or ["none" if args.label is None and args.prompt is None else "cfg"]
+    asked = (args.label, args.prompt, args.image_prompt)
+    methods = args.method or ["none" if asked == (None, None, None) else "cfg"]
     config = configure(args, None, methods, "none")
     check_numbers(config, {key: (int,) for key in ("steps", "seed", "num_samples")})
     if config["num_samples"] < 1:
@@ -61,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
         "label": args.label,
         "prompt": args.prompt,
         "negative_prompt": args.negative_prompt,
+        "image_prompt": args.image_prompt,
         "size": list(sampling.run.shape[2:]),
         "interpolate": args.interpolate,
     }
@@ -143,6 +146,7 @@ def _request(
     asked = {
         "invdiff": version("invdiff"),
         "config": config,
+        "files": dict(files_in(config["image_prompt"])),
         "weights": denoiser.hash,
         "pictures": {"gif": args.gif, "trajectory": args.trajectory},
     }

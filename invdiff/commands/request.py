@@ -72,10 +72,11 @@ def request_of(
 ) -> dict[str, Any]:
     """The request as plain data; the same again goes on where it was stopped. Of files that the
     operator and the methods are made from, such as masks and kernels, the content counts."""
+    made_from = [config[key] for key in ("operator", "guidance")] + [config["image_prompt"]]
     asked = {
         "invdiff": version("invdiff"),
         "config": config,
-        "files": dict(_files([config["operator"], config["guidance"]])),
+        "files": dict(files_in(made_from)),
         "weights": denoiser.hash,
         "inputs": {job.name: job.source | {"id": job.id} for job in jobs},
         "gif": args.gif,
@@ -83,10 +84,10 @@ def request_of(
     return json.loads(json.dumps(asked, default=str))
 
 
-def _files(node: Any) -> Iterator[tuple[str, str]]:
+def files_in(node: Any) -> Iterator[tuple[str, str]]:
     """Every file that is named in a configuration, and its SHA-256."""
     if isinstance(node, Mapping | list):
         for value in node.values() if isinstance(node, Mapping) else node:
-            yield from _files(value)
+            yield from files_in(value)
     elif isinstance(node, str | Path) and os.path.isfile(path := os.path.expanduser(node)):
         yield str(node), sha256(Path(path))  # a text too long for a name is no file, and no error

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
     prompted = place_prompt(config, denoiser, args)
     method = build_method(prompted)
     config |= {"prompt": args.prompt, "negative_prompt": args.negative_prompt}
+    config |= {"image_prompt": args.image_prompt}
     jobs = find_jobs(args, denoiser, saved)
     check_reading(args, config, denoiser)
     if args.tune is not None:

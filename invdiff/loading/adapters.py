@@ -38,12 +38,12 @@ class Adapters:
         """
         scaled = []
         for given in _listed(lora):
-            file, scale = _split(given)
+            file, scale = split_path(given)
             try:
                 scaled.append((file, 1.0 if scale is None else float(scale)))
             except ValueError:
                 raise ValueError(f"a LoRA is path[:scale] with a number, got {given}") from None
-        return cls(tuple(scaled), tuple(_split(given) for given in _listed(words)))
+        return cls(tuple(scaled), tuple(split_path(given) for given in _listed(words)))
 
     def change_network(self, net: Any, index: Mapping[str, Any]) -> None:
         """Adds each LoRA to the network's weights, in place.
@@ -160,8 +160,12 @@ def _listed(given: Given) -> list[str | Path]:
     return [given] if isinstance(given, str | Path) else list(given)
 
 
-def _split(given: str | Path) -> tuple[Path, str | None]:
-    """``path[:rest]`` of a file that is there."""
+def split_path(given: str | Path) -> tuple[Path, str | None]:
+    """``path.safetensors[:rest]`` in its two parts.
+
+    Raises:
+        ValueError: there is no such file.
+    """
     path, rest = Path(given).expanduser(), None
     if not path.is_file() and ":" in str(given):
         head, _, rest = str(given).rpartition(":")

@@ -16,7 +16,7 @@ for either (TAESD), and the deep compression of Sana."""
 
 
 def from_diffusers(
-    net: torch.nn.Module, *, encode: str = "mode", decode: str = "whole"
+    net: torch.nn.Module, *, encode: str = "mode", decode: str = "whole", raw: bool = False
 ) -> Autoencoder:
     """An autoencoder of diffusers, images (B, C, H, W) in [-1, 1] <-> scaled latents (B, c,
     H/factor, W/factor).
@@ -31,6 +31,7 @@ def from_diffusers(
         decode: ``"whole"``; ``"slices"``, image by image; ``"tiles"``, large images in blended
             windows of what it was trained on. The last two are diffusers' own: slices save memory
             without gradients only, tiles change the image a little.
+        raw: the latents are neither scaled nor, by a VQ decoder, looked up, as Kandinsky has it.
 
     Raises:
         ValueError: an unknown ``encode`` or ``decode``; one that this class of autoencoder has not.
@@ -47,7 +48,7 @@ def from_diffusers(
     factor = factor_of(config)
     _decode_in(net, decode, factor)
     net.eval().requires_grad_(False)
-    coder = Scaled(net)
+    coder = Scaled(net, raw)
     return Autoencoder(
         coder.latents,
         coder.images,
@@ -67,11 +68,12 @@ def factor_of(config: Any) -> int:
 
 class Scaled:
     """An autoencoder of diffusers with its latents normalised, z = (latent - shift) * scale; runs
-    in the dtype of its weights and answers in that of its input."""
+    in the dtype of its weights and answers in that of its input. ``raw``: z = latent."""
 
-    def __init__(self, net: torch.nn.Module) -> None:
+    def __init__(self, net: torch.nn.Module, raw: bool = False) -> None:
         self.net: Any = net
-        self.shift, self.scale = _affine(net.config)
+        self.given = {"force_not_quantize": True} if raw else {}
+        self.shift, self.scale = (torch.zeros(()), torch.ones(())) if raw else _affine(net.config)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, std) of q(z | x)."""
@@ -87,7 +89,7 @@ class Scaled:
     def images(self, z: Tensor) -> Tensor:
         """The decoded images."""
         latent = z / self.scale.to(z) + self.shift.to(z)
-        return self.net.decode(self._own(latent)).sample.to(z.dtype)
+        return self.net.decode(self._own(latent), **self.given).sample.to(z.dtype)
 
     def _own(self, x: Tensor) -> Tensor:
         return x.to(next(self.net.parameters()).dtype)

@@ -10,8 +10,10 @@ from invdiff.loading.folder_files import read_json, refuse_code
 from invdiff.loading.single_file import SingleFile
 from invdiff.network import Autoencoder
 
-CODERS = ("vae", "vqvae")
+CODERS = ("vae", "vqvae", "movq")
 """Where a latent pipeline keeps its autoencoder."""
+UNSCALED = ("movq",)
+"""Where latents are used as they are, neither scaled nor looked up in a table (Kandinsky)."""
 
 Given = Autoencoder | str | Path | bool | None
 AS_LOADED = ("mode", "whole")
@@ -118,4 +120,4 @@ def _read(
         net, _ = read_network(place, config, AUTOENCODERS, allow_pickle)
     else:
         net = single.network(place, config, AUTOENCODERS)
-    return from_diffusers(net, encode=encode, decode=decode)
+    return from_diffusers(net, encode=encode, decode=decode, raw=place.name in UNSCALED)

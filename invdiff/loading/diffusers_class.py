@@ -15,10 +15,17 @@ OLD = "Transformer2DModel"
 
 
 def read_network(
-    place: Path, config: dict[str, Any], allowed: tuple[str, ...], allow_pickle: bool
+    place: Path,
+    config: dict[str, Any],
+    allowed: tuple[str, ...],
+    allow_pickle: bool,
+    cls: Any = None,
 ) -> tuple[torch.nn.Module, str]:
     """A network of one of the allowed classes in float32, complete, and the name of its weight
     file.
+
+    Args:
+        cls: the class, where it is not one of diffusers' own names.
 
     Raises:
         ValueError: another class; weights that cannot be read, are not complete or not finite.
@@ -26,7 +33,8 @@ def read_network(
     import diffusers
 
     name = str(config.get("_class_name"))
-    if not hasattr(diffusers, name) or name not in (*allowed, OLD):
+    cls = cls or getattr(diffusers, name, None)
+    if cls is None or name not in (*allowed, OLD):
         raise ValueError(
             f"{place} holds a {name}; of diffusers' networks these are read from a "
             f"folder: {', '.join(allowed)}. Load it with its own "
@@ -34,7 +42,7 @@ def read_network(
             "schedule=...)"
         )
     weights, variant = weights_in(place, allow_pickle)
-    net, info = _from_pretrained(getattr(diffusers, name), place, weights, variant)
+    net, info = _from_pretrained(cls, place, weights, variant)
     for kind in ("missing_keys", "unexpected_keys"):
         if info[kind]:
             names = sorted(info[kind])

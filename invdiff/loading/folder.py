@@ -13,6 +13,7 @@ import torch
 
 from invdiff.loading import adapters
 from invdiff.loading.adapters import Adapters
+from invdiff.loading.called import CALLED, PRIORED, Called
 from invdiff.loading.classifier import load_classifier
 from invdiff.loading.coder import Given, coder_of, has_autoencoder, pixels_of
 from invdiff.loading.control import read_control
@@ -26,6 +27,7 @@ from invdiff.loading.folder_files import (
     storage,
 )
 from invdiff.loading.guided import scale_of
+from invdiff.loading.image_prompts import add_ip_adapter
 from invdiff.loading.network import NETWORKS, Network
 from invdiff.loading.packed import Packed
 from invdiff.loading.prompts import Prompts, pipeline_of
@@ -63,8 +65,12 @@ def load(
     decode: str = "whole",
     lora: adapters.Given = None,
     textual_inversion: adapters.Given = None,
+    ip_adapter: str | Path | None = None,
+    image_encoder: str | Path | None = None,
     guidance_scale: float | None = None,
+    noise_level: float | None = None,
     prompt_length: int | None = None,
+    prior: str | Path | None = None,
     offload: bool = False,
     storage: str | None = None,
     **options: Any,
@@ -93,9 +99,16 @@ def load(
         lora: ``path.safetensors[:scale]`` of one LoRA, or a list; they are added to the weights.
         textual_inversion: ``path.safetensors[:word]`` of an embedding for a word of prompts, or a
             list.
+        ip_adapter: ``path.safetensors[:scale]`` of an IP-Adapter; the condition ``image_embeds`` is
+            then needed, which :meth:`~invdiff.network.Denoiser.conditions_of_image` makes.
+        image_encoder: the folder of its image encoder; by default ``image_encoder/`` beside the
+            file or in the pipeline.
         guidance_scale: what a network that was distilled with classifier-free guidance takes as its
             scale; by default what the pipeline's own call takes.
+        noise_level: the time, 0 to 999, of the noise in the image that DeepFloyd's upscaling stages
+            are conditioned on; by default 0, none.
         prompt_length: tokens of a prompt, by default as the pipeline's own call has it.
+        prior: folder of the pipeline that makes image embeddings of prompts (Kandinsky).
         offload: the text encoders are dropped after each use and read again for the next.
         storage: ``"bfloat16"`` or ``"float16"``: the dtype that the network and the text encoders
             are kept and run in, for half the memory; states stay as they are. By default float32.
@@ -114,6 +127,13 @@ def load(
     parts = _read(folder, weights, options, source.allow_pickle, single)
     if added.lora:
         added.change_network(getattr(parts.net, "net", parts.net), pipeline_of(folder))
+    seen = None
+    if ip_adapter is not None:
+        said, seen = add_ip_adapter(
+            parts.net, folder, ip_adapter, image_encoder, source.allow_pickle, dtype
+        )
+    elif image_encoder is not None:
+        raise ValueError("image_encoder= is of an IP-Adapter; give ip_adapter= too")
     if storage is not None:
         parts.net.to(dtype)
     coder = coder_of(
@@ -130,9 +150,20 @@ def load(
         control=control,
         pixels=pixels_of(folder, coder),
         guidance_scale=scale_of(folder, parts.config, guidance_scale),
+        noise_level=noise_level,
     )
-    text = None
-    if any(is_text(p.name) for p in folder.iterdir()) and adapter.facts.takes(
+    text: Prompts | Called | None = None
+    if _called(folder, prior):
+        if added.words or prompt_length is not None:
+            raise ValueError(f"{folder} encodes prompts itself: it takes no words and no length")
+        text = Called(
+            folder,
+            None if prior is None else Path(prior),
+            allow_pickle=source.allow_pickle,
+            offload=offload,
+            dtype=dtype,
+        )
+    elif any(is_text(p.name) for p in folder.iterdir()) and adapter.facts.takes(
         "encoder_hidden_states"
     ):
         text = Prompts(
@@ -148,12 +179,28 @@ def load(
     elif added.words or prompt_length is not None:
         raise ValueError(f"{folder} has no text encoder, so it takes no words and no prompt length")
     latent = coder is not None or (not autoencoder and has_autoencoder(folder))
-    found = _found(parts, adapter, coder, latent) | {"text": text} | parts.implied
+    found = _found(parts, adapter, coder, latent) | {"text": text, "image_encoder": seen}
+    found |= parts.implied
     if found["data_range"] is not None and not _clips(parts.noise):
         found = {"clip": False} | found
     denoiser = Denoiser(adapter, **found)
     denoiser.source = _source(parts, adapter, coder, text is not None, added)
+    if ip_adapter is not None:
+        denoiser.source["IP-Adapter"] = said
     return denoiser
+
+
+def _called(folder: Path, prior: str | Path | None) -> bool:
+    """Whether prompts are encoded by the call of the pipeline.
+
+    Raises:
+        ValueError: a prior for a pipeline that takes none.
+    """
+    index = folder / "model_index.json"
+    name = read_json(index).get("_class_name") if index.is_file() else None
+    if prior is not None and name not in PRIORED:
+        raise ValueError(f"prior= is of {' and '.join(PRIORED)}, and {folder} is a {name}")
+    return name in CALLED
 
 
 def load_folder(folder: str | Path, *, allow_pickle: bool = False, **options: Any) -> Denoiser:
@@ -186,7 +233,8 @@ def _read(
     single: SingleFile | None,
 ) -> _Parts:
     place = network_in(folder, weights)
-    scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+    schedulers = (folder / "scheduler", folder / f"{place.name}_scheduler")
+    scheduler = next((s for s in schedulers if s.is_dir()), folder)
     texts = [part for part in sorted(folder.iterdir()) if part.is_dir() and is_text(part.name)]
     refuse_code(folder, place, scheduler, *texts)
     config = read_json(place / "config.json")

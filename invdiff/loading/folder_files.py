@@ -8,9 +8,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-PARTS = ("unet_ema", "unet", "transformer_ema", "transformer")
-"""Where a pipeline keeps its network; training scripts leave averaged weights beside the last
-ones."""
+PARTS = ("unet_ema", "unet", "transformer_ema", "transformer", "decoder")
+"""Where a pipeline keeps its network (unCLIP: its decoder); training scripts leave averaged weights
+beside the last ones."""
 
 WEIGHTS = re.compile(r"diffusion_pytorch_model(\.\w+)?(-\d+-of-\d+)?(\.\w+)?\.(safetensors|bin)")
 

@@ -16,6 +16,7 @@ PATTERNS = (
     "*.json",
     "*diffusion_pytorch_model*.safetensors",
     "text_encoder*/*.safetensors",
+    "bert/*.safetensors",
     "tokenizer*/*",
     "README.md",
 )

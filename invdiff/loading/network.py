@@ -46,6 +46,10 @@ ADDED_BY_TYPE = {
 }
 
 
+EMBEDDED = ("timestep", "identity", "projection", "simple_projection")
+"""Kinds of class embeddings that are no table: ``class_labels`` is then a vector or a number."""
+
+
 class Network(torch.nn.Module):
     """A network of diffusers as a Denoiser calls it.
 
@@ -82,6 +86,7 @@ class Network(torch.nn.Module):
         control: Control | None = None,
         pixels: int | None = None,
         guidance_scale: float | None = None,
+        noise_level: float | None = None,
     ) -> None:
         super().__init__()
         self.net, self.cond_last, self.sign, self.control = net, cond_last, sign, control
@@ -89,7 +94,11 @@ class Network(torch.nn.Module):
         self.keywords = _keywords(net)
         self.time_scale = float(config.get("timestep_scale") or 1.0)
         sized, self._sized = of_size(net, config, pixels)
+        self._noise_level = _level(config, noise_level)
         self._scale = scale_condition(config, guidance_scale)
+        self._adapted = config.get("encoder_hid_dim_type") == "ip_image_proj"
+        if self._noise_level is not None:
+            sized += ("class_labels",)
         required = tuple(name for name in _required(net, config) if name not in sized)
         required += ("control",) if control is not None else ()
         taken = self.keywords - {"added_cond_kwargs", "class_labels", "return_dict", "more"}
@@ -117,6 +126,8 @@ class Network(torch.nn.Module):
         }
         if self._scale is not None:
             cond = self._scale(x) | cond
+        if self._noise_level is not None:
+            cond.setdefault("class_labels", x.new_full((len(x),), self._noise_level))
         control, scale = cond.pop("control", None), cond.pop("control_scale", 1.0)
         if self.cond_last:
             x = torch.cat([x[:, self.cond_last :], x[:, : self.cond_last]], dim=1)
@@ -124,6 +135,8 @@ class Network(torch.nn.Module):
             cond["class_labels"] = label
         if "encoder_hidden_states" in self.keywords:
             cond.setdefault("encoder_hidden_states", None)
+        if self._adapted:  # one image for each of a list of adapters
+            cond["image_embeds"] = [cond["image_embeds"].unsqueeze(1)]
         if added := {k: cond.pop(k) for k in ADDED if k in cond}:
             cond["added_cond_kwargs"] = added
         t = t * self.time_scale if self.time_scale != 1 else t
@@ -153,6 +166,23 @@ class Network(torch.nn.Module):
         self.net.enable_gradient_checkpointing()  # type: ignore[operator]
 
 
+def _level(config: Mapping[str, Any], given: float | None) -> float | None:
+    """The time of the noise in the image that a network is conditioned on; None of one that takes
+    none.
+
+    Raises:
+        ValueError: one for a network that takes none.
+    """
+    if config.get("class_embed_type") == "timestep":
+        return 0.0 if given is None else float(given)
+    if given is not None:
+        raise ValueError(
+            f"noise_level={given:g} is of networks that take the noise of their image as a "
+            "condition (DeepFloyd's upscaling stages), which this one does not"
+        )
+    return None
+
+
 def _keywords(net: torch.nn.Module) -> set[str]:
     """The keywords of a network's forward beside the state, its first argument, and
     ``timestep``."""
@@ -177,6 +207,11 @@ def _required(net: torch.nn.Module, config: Mapping[str, Any]) -> tuple[str, ...
         found.remove("encoder_hidden_states")
     if getattr(net, "use_additional_conditions", False):
         found += ["resolution", "aspect_ratio"]
-    if config.get("class_embed_type") in ("timestep", "projection", "simple_projection"):
+    if config.get("class_embed_type") in (
+        "timestep",
+        "identity",
+        "projection",
+        "simple_projection",
+    ):
         found.append("class_labels")
     return tuple(dict.fromkeys(found))

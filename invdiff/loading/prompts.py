@@ -145,29 +145,31 @@ class Prompts:
         index = pipeline_of(self.folder)
         name = str(index.get("_class_name"))
         cls: Any = getattr(diffusers, name, None)
-        if cls is None or not hasattr(cls, "encode_prompt"):
+        if not hasattr(cls, "encode_prompt"):
+            why = "whose prompts diffusers does not encode by encode_prompt"
+            if cls is None:
+                why = f"which the installed diffusers {diffusers.__version__} does not have"
             raise ValueError(
-                f"{self.folder} is a {name}, whose prompts diffusers does not encode by "
-                "encode_prompt; give conditions yourself: encoder_hidden_states=..."
+                f"{self.folder} is a {name}, {why}; give conditions yourself: "
+                "encoder_hidden_states=..."
             )
-        parts: dict[str, Any] = {}
-        from_file = self.single is not None and self.single.has_text
-        for part, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:
-            entry = index.get(part)
-            if is_text(part) and isinstance(entry, list) and entry[1] is not None:
-                if not from_file:
-                    place = self.folder / part
-                    parts[part] = read_part(place, entry, self.allow_pickle, self.dtype)
-            elif parameter.default is parameter.empty or isinstance(entry, list):
-                parts[part] = None
-            elif entry is not None:
-                parts[part] = entry
-        with silent():  # that a part is None
-            pipeline = (
-                self.single.text(cls, parts, self.dtype)
-                if self.single is not None and from_file
-                else cls(**parts)
-            )
+        named = [
+            part
+            for part in _keywords(cls.__init__)
+            if is_text(part) and isinstance(index.get(part), list) and index[part][1] is not None
+        ]
+        if self.single is not None and self.single.has_text:
+            others = parts_of(cls, index)
+            with silent():  # that a part is None
+                pipeline = self.single.text(
+                    cls, {k: v for k, v in others.items() if k not in named}, self.dtype
+                )
+        else:
+            read = {
+                part: read_part(self.folder / part, index[part], self.allow_pickle, self.dtype)
+                for part in named
+            }
+            pipeline = bare_pipeline(cls, index, **read)
         self.adapters.change_text(pipeline)
         return pipeline
 
@@ -184,6 +186,27 @@ def pipeline_of(folder: Path) -> dict[str, Any]:
             "textual inversions are of"
         )
     return read_json(folder / "model_index.json")
+
+
+def parts_of(cls: Any, index: Mapping[str, Any], **given: Any) -> dict[str, Any]:
+    """What a pipeline is made of: the parts that are given, no others, and the settings in its
+    ``model_index.json``."""
+    parts: dict[str, Any] = {}
+    for part, parameter in list(_keywords(cls.__init__).items())[1:]:
+        entry = index.get(part)
+        if part in given:
+            parts[part] = given[part]
+        elif parameter.default is parameter.empty or isinstance(entry, list):
+            parts[part] = None
+        elif entry is not None:
+            parts[part] = entry
+    return parts
+
+
+def bare_pipeline(cls: Any, index: Mapping[str, Any], **given: Any) -> Any:
+    """A pipeline of a class of diffusers with the given parts and no others."""
+    with silent():  # that a part is None
+        return cls(**parts_of(cls, index, **given))
 
 
 def _keywords(function: Any) -> Mapping[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ def read_part(place: Path, entry: Sequence[str], allow_pickle: bool, dtype: torc
             "prompts need the text encoder's package: pip install 'invdiff[text]' (transformers)"
         ) from error
     library, name = entry
-    cls: Any = getattr(transformers, name, None) if library == "transformers" else None
+    cls = class_of(entry)
     if cls is None:
         raise ValueError(
             f"{place.name}/ is a {library}.{name}, which the installed transformers "
@@ -61,6 +63,24 @@ def read_part(place: Path, entry: Sequence[str], allow_pickle: bool, dtype: torc
     finally:
         if bars:
             logging.enable_progress_bar()
+
+
+def class_of(entry: Sequence[str]) -> Any:
+    """The class that an entry (library, class) of ``model_index.json`` names; diffusers writes the
+    folder of a pipeline for classes that are kept beside it. None: there is no such class."""
+    library, name = entry
+    if library == "transformers":
+        import transformers
+
+        return getattr(transformers, name, None)
+    import diffusers
+
+    if library == "diffusers":
+        return getattr(diffusers, name, None)
+    for place in ("diffusers.pipelines", "diffusers.pipelines.deprecated"):
+        if library.isidentifier() and importlib.util.find_spec(f"{place}.{library}") is not None:
+            return getattr(importlib.import_module(f"{place}.{library}"), name, None)
+    return None
 
 
 def _encoder(cls: Any, place: Path, allow_pickle: bool, dtype: torch.dtype) -> Any:

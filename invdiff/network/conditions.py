@@ -64,6 +64,27 @@ def encoded_prompts(
     return {name: value[each] for name, value in text(distinct).items()}
 
 
+def encoded_images(
+    encode: Callable[[Tensor], dict[str, Tensor]], image: Tensor, images: int | None
+) -> dict[str, Tensor]:
+    """The conditions that ``encode`` makes of one image for all or one for each, in [0, 1].
+
+    Raises:
+        ValueError: a wrong number or shape of them.
+        TypeError: no tensor.
+    """
+    if not isinstance(image, Tensor):
+        raise TypeError(f"an image is a tensor (3, H, W) in [0, 1], got {type(image).__name__}")
+    given = image[None] if image.ndim == 3 else image
+    if given.ndim != 4 or given.shape[1] != 3 or len(given) not in (1, images or len(given)):
+        raise ValueError(
+            f"give one image (3, H, W) for all or one for each of the {images or ''} images, "
+            f"(B, 3, H, W); got shape {tuple(image.shape)}"
+        )
+    each = (images or len(given)) // len(given)
+    return {name: value.repeat_interleave(each, 0) for name, value in encode(given).items()}
+
+
 def with_image(
     x: Tensor, cond: Tensor | None, channels: int, name: str, last: bool = False
 ) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from invdiff.files import sha256
 from invdiff.network.clock import Clock, Place, Time
-from invdiff.network.conditions import check_labels, encoded_prompts, with_image
+from invdiff.network.conditions import check_labels, encoded_images, encoded_prompts, with_image
 from invdiff.network.evaluate import Fitted, autocast, count, evaluate, split
 from invdiff.network.latent import Autoencoder
 from invdiff.network.preconditioning import C_NOISE, conversion, edm_scalings, spelled
@@ -82,6 +82,7 @@ class Denoiser:
             measurements stay what they are (:class:`~invdiff.network.Autoencoder`).
         text: ``text(prompts) -> conditions`` of a list of B prompts, tensors with B entries by the
             names under which the network takes them; see :meth:`conditions_of`.
+        image_encoder: the same of images (B, 3, H, W) in [0, 1]; see :meth:`conditions_of_image`.
         tile: side of the windows in which larger images are denoised, in pixels of the images also
             where states are latents, see :class:`~invdiff.network.tiling.Tiled`; up to a quarter
             more where fewer windows then do. None: images are not cut. The autoencoder is not
@@ -117,6 +118,7 @@ class Denoiser:
         classifier: NoisyClassifier | None = None,
         autoencoder: Autoencoder | None = None,
         text: Callable[[list[str]], dict[str, Tensor]] | None = None,
+        image_encoder: Callable[[Tensor], dict[str, Tensor]] | None = None,
         time: Time | None = None,
         quantize: bool = False,
         sigma_data: float = 0.5,
@@ -152,7 +154,7 @@ class Denoiser:
             self.null_label = None
         self.cond_channels, self.cond_last = cond_channels, cond_last
         self.factor, self.classifier = factor, classifier
-        self.autoencoder, self.text = autoencoder, text
+        self.autoencoder, self.text, self.image_encoder = autoencoder, text, image_encoder
         self.time, self.quantize, self.sigma_data = time, quantize, sigma_data
         self.multiple, self.dtype, self.channels_last = multiple, dtype, channels_last
         self.channels, self.image_size, self.name = channels, image_size, name
@@ -204,7 +206,8 @@ class Denoiser:
         """Moves the network in place, with its classifier, autoencoder and text encoder, and
         returns itself. Whatever holds a network is moved as ``torch.nn.Module.to`` does it; a
         measurement or an operator is a value, which ``to`` copies as ``torch.Tensor.to`` does."""
-        for part in (self._module, self.classifier, self.autoencoder, self.text):
+        parts = (self._module, self.classifier, self.autoencoder, self.text, self.image_encoder)
+        for part in parts:
             if isinstance(part, Movable):
                 part.to(device)
         return self
@@ -345,6 +348,45 @@ class Denoiser:
             return negative(None, images)
         many = images if isinstance(prompt, str) else None
         return encoded_prompts(lambda p: negative(p, len(p)), prompt, many)
+
+    def conditions_of_image(self, image: Tensor, images: int | None = None) -> dict[str, Tensor]:
+        """The conditions that the network's image encoder makes of images, where it takes them as
+        prompts (an IP-Adapter): ``generate(denoiser, shape, **denoiser.conditions_of("a cat", 4),
+        **denoiser.conditions_of_image(photo, 4))``.
+
+        Args:
+            image: one for all, (3, H, W) or (1, 3, H, W), or one for each, (B, 3, H, W), of any
+                size, in [0, 1].
+            images: how many images there are, by default as many as these.
+
+        Raises:
+            ValueError: a network without an image encoder; a wrong number of images.
+        """
+        return encoded_images(self._sees(), image, images)
+
+    def negative_of_image(self, images: int = 1) -> dict[str, Tensor]:
+        """The conditions that classifier-free guidance compares with, where images are prompts;
+        beside :meth:`negative_of`.
+
+        Raises:
+            ValueError: a network without an image encoder, or whose encoder has nothing to compare
+                with.
+        """
+        negative = getattr(self._sees(), "negative", None)
+        if negative is None:
+            raise ValueError(
+                f"the image encoder of {self.name} has no negative(images); give CFG(negative=...) "
+                "the conditions to compare with yourself"
+            )
+        return negative(images)
+
+    def _sees(self) -> Any:
+        if self.image_encoder is None:
+            raise ValueError(
+                f"{self.name} has no image encoder, so it takes no image as a prompt; one comes "
+                "with an IP-Adapter: load_model(..., ip_adapter=FILE, image_encoder=FOLDER)"
+            )
+        return self.image_encoder
 
     def _conditions(self, cond: dict[str, Any], x: Tensor) -> dict[str, Any]:
         label = cond.get("label")

@@ -67,8 +67,8 @@ class Piece:
             such tensors).
         particles: whether the samples of an image are one particle system, weighed against each
             other: they then share a batch.
-        shipped: the registered name of a network of the kind that it needs, where not every network
-            will do.
+        shipped: where not every network will do, the registered names of networks of the kind that
+            it needs, by the operator that each was trained for.
         posterior: whether samples are meant as draws from the posterior, so that their spread says
             how uncertain an image is; False of methods that look for one image.
     """
@@ -77,7 +77,7 @@ class Piece:
     one_sigma: ClassVar[bool] = False
     per_image: ClassVar[tuple[str, ...]] = ()
     particles: ClassVar[bool] = False
-    shipped: ClassVar[str | None] = None
+    shipped: ClassVar[Mapping[str, str]] = {}
     posterior: ClassVar[bool] = True
 
     def bind(self, setting: Setting) -> Self:

@@ -46,6 +46,12 @@ def sr3x4(**options: Any) -> Denoiser:
     return _shipped(FOLDER / "sr3x4", {"factor": 4} | options)
 
 
+def palette_jpeg(**options: Any) -> Denoiser:
+    """Colour photographs given how a JPEG file of quality 5 to 30 shows them (Palette), trained on
+    64x64 crops; takes any size."""
+    return _shipped(FOLDER / "palette_jpeg", {"factor": 1} | options)
+
+
 def _shipped(folder: Path, options: dict[str, Any]) -> Denoiser:
     """The Denoiser of a folder with a plain U-Net that is trained on a linear DDPM schedule."""
     config, noise, schedule = _described(folder)

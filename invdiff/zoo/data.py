@@ -3,6 +3,7 @@ memory."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,6 +99,30 @@ def degraded(source: Source, factor: int, max_noise: float, generator: torch.Gen
         )
 
     return draw
+
+
+def compressed(source: Source, qualities: tuple[int, int], generator: torch.Generator) -> Source:
+    """Adds what a network that restores JPEG files is conditioned on: the image as libjpeg stores
+    it, chroma at half the resolution, at a quality that is drawn between two (Palette, Saharia et
+    al. 2022, section 4.4: 5 to 30)."""
+    low, high = qualities
+
+    def draw(n: int) -> Batch:
+        batch = source(n)
+        drawn = torch.randint(low, high + 1, (n,), generator=generator).tolist()
+        pixels = ((batch.x0 + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        files = [decoded(image, quality) for image, quality in zip(pixels, drawn, strict=True)]
+        stored = torch.from_numpy(np.stack(files)).permute(0, 3, 1, 2)
+        return replace(batch, cond=stored.float() / 127.5 - 1)
+
+    return draw
+
+
+def decoded(pixels: np.ndarray, quality: int) -> np.ndarray:
+    """RGB pixels as they come back from a JPEG file of this quality."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    return np.asarray(Image.open(file))
 
 
 def label_dropout(source: Source, share: float, null: int, generator: torch.Generator) -> Source:

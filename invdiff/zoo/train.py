@@ -1,9 +1,12 @@
 """The recipes of the shipped networks: resumable training of small diffusers networks.
 
-    python -m invdiff.zoo.train photo64 --data PHOTOS --holdout OTHER_PHOTOS --run RUN --hours 2
-    python -m invdiff.zoo.train sr3x4 --data PHOTOS --holdout OTHER_PHOTOS --run RUN --hours 2
-    --init invdiff/zoo/photo64 python -m invdiff.zoo.train digits32 --data mnist.npz --run RUN
-    --hours 1 python -m invdiff.zoo.train digits32-classifier --data mnist.npz --run RUN --hours 0.3
+    python -m invdiff.zoo.train photo64 --data PHOTOS --holdout OTHERS --run RUN --hours 2
+    python -m invdiff.zoo.train sr3x4 --data PHOTOS --holdout OTHERS --run RUN --hours 2 \\
+        --init invdiff/zoo/photo64
+    python -m invdiff.zoo.train palette_jpeg --data PHOTOS --holdout OTHERS --run RUN \\
+        --hours 0.7 --init invdiff/zoo/sr3x4
+    python -m invdiff.zoo.train digits32 --data mnist.npz --run RUN --hours 1
+    python -m invdiff.zoo.train digits32-classifier --data mnist.npz --run RUN --hours 0.3
 
 A run folder holds ``state.pt`` (network, average, optimiser, step), ``log.jsonl`` and ``export/``:
 a diffusers folder with the averaged weights in fp16, ready to be used with ``--model RUN/export``.
@@ -36,19 +39,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invdiff.zoo.data import Batch, Crops, Digits, Source, degraded, label_dropout
+from invdiff.zoo.data import Batch, Crops, Digits, Source, compressed, degraded, label_dropout
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe: the network and its training. Denoisers are unconditional unless ``num_classes`` or
-    ``factor`` is set.
+    """A recipe: the network and its training. Denoisers are unconditional unless ``num_classes``,
+    ``factor`` or ``qualities`` is set.
 
     Attributes:
         num_classes: class-conditional; label ``num_classes`` is the null class, shown instead of
             ``label_dropout`` of the labels.
         factor: conditioned on the bicubic upsampling of the ``factor`` times smaller image (SR3,
             Saharia et al. 2021).
+        qualities: conditioned on the image out of a JPEG file of a quality between these two
+            (Palette, Saharia et al. 2022).
         classifier: the network returns the logits of the label of x_t (Dhariwal & Nichol 2021,
             section 4).
     """
@@ -60,6 +65,7 @@ class Recipe:
     num_classes: int | None = None
     label_dropout: float = 0.1
     factor: int | None = None
+    qualities: tuple[int, int] | None = None
     max_noise: float = 0.05
     classifier: bool = False
     layers_per_block: int = 1
@@ -75,6 +81,11 @@ class Recipe:
     max_weight: float = 10.0
     sigma_data: float = 0.5
 
+    @property
+    def conditional(self) -> bool:
+        """Whether an image is given beside x_t."""
+        return self.factor is not None or self.qualities is not None
+
 
 DIGITS = Recipe(
     channels=(32, 64, 128),
@@ -88,6 +99,9 @@ RECIPES = {
     "photo64": Recipe(channels=(32, 64, 128, 128), size=64),
     "sr3x4": Recipe(
         channels=(32, 64, 128, 128), size=64, factor=4, predicts="v", uniform_share=0.4
+    ),
+    "palette_jpeg": Recipe(
+        channels=(32, 64, 128, 128), size=64, qualities=(5, 30), predicts="v", uniform_share=0.4
     ),
     "digits32": replace(DIGITS, attention=True, predicts="v", uniform_share=0.4),
     "digits32-classifier": replace(
@@ -123,6 +137,8 @@ def draw_from(recipe: Recipe, path: Path, seed: int, *, train: bool) -> Source:
         source = Digits(path, recipe.size, "train" if train else "test", seed)
     if recipe.factor is not None:
         source = degraded(source, recipe.factor, recipe.max_noise, generator)
+    if recipe.qualities is not None:
+        source = compressed(source, recipe.qualities, generator)
     if recipe.num_classes is not None and train and recipe.label_dropout:
         source = label_dropout(source, recipe.label_dropout, recipe.num_classes, generator)
     return source
@@ -160,7 +176,7 @@ def build(recipe: Recipe) -> Any:
 
     return UNet2DModel(
         sample_size=recipe.size,
-        in_channels=recipe.image_channels * (1 if recipe.factor is None else 2),
+        in_channels=recipe.image_channels * (2 if recipe.conditional else 1),
         out_channels=recipe.image_channels,
         layers_per_block=recipe.layers_per_block,
         block_out_channels=recipe.channels,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import invdiff
 from invdiff import schedules
+from invdiff.benchmarks.metrics import psnr
 from invdiff.guidance.cfg import CFG
 from invdiff.guidance.classifier import ClassifierGuidance, MeanShift
 from invdiff.guidance.dps import DPS
@@ -30,6 +31,7 @@ from invdiff.loading.time_classifier import TimeClassifier
 from invdiff.network import Denoiser, NoisyClassifier, Prediction
 from invdiff.noise import NoiseSource
 from invdiff.operators.inpaint import Inpaint
+from invdiff.operators.jpeg import JPEG
 from invdiff.operators.sr import SuperResolution
 from invdiff.problem import Measurement
 from invdiff.sampling import Setting, Step, Transition, make_method, sample
@@ -1247,6 +1249,19 @@ def test_what_sr3_makes_of_a_measurement(cond: str) -> None:
     assert bool((seen[-1][..., 4:] == 0).all()), "missing pixels are mid-grey"
 
 
+def test_sr3_is_given_a_nonlinear_measurement_in_the_networks_range() -> None:
+    seen: list[Tensor] = []
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(x[:, :3])
+        return x[:, 3:]
+
+    measurement = JPEG(20).measure(rand(2, 3, 16, 16, seed=3).sigmoid())
+    denoiser = Denoiser(net, schedule=SCHEDULE, cond_channels=3, data_range=(-1, 1))
+    solve(measurement, denoiser, "sr3", steps=2, dtype=D)
+    torch.testing.assert_close(seen[0], 2 * measurement.y - 1)
+
+
 def test_a_keyword_takes_the_image_where_nothing_is_concatenated() -> None:
     seen: list[Tensor] = []
 
@@ -1449,6 +1464,18 @@ def test_sr3x4_is_what_it_says() -> None:
     ) == (None, 3, 64, 3)
     measurement = SuperResolution(factor=4).measure(rand(1, 3, 32, 32, seed=3).sigmoid().float())
     assert solve(measurement, denoiser, "sr3", steps=2).x.shape == (1, 3, 32, 32)
+
+
+def test_palette_jpeg_is_what_it_says() -> None:
+    """Nearer to the photograph than the file, at the quality that its card names."""
+    denoiser = invdiff.load_model("palette_jpeg")
+    assert (denoiser.channels, denoiser.image_size, denoiser.cond_channels) == (3, 64, 3)
+    photo = invdiff.images.sample_photo(128)[0]
+    measurement = JPEG(10).measure(photo)
+    assert psnr(solve(measurement, denoiser, "sr3", steps=5).x, photo) > psnr(measurement.y, photo)
+    larger = SuperResolution(factor=4).measure(photo)
+    with pytest.raises(ValueError, match="trained to enlarge by 1, but this measurement"):
+        solve(larger, denoiser, "sr3", steps=2)
 
 
 def test_nothing_warns() -> None:

@@ -119,7 +119,7 @@ def test_textual_inversion_is_diffusers(folders: dict[str, Path], tmp_path: Path
 
 
 def test_textual_inversion_of_two_encoders(folders: dict[str, Path], tmp_path: Path) -> None:
-    state = {"clip_l": rand(1, 8).float(), "clip_g": rand(1, 8, seed=1).float()}
+    state = {"clip_l": rand(1, 8).float(), "clip_g": rand(1, 12, seed=1).float()}
     save_file(state, tmp_path / "thing.safetensors")
     pipeline = read(folders["sdxl"], torch.float32)
     for key, suffix in (("clip_l", ""), ("clip_g", "_2")):

@@ -539,8 +539,8 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
         "holds a AutoencoderKLWan; .*autoencoder=False",
     ),
     "vae_elsewhere": (
-        lambda f: (f / "vae").rename(f / "movq"),
-        "not in one of the folders vae, vqvae",
+        lambda f: (f / "vae").rename(f / "coder"),
+        "not in one of the folders vae, vqvae, movq",
     ),
     "vae_missing": (
         lambda f: shutil.rmtree(f / "vae"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from oracles import D, rand
-from pipelines import CONTROLS, LAYERS, MADE, PROMPTS, each, read
+from pipelines import ADAPTED, CONTROLS, LAYERS, MADE, OTHERS, PROMPTS, each, read
 
 import invdiff
 from invdiff.commands.main import main
@@ -141,12 +141,12 @@ def test_the_table_of_the_documentation_is_what_is_tested(folders: dict[str, Pat
         if line.startswith("| `") and "Pipeline` |" in line
     ]
     expected = []
-    for name in MADE:
+    for name in [*MADE, *OTHERS]:
         index = json.loads((folders[name] / "model_index.json").read_text())
-        lora, control = (name in tested for tested in (LAYERS, ["sd", *CONTROLS]))
-        cells = [True, True, True, lora, control, True]
+        more = [name in tested for tested in (LAYERS, ["sd", *CONTROLS], ADAPTED)]
+        cells = [True, True, True, *more, True]
         expected.append([index["_class_name"], *("yes" if cell else "no" for cell in cells)])
-    assert [row[:7] for row in rows] == expected
+    assert [row[:8] for row in rows] == expected
 
 
 def test_a_guided_network_is_sampled_without_cfg(

@@ -82,9 +82,39 @@ def of_vae(net: Any) -> dict[str, Tensor]:
     return made
 
 
-def of_clip(net: Any) -> dict[str, Tensor]:
-    prefix = "cond_stage_model.transformer.text_model."
+def of_clip(net: Any, place: str = "cond_stage_model.transformer") -> dict[str, Tensor]:
+    prefix = f"{place}.text_model."
     return {prefix + k.removeprefix("text_model."): v for k, v in net.state_dict().items()}
+
+
+OPEN_CLIP = {
+    "embeddings.token_embedding": "token_embedding",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm": "ln_final",
+    "encoder.layers": "transformer.resblocks",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn": "attn",
+}
+
+
+def of_open_clip(net: Any) -> dict[str, Tensor]:
+    """The second text encoder of SDXL, whose queries, keys and values are one matrix there."""
+    made: dict[str, Tensor] = {}
+    for key, value in net.state_dict().items():
+        name = key.removeprefix("text_model.")
+        for theirs, others in OPEN_CLIP.items():
+            name = name.replace(theirs, others)
+        if name == "text_projection.weight":
+            name, value = "text_projection", value.T
+        if found := re.fullmatch(r"(.*\.attn)\.([qkv])_proj\.(weight|bias)", name):
+            name = f"{found[1]}.in_proj_{found[3]}"
+            parts = [key.replace(f".{found[2]}_proj.", f".{n}_proj.") for n in "qkv"]
+            value = torch.cat([net.state_dict()[part] for part in parts])
+        made[f"conditioner.embedders.1.model.{name}"] = value
+    return made
 
 
 def bare(folder: Path, place: Path, *kept: str) -> Path:
@@ -125,16 +155,27 @@ def test_stable_diffusion_in_one_file_is_its_folder(sd: tuple[Path, Path, Path])
     assert single.source["weights"] == str(file)
 
 
-def test_sdxl_in_one_file_is_its_folder(tmp_path: Path) -> None:
-    """A file without text encoders: these are then the folder's."""
+@pytest.mark.parametrize("kept", [(), ("text_encoder", "text_encoder_2")], ids=["its", "folder"])
+def test_sdxl_in_one_file_is_its_folder(tmp_path: Path, kept: tuple[str, ...]) -> None:
+    """With its two text encoders, and without: these are then the folder's."""
     folder = saved("sdxl", tmp_path)
     pipeline = read(folder, torch.float32)
     tensors = of_unet(pipeline.unet) | of_vae(pipeline.vae)
+    if not kept:
+        tensors |= of_clip(pipeline.text_encoder, "conditioner.embedders.0.transformer")
+        tensors |= of_open_clip(pipeline.text_encoder_2)
     save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "xl.safetensors")
-    place = bare(folder, tmp_path / "bare", "text_encoder", "text_encoder_2")
+    place = bare(folder, tmp_path / "bare", *kept)
     single = invdiff.load_model(place, single_file=tmp_path / "xl.safetensors")
     for a, b in zip(outputs(single), outputs(invdiff.load_model(folder)), strict=True):
         assert torch.equal(a, b)
+    if kept:
+        return
+    lost = "conditioner.embedders.1.model.transformer.resblocks.0.mlp.c_fc.bias"
+    del tensors[lost]
+    save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "part.safetensors")
+    with pytest.raises(ValueError, match=r"lacks .*parameters of the text encoders"):
+        outputs(invdiff.load_model(place, single_file=tmp_path / "part.safetensors"))
 
 
 def test_nothing_is_loaded_by_half(sd: tuple[Path, Path, Path], tmp_path: Path) -> None:

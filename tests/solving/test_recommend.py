@@ -134,13 +134,14 @@ def test_the_command_line_says_why(
     assert "mcgdiff was measured to be worse than the linear estimate" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("operator", "model"), [("sr", "sr3x4"), ("jpeg", "palette_jpeg")])
 def test_a_method_brings_the_network_of_its_kind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operator: str, model: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = ["solve", "--operator", "sr", "--method", "sr3", "--steps", "2", "--quiet"]
+    command = ["solve", "--operator", operator, "--method", "sr3", "--steps", "2", "--quiet"]
     assert main([*command, "--output", "out"]) == 0
-    assert json.loads(Path("out/result.json").read_text())["config"]["model"]["name"] == "sr3x4"
+    assert json.loads(Path("out/result.json").read_text())["config"]["model"]["name"] == model
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -74,6 +74,12 @@ def prompt(group: argparse._ArgumentGroup) -> None:
         "--negative-prompt",
         help="what they do not show, for the method cfg (default: the empty prompt)",
     )
+    group.add_argument(
+        "--image-prompt",
+        metavar="FILE",
+        help="an image of what they show, for networks with an IP-Adapter "
+        "(model.ip_adapter=FILE); beside a --prompt or alone",
+    )
 
 
 def scans(group: argparse._ActionsContainer) -> None:
