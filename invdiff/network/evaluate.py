@@ -4,6 +4,7 @@ in the precision asked for; outputs and gradients that are not there are named."
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+CHANNELS = re.compile(r"to have (\d+) channels, but got (\d+) channels")
+"""What torch's convolutions say."""
 
 
 @dataclass
@@ -55,7 +59,8 @@ def evaluate(net: Callable[..., Any], name: str, x: Tensor, t: Tensor, **cond: A
 
     Raises:
         TypeError: it is not a tensor.
-        ValueError: a gradient is asked for and the output has none.
+        ValueError: a gradient is asked for and the output has none; a state of a number of channels
+            that the network does not take.
     """
     asked = torch.is_grad_enabled() and x.requires_grad
     if asked and torch.is_inference_mode_enabled():
@@ -66,6 +71,12 @@ def evaluate(net: Callable[..., Any], name: str, x: Tensor, t: Tensor, **cond: A
     try:
         out = net(x, t, **cond)
     except RuntimeError as error:
+        if found := CHANNELS.search(str(error)):
+            raise ValueError(
+                f"{name} was given a state of shape {tuple(x.shape)}, and one of its layers takes "
+                f"{found[1]} channels, not {found[2]}; say channels=N of the network "
+                "(model.channels=N), to which images are then brought"
+            ) from error
         if not (asked and "numpy() on Tensor that requires grad" in str(error)):
             raise
         out = x.detach()

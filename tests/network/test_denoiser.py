@@ -638,6 +638,20 @@ def test_to_moves_all_that_belongs_to_it_in_place() -> None:
         assert all(p.device.type == "meta" for p in net.parameters())  # type: ignore[attr-defined]
 
 
+def test_images_of_another_number_of_channels_are_named() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return self.conv(x)
+
+    options = {"schedule": invdiff.schedules.linear(1000), "data_range": (-1, 1)}
+    with pytest.raises(ValueError, match=r"shape \(1, 1, 8, 8\).* takes 3 channels, not 1; say ch"):
+        invdiff.generate(invdiff.Denoiser(Net(), **options), (1, 1, 8, 8), steps=1)
+
+
 def test_inference_mode_around_a_gradient_is_named() -> None:
     denoiser, x = unet(), rand(1, 3, 16, 16).float()
     with torch.inference_mode(), torch.enable_grad():
