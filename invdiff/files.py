@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -24,6 +29,15 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_array(path: Path, values: Tensor) -> None:
+    """The same for the numbers of a tensor, as a file of NumPy (``.npy``)."""
+    import numpy as np
+
+    content = io.BytesIO()
+    np.save(content, values.detach().cpu().numpy())
+    write_atomically(path, content.getvalue())
 
 
 def _umask() -> int:

@@ -20,7 +20,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +28,7 @@ from invdiff.commands.common import configure
 from invdiff.commands.folder import check_paths
 from invdiff.commands.pairs import Pair, read_pairs
 from invdiff.commands.unknown import picture
-from invdiff.files import write_atomically
+from invdiff.files import write_array, write_atomically
 from invdiff.images import write_image
 from invdiff.images.formats import split_part
 from invdiff.images.formats.scan import find_files
@@ -221,7 +220,7 @@ def _write(
     of = f"{pairs} pair{'s' if pairs > 1 else ' (error from its quarters)'}"
     if value.ndim:
         beside = file.with_suffix(".npy")
-        np.save(beside, value.numpy())
+        write_array(beside, value)
         write_image(file.with_suffix(".png"), picture(value))
         relative = float(error.norm() / value.norm())
         said = f"{name}: error {100 * relative:.1f} % of its norm, from {of}"

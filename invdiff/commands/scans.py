@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from invdiff.commands.jobs import Job
-from invdiff.files import write_atomically
+from invdiff.files import write_array
 from invdiff.images import ImageError
 from invdiff.images.formats import Volume, split_part, suffix_of, write_volume
 from invdiff.images.formats.scan import Scan
@@ -25,9 +24,7 @@ def write_arrays(folder: Path, result: Restoration) -> None:
     if len(result.samples) > 1:
         arrays |= {"mean": result.mean[0], "std": result.std[0]}
     for name, x in arrays.items():
-        buffer = io.BytesIO()
-        np.save(buffer, x.cpu().float().numpy())
-        write_atomically(folder / f"{name}.npy", buffer.getvalue())
+        write_array(folder / f"{name}.npy", x.float())
 
 
 def write_scans(done: Mapping[Path, Job], output: Path) -> list[str]:

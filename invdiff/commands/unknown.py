@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from invdiff.benchmarks import tuning
 from invdiff.commands.common import place_label, place_prompt
 from invdiff.commands.jobs import Job, measure
 from invdiff.config import build_method, build_operator, override_value
+from invdiff.files import write_array
 from invdiff.network import Denoiser
 from invdiff.plugins.registry import load
 from invdiff.problem import Measurement
@@ -43,8 +43,8 @@ def write_estimates(folder: Path, result: Restoration) -> dict[str, Any]:
     said = {}
     for name in result.unknown:
         mean, std = (v[0].squeeze().cpu().double() for v in result.estimate(name))
-        np.save(folder / f"{name}.npy", mean.numpy())
-        np.save(folder / f"{name}_std.npy", std.numpy())
+        write_array(folder / f"{name}.npy", mean)
+        write_array(folder / f"{name}_std.npy", std)
         if mean.ndim == 2:
             images.write_image(folder / f"{name}.png", picture(mean))
         said[name] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from invdiff.commands.jobs import Job, find_jobs, saved_measurement
 from invdiff.commands.samples import Sampling
 from invdiff.commands.session import Session
 from invdiff.config import build_method, build_operator
-from invdiff.files import write_atomically
+from invdiff.files import write_array
 from invdiff.network import Denoiser
 from invdiff.solving import Restoration
 
@@ -124,9 +123,8 @@ class Samples(Work):
         args, config, denoiser = _sampler(context["run"])
         positions = [cell["sample"] for cell in task]
         result = Sampling.prepare(args, config, denoiser, positions)()
-        values, content = folder / f".values-{positions[0]}.npy", io.BytesIO()
-        np.save(content, result.x.cpu().numpy())
-        write_atomically(values, content.getvalue())
+        values = folder / f".values-{positions[0]}.npy"
+        write_array(values, result.x)
         cost = {"nfe": result.nfe, "nbe": result.nbe}
         return [cost | {"values": values.name, "row": row} for row in range(len(task))]
 
