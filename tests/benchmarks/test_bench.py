@@ -282,6 +282,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
     command = [
         sys.executable,

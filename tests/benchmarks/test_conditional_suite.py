@@ -84,6 +84,7 @@ def test_variety_by_hand() -> None:
     assert conditional.variety(x, labels) == pytest.approx(2 / 10, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_suite_resumes_draws_and_reports(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -292,6 +292,7 @@ def test_every_plugin_has_a_version_of_its_own(kind: str) -> None:
 # Operators ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_operator_has_a_version_of_its_own() -> None:
     versions = {}
     for name in list_plugins("operators"):

@@ -23,6 +23,7 @@ def test_every_method_and_operator_that_fits_is_held_against_the_cpu() -> None:
     assert len(found) <= len(operators) + len(list_plugins("guidance"))
 
 
+@pytest.mark.slow
 def test_the_command_on_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -188,6 +188,7 @@ def test_a_protocol_brings_its_noise(photos: Path) -> None:
     assert benchmark["sigma"] == 0.05 and benchmark["operator"]["name"] == "phase_retrieval"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "suite", ["quick", "photo", "sweep", "frontier", "dps_ffhq256", "daps_ffhq256"]
 )
@@ -389,6 +390,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_is_equal_to_the_bit(photos: Path, tmp_path: Path) -> None:
     command = [*COMMAND, "--input", str(photos), *SMALL]
     assert main([*command, "--output", str(tmp_path / "whole"), "--quiet"]) == 0

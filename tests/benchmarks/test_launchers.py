@@ -139,6 +139,7 @@ def test_threads_are_counted(threads: Any) -> None:
 # This machine -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_worker_takes_nothing_with_it(tmp_path: Path, serial: list[Any]) -> None:
     killer = kill_the_worker_of(2, tmp_path / "local")
     records = run([*ORDINARY, *DEADLY], tmp_path / "local", make_launcher("local", 2))
@@ -211,6 +212,7 @@ BY_ALL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_ALL)
 def test_an_interrupt_ends_the_workers_and_keeps_what_is_done(name: str, tmp_path: Path) -> None:
     process, workers = begin(name, tmp_path)
@@ -333,6 +335,7 @@ def test_a_ray_cluster_that_is_there_is_used_by_its_address(
 # Submitit -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_submitit
 def test_a_killed_job_is_followed_by_another(tmp_path: Path, serial: list[Any], soon: None) -> None:
     killer = kill_the_worker_of(2, tmp_path / "jobs")

@@ -403,6 +403,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_interrupted_run_keeps_what_it_finished(photo: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

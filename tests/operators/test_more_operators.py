@@ -632,6 +632,7 @@ def test_presets_do_not_change_a_protocol() -> None:
     assert operator.fraction == 0.5 and config["sigma"] == 0.1  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_solve_by_the_name_of_a_protocol(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

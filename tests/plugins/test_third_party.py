@@ -184,6 +184,7 @@ def test_every_kind_is_listed_and_described(stranger: Path, tmp_path: Path) -> N
     assert "A DDIM step under another name." in done.stdout and "eta" in done.stdout
 
 
+@pytest.mark.slow
 def test_pieces_of_a_run_are_used_by_name_in_solve(stranger: Path, tmp_path: Path) -> None:
     run = ["solve", "--operator", "mine", "--method", "mine", "--model", "mine", "--steps", "2"]
     for name, more in {
@@ -197,6 +198,7 @@ def test_pieces_of_a_run_are_used_by_name_in_solve(stranger: Path, tmp_path: Pat
     assert "Step" in json.dumps(config) and "Discrete" in json.dumps(config)
 
 
+@pytest.mark.slow
 def test_a_file_of_a_kind_of_ones_own_is_a_model(stranger: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", factor=0.2)
     done = invdiff(stranger, tmp_path, "info", "mine.npz", "--json", "--no-check", "model.gain=2")
@@ -205,6 +207,7 @@ def test_a_file_of_a_kind_of_ones_own_is_a_model(stranger: Path, tmp_path: Path)
     assert "Did you mean 'gain'" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_baselines_launchers_and_suites_are_used_by_name_in_bench(
     stranger: Path, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ def measured(x: Tensor, known: Tensor, sigma: float = 0.02) -> Measurement:
     return Measurement(torch.where(known, x, 0.7), operator, sigma)
 
 
+@pytest.mark.slow
 def test_known_pixels_stay_and_missing_ones_are_restored() -> None:
     x, known = scratched()
     measurement, denoiser = measured(x, known), load_model("photo64")

@@ -776,6 +776,7 @@ def test_every_classical_baseline_passes(name: str) -> None:
     assert check_baseline(name).ok
 
 
+@pytest.mark.slow
 def test_launchers_and_suites() -> None:
     assert check_launcher("local").ok
     assert check_suite("exact").ok
