@@ -217,7 +217,7 @@ def sample(
             else:
                 x = transition(predict, x, step, measured)
             last = made[0] if made else last
-            belief = belief.learned(own[0] if own else None, s)
+            belief = belief.learned(own[0] if own else None, s, step.moved)
             own.clear()
             measured = cast(Measurement, belief.measurement)
             watch(step, x)

@@ -32,7 +32,7 @@ def resample(log_w: Tensor, step: Step, threshold: float = 1.0) -> tuple[Tensor,
 
     Args:
         log_w: (B,), log weights up to a constant per image.
-        step: whose ``particles`` consecutive rows belong to one image.
+        step: whose ``particles`` consecutive rows belong to one image; it is told of the move.
         threshold: in [0, 1].
 
     Returns:
@@ -50,4 +50,5 @@ def resample(log_w: Tensor, step: Step, threshold: float = 1.0) -> tuple[Tensor,
     ancestors = (
         torch.where(poor, drawn, own) + n * torch.arange(len(log_w), device=log_w.device)[:, None]
     )
-    return ancestors.flatten(), torch.where(poor, 0.0, log_w + math.log(n)).flatten()
+    step.moved.append(ancestors.flatten())
+    return step.moved[-1], torch.where(poor, 0.0, log_w + math.log(n)).flatten()

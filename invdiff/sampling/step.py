@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +29,7 @@ class Step:
         noise: where all randomness comes from.
         last: the latest prediction, None at the start; after a step to more noise it was made at a
             level with less noise than t.
+        moved: the row that each row goes on from, after each resampling of this step.
         particles: how many consecutive rows of the state are samples of one image: the particle
             system of pieces that say so (:attr:`Piece.particles`), 1 for all others.
 
@@ -54,6 +55,7 @@ class Step:
     count: int = 1
     last: Prediction | None = None
     particles: int = 1
+    moved: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
     def randn_like(self, x: Tensor) -> Tensor:
         """Standard normal noise shaped as x; image k's comes from its own stream."""

@@ -21,6 +21,7 @@ becoming a point. All of it is in units in which the network's images are in [-1
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,15 +65,20 @@ class Belief:
         """Whether anything is unknown."""
         return self.given is not None and bool(self.given.operator.unknown)
 
-    def learned(self, p: Prediction | None, s: Level) -> Belief:
+    def learned(self, p: Prediction | None, s: Level, moved: Sequence[Tensor] = ()) -> Belief:
         """After a step to s, in which the network first predicted p; None where it did not. The
-        last step leaves an estimate however few there are."""
+        last step leaves an estimate however few there are. Particles take their operator with them
+        when they are resampled (``moved``, :attr:`Step.moved`)."""
         if self.given is None or not self.learns:
             return self
         given = self.given
+        rows = torch.arange(len(given), device=given.y.device)
+        for ancestors in moved:
+            rows = rows[ancestors]
+        given = given.select(rows) if moved else given
         if p is not None and (float(p.level.ratio) <= START * self.unit or s.sigma == 0):
             # Of branches that were stacked for one call, the first: that of the condition.
-            x0 = p.x0[: len(given)]
+            x0 = p.x0[: len(given)][rows]
             given = replace(given, operator=given.operator.learned(x0, given.y))
         return Belief(given, _seen(given, s, self.unit), self.unit)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,8 +17,11 @@ from invdiff.network import Autoencoder, Denoiser
 from invdiff.operators import kernel_estimate
 from invdiff.operators.blur import blur
 from invdiff.problem import Measurement
+from invdiff.sampling import Denoise, Step
+from invdiff.sampling.particles import resample
 from invdiff.sampling.unknown import Belief
 from invdiff.testing.priors import prior
+from invdiff.transitions import DDIM
 
 
 def edges(count: int = 2, side: int = 40) -> Tensor:
@@ -170,6 +176,31 @@ def test_branches_stacked_for_one_call_give_the_kernel_of_the_condition(images: 
     )
     assert torch.allclose(together.unknown["kernel"], apart.unknown["kernel"], atol=1e-6)
     assert torch.allclose(together.samples, apart.samples, atol=1e-6)
+
+
+def test_a_particle_takes_its_kernel_with_it() -> None:
+    """One particle has all the weight, so that all rows go on from it, with its kernel."""
+
+    @dataclass(frozen=True)
+    class Favourite(invdiff.Transition):
+        particles: ClassVar[bool] = True
+
+        def down(
+            self, predict: Denoise, x_t: Tensor, step: Step, measurement: Measurement | None
+        ) -> Tensor:
+            p = predict(x_t, step.t)
+            rows, _ = resample(torch.tensor([0.0, 0.0, 50.0, 0.0]), step)
+            assert rows.tolist() == [2] * 4
+            return DDIM().kernel(p, step.t, step.s)[0][rows]
+
+    y = blur("box", kernel_size=3).measure(edges(1), sigma=0.02).y
+    given, network = (
+        Measurement(y, blur("unknown", kernel_size=5), 0.02),
+        prior(3, dtype=torch.float64),
+    )
+    options = {"num_samples": 4, "steps": 3, "dtype": torch.float64}
+    kernels = invdiff.solve(given, network, "none", transition=Favourite(), **options).unknown
+    assert torch.equal(kernels["kernel"], kernels["kernel"][:, 2:3].expand_as(kernels["kernel"]))
 
 
 def test_a_single_step_leaves_an_estimate() -> None:
