@@ -198,7 +198,7 @@ def test_a_particle_takes_its_kernel_with_it() -> None:
         Measurement(y, blur("unknown", kernel_size=5), 0.02),
         prior(3, dtype=torch.float64),
     )
-    options = {"num_samples": 4, "steps": 3, "dtype": torch.float64}
+    options = {"num_samples": 4, "steps": 1, "dtype": torch.float64}
     kernels = invdiff.solve(given, network, "none", transition=Favourite(), **options).unknown
     assert torch.equal(kernels["kernel"], kernels["kernel"][:, 2:3].expand_as(kernels["kernel"]))
 
