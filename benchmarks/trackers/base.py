@@ -39,9 +39,17 @@ def make_tracker(name: str, run: str, folder: Path) -> Tracker:
         folder: of the records.
 
     Raises:
-        ValueError: no such tracker, or a package that is not installed.
+        ValueError: no such tracker, a package that is not installed, or what the tracker says
+            where it cannot begin.
     """
-    return load("trackers", name)(run, folder)  # type: ignore[no-any-return]
+    factory = load("trackers", name)
+    try:
+        return factory(run, folder)  # type: ignore[no-any-return]
+    except ValueError:
+        raise
+    except Exception as error:  # servers, files and accounts fail in ways of their own
+        said = str(error).strip() or type(error).__name__
+        raise ValueError(f"--log {name} cannot begin: {said.splitlines()[0][:200]}") from error
 
 
 def figures(record: Record) -> tuple[str, dict[str, float]]:

@@ -1,7 +1,5 @@
-"""MLflow: a run of the experiment ``invdiff``, where ``MLFLOW_TRACKING_URI`` says.
-
-This was not run: the package was not at hand.
-"""
+"""MLflow: a run of the experiment ``invdiff``, where ``MLFLOW_TRACKING_URI`` says, such as
+``sqlite:///mlflow.db``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Weights & Biases: a run of the project ``invdiff``; ``WANDB_MODE=offline`` keeps it here.
-
-This was not run: the package was not at hand.
-"""
+"""Weights & Biases: a run of the project ``invdiff``; ``WANDB_MODE=offline`` keeps it here."""
 
 from __future__ import annotations
 

@@ -58,6 +58,40 @@ def _psnr(file: Path) -> str:
     return f"{json.loads(file.read_text())['result']['metrics']['psnr']:.3f}"
 
 
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="needs mlflow")
+def test_mlflow_has_the_figures_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    run = tmp_path / "run"
+    assert main([*QUICK, "--log", "mlflow", "--output", str(run), *SMALL]) == 0
+    (found,) = mlflow.search_runs(experiment_names=["invdiff"], output_format="list")
+    (record_file,) = run.glob("*.json")
+    assert found.info.run_name == "run" and found.info.status == "FINISHED"
+    assert f"{found.data.metrics['inpaint/dps/photo64/psnr']:.3f}" in _psnr(record_file)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="needs wandb")
+def test_wandb_keeps_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert main([*QUICK, "--log", "wandb", "--output", str(tmp_path), *SMALL]) == 0
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb")) and list(tmp_path.glob("*.json"))
+
+
+def test_a_tracker_that_cannot_begin_says_so_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Closed:
+        def __init__(self, run: str, folder: Path) -> None:
+            raise ConnectionError("no server at http://tracker\nfor many reasons")
+
+    monkeypatch.setattr("invdiff.benchmarks.trackers.base.load", lambda kind, name: Closed)
+    assert main([*QUICK, "--log", "tensorboard", "--output", str(tmp_path), *SMALL]) == 2
+    said = capsys.readouterr().err
+    assert "--log tensorboard cannot begin: no server at http://tracker" in said
+    assert "reasons" not in said and not list(tmp_path.glob("*.json"))
+
+
 @pytest.mark.parametrize(
     "name", [n for n in ("mlflow", "wandb") if not importlib.util.find_spec(n)]
 )
