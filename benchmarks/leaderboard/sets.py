@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from invdiff.benchmarks.leaderboard.rank import SIGN
 from invdiff.benchmarks.leaderboard.types import Row, Table
 from invdiff.benchmarks.schema import Better
 from invdiff.benchmarks.scoring import set_scores
@@ -18,7 +17,9 @@ def add_set_scores(table: Table, which: Sequence[str], weights: Path | None) -> 
     """Adds scores of whole sets (:func:`~invdiff.benchmarks.scoring.set_scores`), of the
     restorations against the truths, to the complete rows.
 
-    They are computed from the pictures, of 8 bits, one sample of each cell.
+    They are computed from the pictures, of 8 bits, one sample of each cell, and are not ranked:
+    without an interval nothing says which differences are of chance. A bootstrap over images gives
+    none, since FID falls with the number of different images.
 
     Raises:
         ValueError: the extra, the weights or pictures are missing.
@@ -29,8 +30,6 @@ def add_set_scores(table: Table, which: Sequence[str], weights: Path | None) -> 
     for row in table["rows"]:
         if row["complete"]:
             _score(row, which, weights)
-    for name in which:
-        _rank(table["rows"], name)
 
 
 def _score(row: Row, which: Sequence[str], weights: Path | None) -> None:
@@ -44,14 +43,3 @@ def _score(row: Row, which: Sequence[str], weights: Path | None) -> None:
     found = set_scores(restored, truth, which, weights)
     for name in which:
         row["scores"][name] = {"mean": found[name], "half": None, "n": len(restored), "rank": None}
-
-
-def _rank(rows: Sequence[Row], name: str) -> None:
-    sign = SIGN[BETTER[name] or "lower"]
-    scores = [
-        (sign * mean, row["scores"][name])
-        for row in rows
-        if name in row["scores"] and (mean := row["scores"][name]["mean"]) is not None
-    ]
-    for place, (_, score) in enumerate(sorted(scores, key=lambda s: s[0])[:2], 1):
-        score["rank"] = place
