@@ -15,6 +15,8 @@ The last is a mean squared error: it prefers restorations that are near the post
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +32,7 @@ from invdiff.noise import generator_of
 from invdiff.plugins.registry import load
 from invdiff.problem import DiagonalOperator, Measurement
 from invdiff.sampling import make_method, searched
+from invdiff.sampling.method import describe
 from invdiff.solving import solve
 
 if TYPE_CHECKING:
@@ -193,7 +196,7 @@ def tune(
         steps: of each run.
         seed: of the search and of the noise.
         start: values of parameters: those that are searched are tried first, others stay.
-        storage: a file of the search, which the next call goes on with.
+        storage: a file of searches; the next call that asks for the same goes on with its own.
         progress: show a bar on stderr.
         build: what is run with values of the method, e.g. a chain that holds it, under another
             transition; by default the method alone.
@@ -211,9 +214,11 @@ def tune(
     begin, fixed = dict(start or {}), dict(start or {})
     for name in ranges:
         fixed.pop(name, None)
+    make = build or (lambda values: make_method(method, **values))
+    named = "" if storage is None else _identity(over, denoiser, make(begin), cond, seed)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
-        study_name=f"{method} {objective} {steps}",
+        study_name=f"{method} {objective} {steps} {named}",
         storage=None if storage is None else _journal(storage),
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=8),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=8),
@@ -221,8 +226,7 @@ def tune(
     )
 
     def losses_of(problem: Problem, values: Mapping[str, Any]) -> list[float]:
-        made = make_method(method, **values) if build is None else build(values)
-        return _losses(problem, denoiser, made, steps, seed, cond)
+        return _losses(problem, denoiser, make(values), steps, seed, cond)
 
     general = [v for p in over for v in losses_of(p, begin)]
     known = {n: begin[n] for n in ranges if begin.get(n) is not None}
@@ -264,6 +268,21 @@ def tune(
         sign * sum(general) / len(general),
         len(study.trials),
     )
+
+
+def _identity(
+    over: Sequence[Problem], denoiser: Denoiser, method: Any, cond: Mapping[str, Any], seed: int
+) -> str:
+    """A short name that changes with anything that a search depends on beside its objective and
+    steps."""
+    asked = {
+        "method": describe(method),
+        "cond": describe(cond),
+        "network": denoiser.hash,
+        "measurements": [problem.given.hash for problem in over],
+        "seed": seed,
+    }
+    return hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()[:12]
 
 
 def _losses(

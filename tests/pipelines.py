@@ -307,57 +307,41 @@ def sana(place: Path) -> Any:
     )
 
 
-def deepfloyd(place: Path) -> Any:
+def deepfloyd_parts(**unet: Any) -> dict[str, Any]:
+    """What the stages have in common, with the sampler of their network: DDIM."""
     net = built(
         diffusers.UNet2DConditionModel,
-        **UNET | {"in_channels": 3, "out_channels": 6, "sample_size": 16},
+        **UNET | unet,
         **CROSS,
         cross_attention_dim=8,
         encoder_hid_dim=16,
         encoder_hid_dim_type="text_proj",
     )
-    return diffusers.IFPipeline(
-        tokenizer=t5_words(),
-        text_encoder=t5_encoder(),
-        unet=attentive(net),
-        scheduler=diffusers.DPMSolverMultistepScheduler(
-            solver_order=1,  # DDIM
-            variance_type="learned_range",
-            timestep_spacing="trailing",
+    return {
+        "tokenizer": t5_words(),
+        "text_encoder": t5_encoder(),
+        "unet": attentive(net),
+        "scheduler": diffusers.DPMSolverMultistepScheduler(
+            solver_order=1, variance_type="learned_range", timestep_spacing="trailing"
         ),
-        safety_checker=None,
-        feature_extractor=None,
-        watermarker=None,
-        requires_safety_checker=False,
-    )
+        "safety_checker": None,
+        "feature_extractor": None,
+        "watermarker": None,
+        "requires_safety_checker": False,
+    }
 
 
-NOISY = {"class_embed_type": "timestep", "in_channels": 6, "out_channels": 6, "sample_size": 32}
+def deepfloyd(place: Path) -> Any:
+    return diffusers.IFPipeline(**deepfloyd_parts(in_channels=3, out_channels=6, sample_size=16))
 
 
 def deepfloyd_larger(place: Path) -> Any:
     """The second stage, which is given an image and how noisy that is."""
-    net = built(
-        diffusers.UNet2DConditionModel,
-        **UNET | NOISY,
-        **CROSS,
-        cross_attention_dim=8,
-        encoder_hid_dim=16,
-        encoder_hid_dim_type="text_proj",
+    parts = deepfloyd_parts(
+        class_embed_type="timestep", in_channels=6, out_channels=6, sample_size=32
     )
-    return diffusers.IFSuperResolutionPipeline(
-        tokenizer=t5_words(),
-        text_encoder=t5_encoder(),
-        unet=attentive(net),
-        scheduler=diffusers.DPMSolverMultistepScheduler(
-            solver_order=1, variance_type="learned_range", timestep_spacing="trailing"
-        ),
-        image_noising_scheduler=diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
-        safety_checker=None,
-        feature_extractor=None,
-        watermarker=None,
-        requires_safety_checker=False,
-    )
+    noising = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    return diffusers.IFSuperResolutionPipeline(**parts, image_noising_scheduler=noising)
 
 
 def ldm(place: Path) -> Any:

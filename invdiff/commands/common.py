@@ -245,6 +245,11 @@ def load_models(
     return denoiser, upscaler
 
 
+def is_spread(args: argparse.Namespace) -> bool:
+    """Whether a command is asked to run in several processes."""
+    return args.workers is not None or bool(args.launcher or args.launcher_option)
+
+
 @dataclass
 class Watch:
     """A callback that keeps what some of the chains went through, and hands on chains that are

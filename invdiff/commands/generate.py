@@ -20,6 +20,7 @@ from invdiff.commands.common import (
     check_numbers,
     check_reading,
     configure,
+    is_spread,
     load_models,
     record_of,
 )
@@ -27,6 +28,7 @@ from invdiff.commands.folder import check_paths, choose_folder, claim, clear, di
 from invdiff.commands.folder import finished as finished_before
 from invdiff.commands.request import files_in
 from invdiff.commands.samples import Layout, Sampling, panel
+from invdiff.device import peak_memory_mb
 from invdiff.files import write_atomically
 from invdiff.network import Denoiser
 from invdiff.solving.cascade import Upscaler
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
             anything is written.
     """
     check_paths(args, ("output",))
-    spreads = args.workers is not None or bool(args.launcher or args.launcher_option)
+    spreads = is_spread(args)
     if spreads and (args.trajectory or args.gif and args.interpolate is None):
         raise ValueError(
             "--trajectory and --gif show how samples come about, which several processes do not "
@@ -98,10 +100,18 @@ def run(args: argparse.Namespace) -> None:
 
         launcher = workers.launcher_of(args)
         begin()
-        result = workers.sample(sampling, launcher, args, config, output)
-        written += _write(output, result.x, names)
+        result, peak = workers.sample(
+            sampling,
+            launcher,
+            args,
+            config,
+            output,
+            lambda x, k: _write(output, x, [names[k]]),
+        )
+        written += names
     else:
         result = sampling(watch, progress=not args.quiet)
+        peak = peak_memory_mb(denoiser.device)
     x = result.x.cpu()
     pictures = {"grid.png": layout.grid(x)}
     if args.trajectory:
@@ -112,6 +122,7 @@ def run(args: argparse.Namespace) -> None:
         written.append("interpolation.gif" if layout.walk else "trajectory.gif")
         images.write_gif(output / written[-1], frames)
     record = record_of(result, config, denoiser, denoiser.hash) | {
+        "peak_memory_mb": peak,
         "labels": layout.labels if args.label is not None else None,
         "seeds": [config["seed"], *([args.interpolate] if layout.walk else [])],
         "samples": [

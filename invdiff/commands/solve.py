@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from invdiff.commands.choice import chosen
-from invdiff.commands.common import check_reading, load_models, place_label, place_prompt
+from invdiff.commands.common import (
+    check_reading,
+    is_spread,
+    load_models,
+    place_label,
+    place_prompt,
+)
 from invdiff.commands.folder import check_paths, choose_folder, warn_of_others
 from invdiff.commands.forecast import Forecast
 from invdiff.commands.jobs import Job, find_jobs, saved_measurement
@@ -17,7 +23,7 @@ from invdiff.commands.request import configuration, problem_of, request_of
 from invdiff.commands.results import summary
 from invdiff.commands.scans import write_scans
 from invdiff.commands.session import Session
-from invdiff.commands.tune import tuned
+from invdiff.commands.tune import tuned, with_values
 from invdiff.commands.unknown import candidates, fitting, of_operator_file
 from invdiff.config import build_method, build_operator
 from invdiff.files import write_atomically
@@ -48,8 +54,8 @@ def run(args: argparse.Namespace) -> None:
     jobs = find_jobs(args, denoiser, saved)
     check_reading(args, config, denoiser)
     if args.tune is not None:
-        config = tuned(args, config, jobs[0], operator, denoiser)
-        prompted = place_prompt(config, denoiser, args)
+        values = tuned(args, prompted, jobs[0], operator, denoiser)
+        config, prompted = (with_values(made, values) for made in (config, prompted))
         method = build_method(prompted)
     request = request_of(args, config, denoiser, jobs)
     problem = config["protocol"] or config["operator"]["name"]
@@ -58,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     output = choose_folder(args.output, default, request, args.overwrite, inputs)
     if len(jobs) > 1:
         warn_of_others(output, [job.name for job in jobs])
-    spreads = args.workers is not None or bool(args.launcher or args.launcher_option)
+    spreads = is_spread(args)
     shows, cheaper = not (args.quiet or spreads), _cheaper(config, args.model)
     restore = Session(
         args,

@@ -62,12 +62,12 @@ def run(args: argparse.Namespace) -> None:
         operator = build_operator(config)
         measured = [measure(job, operator, config, denoiser) for job in jobs]
         over = tuning.problems(measured, [job.id for job in jobs], objective, config["seed"])
-        config = place_prompt(place_label(config, denoiser, args.label), denoiser, args)
+        placed = place_prompt(place_label(config, denoiser, args.label), denoiser, args)
         start, steps = _values(config["guidance"][-1]), config["steps"]
         if args.budget is not None:
-            steps = _steps_of(args.budget, over[0], denoiser, config)
+            steps = _steps_of(args.budget, over[0], denoiser, placed)
         storage = folder / "search.log"
-        found = _search(over, denoiser, config, objective, args.trials, steps, args.quiet, storage)
+        found = _search(over, denoiser, placed, objective, args.trials, steps, args.quiet, storage)
         write_preset(folder, found, start, steps, args, len(jobs))
         rows.append(
             {
@@ -102,8 +102,8 @@ def tuned(
     operator: Operator,
     denoiser: Denoiser,
 ) -> dict[str, Any]:
-    """The configuration with values of its last method that were found on one picture, whose truth
-    is not used.
+    """Values of the last method of a configuration that were found on one picture, whose truth is
+    not used.
 
     Raises:
         ValueError: a method without declared ranges.
@@ -113,8 +113,8 @@ def tuned(
         raise ValueError(f"--tune is of at least one run, got {args.tune}")
     measurement, _ = measure(job, operator, config, denoiser)
     over = tuning.problems([(measurement, None)], [job.id], "measurement", config["seed"])
-    steps, prompted = config["steps"], place_prompt(config, denoiser, args)
-    found = _search(over, denoiser, prompted, "measurement", args.tune, steps, args.quiet)
+    steps = config["steps"]
+    found = _search(over, denoiser, config, "measurement", args.tune, steps, args.quiet)
     values = {k: v if isinstance(v, int) else float(f"{v:.4g}") for k, v in found.values.items()}
     if not args.quiet:
         said = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
@@ -123,6 +123,11 @@ def tuned(
             f"({found.general:.4g} with the values before)",
             file=sys.stderr,
         )
+    return values
+
+
+def with_values(config: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with values of its last method."""
     *before, node = config["guidance"]
     return config | {"guidance": [*before, node | values]}
 
@@ -138,7 +143,7 @@ def _search(
     storage: Path | None = None,
 ) -> tuning.Tuned:
     """Searches the last method of a configuration, in its chain and with its other pieces."""
-    *before, node = config["guidance"]
+    node = config["guidance"][-1]
     return tuning.tune(
         over,
         denoiser,
@@ -150,7 +155,7 @@ def _search(
         start=_values(node),
         storage=storage,
         progress=not quiet,
-        build=lambda values: build_method(config | {"guidance": [*before, node | values]}),
+        build=lambda values: build_method(with_values(config, values)),
         cond=config["cond"],
     )
 
@@ -183,8 +188,9 @@ def write_preset(
     node |= {k: v for k, v in start.items() if v is not None}
     node |= {k: v if isinstance(v, int) else float(f"{v:.4g}") for k, v in found.values.items()}
     said = (
-        f"# {found.method} for {args.operator} with {args.model}, {steps} steps: best of "
-        f"{found.trials} trials on {images} images by {found.objective}, {found.score:.4g} "
+        f"# {' after '.join([found.method, *reversed(args.after)])} for {args.operator} with "
+        f"{args.model}, {steps} steps: best of {found.trials} trials on {images} images "
+        f"by {found.objective}, {found.score:.4g} "
         f"({found.general:.4g} with the values before).\n"
     )
     text = said + OmegaConf.to_yaml(OmegaConf.create({"steps": steps, "guidance": node}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from invdiff.commands.jobs import Job, find_jobs, saved_measurement
 from invdiff.commands.samples import Sampling
 from invdiff.commands.session import Session
 from invdiff.config import build_method, build_operator
+from invdiff.device import peak_memory_mb
 from invdiff.files import write_array
 from invdiff.network import Denoiser
 from invdiff.solving import Restoration
@@ -125,7 +126,8 @@ class Samples(Work):
         result = Sampling.prepare(args, config, denoiser, positions)()
         values = folder / f".values-{positions[0]}.npy"
         write_array(values, result.x)
-        cost = {"nfe": result.nfe, "nbe": result.nbe}
+        peak = peak_memory_mb(denoiser.device)
+        cost = {"nfe": result.nfe, "nbe": result.nbe, "peak_memory_mb": peak}
         return [cost | {"values": values.name, "row": row} for row in range(len(task))]
 
 
@@ -143,9 +145,19 @@ def sample(
     args: argparse.Namespace,
     config: dict[str, Any],
     output: Path,
-) -> Restoration:
-    """Makes the samples of a run in several processes, with an existing folder for what they hand
-    on.
+    finished: Callable[[Tensor, int], Any],
+) -> tuple[Restoration, float | None]:
+    """Makes the samples of a run in several processes.
+
+    Args:
+        sampling: of all images.
+        launcher: that the processes are started by.
+        args, config: of the run.
+        output: an existing folder, for what the processes hand on.
+        finished: called with each image (1, C, H, W) in [0, 1] and its position, in any order.
+
+    Returns:
+        All images, and the largest peak of memory of a process, in MiB.
 
     Raises:
         ValueError: a sample that cannot be made.
@@ -163,14 +175,17 @@ def sample(
                 cost = outcome["result"]
                 values = np.load(output / cost["values"], mmap_mode="r")[cost["row"]]
                 samples[cell["sample"]] = torch.from_numpy(values.copy())
+                finished(samples[cell["sample"]][None], cell["sample"])
                 costs.append(cost)
     finally:
         for values in output.glob(".values-*.npy"):
             values.unlink()
     x = torch.stack([samples[k] for k in sampling.positions])
     nfe, nbe = (sum(cost[key] for cost in costs) / len(costs) for key in ("nfe", "nbe"))
+    peaks = [cost["peak_memory_mb"] for cost in costs if cost["peak_memory_mb"] is not None]
     seconds = time.perf_counter() - begun
-    return Restoration(x[None], nfe, nbe, seconds, sampling.run.describe(1))
+    result = Restoration(x[None], nfe, nbe, seconds, sampling.run.describe(1))
+    return result, max(peaks, default=None)
 
 
 def _done(
@@ -184,18 +199,22 @@ def _done(
     count: int | None = None,
 ) -> Generator[tuple[Cell, dict[str, Any]]]:
     """Each cell with its outcome, as soon as it is there, beside a progress bar that counts to
-    ``count``, by default all cells."""
+    ``count``, by default all cells. Meanwhile the network leaves its GPU to the workers."""
     from tqdm.auto import tqdm
 
     device, count = denoiser.device, len(cells) if count is None else count
-    denoiser.to("cpu")  # the workers need what it holds of a GPU
+    denoiser.to("cpu")
     model = {"device": device.type if device is not None else "cpu"}
     placed: list[Cell] = [{**cell, "model": model} for cell in cells]
     size = max(1, len(cells) // (SHARES * (args.workers or 1)))
     tasks = [placed[k : k + size] for k in range(0, len(cells), size)]
     run = json.dumps({"args": vars(args) | {"quiet": True}, **context}, default=str)
     bar = tqdm(total=count, initial=count - len(cells), disable=args.quiet, unit="image")
-    with bar, closing(launcher(work, tasks, output, {"run": run})) as done:
-        for task, found in done:
-            bar.update(len(task))
-            yield from zip(task, found, strict=True)
+    try:
+        with bar, closing(launcher(work, tasks, output, {"run": run})) as done:
+            for task, found in done:
+                bar.update(len(task))
+                yield from zip(task, found, strict=True)
+    finally:
+        if device is not None:
+            denoiser.to(device)

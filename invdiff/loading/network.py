@@ -207,11 +207,6 @@ def _required(net: torch.nn.Module, config: Mapping[str, Any]) -> tuple[str, ...
         found.remove("encoder_hidden_states")
     if getattr(net, "use_additional_conditions", False):
         found += ["resolution", "aspect_ratio"]
-    if config.get("class_embed_type") in (
-        "timestep",
-        "identity",
-        "projection",
-        "simple_projection",
-    ):
+    if config.get("class_embed_type") in EMBEDDED:
         found.append("class_labels")
     return tuple(dict.fromkeys(found))

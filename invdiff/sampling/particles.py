@@ -32,7 +32,8 @@ def resample(log_w: Tensor, step: Step, threshold: float = 1.0) -> tuple[Tensor,
 
     Args:
         log_w: (B,), log weights up to a constant per image.
-        step: whose ``particles`` consecutive rows belong to one image; it is told of the move.
+        step: whose ``particles`` consecutive rows belong to one image; the rows go into its
+            ``moved``.
         threshold: in [0, 1].
 
     Returns:

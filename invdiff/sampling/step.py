@@ -29,9 +29,9 @@ class Step:
         noise: where all randomness comes from.
         last: the latest prediction, None at the start; after a step to more noise it was made at a
             level with less noise than t.
-        moved: the row that each row goes on from, after each resampling of this step.
         particles: how many consecutive rows of the state are samples of one image: the particle
             system of pieces that say so (:attr:`Piece.particles`), 1 for all others.
+        moved: of each resampling in this step, the row that each row goes on from, (B,).
 
     Examples:
         >>> import torch, invdiff

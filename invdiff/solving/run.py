@@ -427,10 +427,12 @@ def resolve_conditions(
     absent = [n for n in denoiser.required if cond.get(n) is None and n not in given]
     if absent:
         how = ""
-        if denoiser.text is not None and any(n != "image_embeds" for n in absent):
-            how += "; of a prompt (--prompt), **denoiser.conditions_of(prompt) gives it"
-        if denoiser.image_encoder is not None and "image_embeds" in absent:
-            how += "; of an image (--image-prompt), **denoiser.conditions_of_image(image) gives it"
+        if denoiser.text is not None:
+            how += "; **denoiser.conditions_of(prompt) makes conditions of a prompt (--prompt)"
+        if denoiser.image_encoder is not None:
+            how += (
+                "; **denoiser.conditions_of_image(image) makes those of an image (--image-prompt)"
+            )
         raise ValueError(
             f"{denoiser.name} cannot run without {', '.join(absent)}; give "
             f"{'each' if len(absent) > 1 else 'it'} as a keyword argument, "

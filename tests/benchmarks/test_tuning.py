@@ -91,6 +91,9 @@ def test_the_values_found_are_no_worse_than_those_before(
         assert float(psnr) == pytest.approx(found.score, abs=1e-3)
     more = tuning.tune(over, denoiser, "dps", objective, trials=4, **options)
     assert more == found, "what was tried is not tried again"
+    other = tuning.problems(measured[:1], [0], objective)
+    new = tuning.tune(other, denoiser, "dps", objective, trials=1, **options)
+    assert new.trials == 1, "a search on other images is another one"
 
 
 def test_what_cannot_be_tuned_is_refused(
