@@ -44,10 +44,7 @@ def chosen(
     if args.method is not None:
         if args.budget is not None:
             raise ValueError("--budget chooses a method; leave out --budget or --method")
-        shipped = [
-            getattr(load("guidance", name), "shipped", {}).get(operator) for name in args.method
-        ]
-        made.model = args.model or next(filter(None, shipped), MODEL)
+        made.model = args.model or _shipped(args, operator) or MODEL
         if worse := linear_is_better(operator, made.model, args.method[-1]):
             warnings.warn(worse, stacklevel=2)
         return made, "", None
@@ -70,6 +67,17 @@ def chosen(
         about = f"{args.steps} steps"
     why = f"method: {choice.name}, {about}: {choice.why}; others: invdiff list guidance"
     return made, why, denoiser
+
+
+def _shipped(args: argparse.Namespace, operator: str) -> str | None:
+    """The network that ships for a method that does not take every one, trained for the operator,
+    which may be a protocol's."""
+    kinds = [load("guidance", name) for name in args.method]
+    networks = [kind.shipped for kind in kinds if getattr(kind, "shipped", None)]
+    if not networks:
+        return None
+    registered = configure(args, operator, args.method, "none")["operator"]["name"]
+    return next((found[registered] for found in networks if registered in found), None)
 
 
 def _choice(

@@ -77,8 +77,10 @@ def place_prompt(
     """The configuration with what the network is shown of a prompt and an image, under ``cond``,
     and of the negative prompt (else of the null prompt) at the methods that compare with one."""
     prompt, negative = args.prompt, args.negative_prompt
-    if prompt is None and args.image_prompt is not None:
-        prompt = ""
+    shown: dict[str, Any] = {}
+    if args.image_prompt is not None:
+        shown = denoiser.conditions_of_image(read_image(args.image_prompt, 3), images)
+        prompt = prompt or ""
     if prompt is None and negative is None:
         return config
     if prompt is None:
@@ -102,10 +104,9 @@ def place_prompt(
         raise ValueError(
             f"guidance.negative={classes[0]} is a class; with --prompt use --negative-prompt"
         )
-    given = denoiser.conditions_of(prompt, images)
+    given = denoiser.conditions_of(prompt, images) | shown
     other = denoiser.negative_of(negative) if any(takes) else None
-    if args.image_prompt is not None:
-        given |= denoiser.conditions_of_image(read_image(args.image_prompt, 3), images)
+    if shown:
         other = other and other | denoiser.negative_of_image()
     guidance = [
         g | {"negative": other} if t else g for g, t in zip(config["guidance"], takes, strict=True)

@@ -431,7 +431,8 @@ def resolve_conditions(
             how += "; **denoiser.conditions_of(prompt) makes conditions of a prompt (--prompt)"
         if denoiser.image_encoder is not None:
             how += (
-                "; **denoiser.conditions_of_image(image) makes those of an image (--image-prompt)"
+                "; **denoiser.conditions_of_image(image) makes conditions of an image "
+                "(--image-prompt)"
             )
         raise ValueError(
             f"{denoiser.name} cannot run without {', '.join(absent)}; give "

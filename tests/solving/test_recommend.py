@@ -134,7 +134,9 @@ def test_the_command_line_says_why(
     assert "mcgdiff was measured to be worse than the linear estimate" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("operator", "model"), [("sr", "sr3x4"), ("jpeg", "palette_jpeg")])
+@pytest.mark.parametrize(
+    ("operator", "model"), [("sr", "sr3x4"), ("dps_sr", "sr3x4"), ("jpeg", "palette_jpeg")]
+)
 def test_a_method_brings_the_network_of_its_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operator: str, model: str
 ) -> None:
