@@ -22,6 +22,8 @@ WEYL = (0x9E3779B9, 0xBB67AE85)
 BLOCK = 32_704
 """Counters at once on a CPU: they stay in its cache, below the size from which torch divides a
 tensor between threads, and fill whole vectors, so that a number does not depend on its place."""
+AHEAD = 32
+"""Draws at once at most: more would be made for short runs in vain."""
 
 
 def seed_of(*parts: int | str) -> int:
@@ -109,7 +111,8 @@ class NoiseSource:
         """The draws from this one on that fit into a block, the last one first: (size, n) each."""
         columns = -(-n // 4)
         block = BLOCK if self.device.type == "cpu" else self.size * columns
-        count = max(1, block // (self.size * columns)) if self.device.type == "cpu" else 1
+        ahead = AHEAD if self.device.type == "cpu" else 1
+        count = max(1, min(ahead, block // (self.size * columns)))
         chains, draws = self.size * count, torch.arange(draw, draw + count, device=self.device)
         draws = draws.repeat_interleave(self.size)[:, None]
         key = self._key.repeat(1, count)[..., None]

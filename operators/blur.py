@@ -51,6 +51,7 @@ class Blur(LinearOperator):
     kernel: str | Path | Tensor = "gaussian"
     _: KW_ONLY
     sigma: float | Tensor = 2.0
+    sigma_x: float | Tensor | None = None
     kernel_size: int | None = None
     intensity: float = 0.5
     seed: int = 0
@@ -77,11 +78,15 @@ class Blur(LinearOperator):
                 f"kernel must be one of {', '.join(KERNELS)}, an existing kernel file or a "
                 f"tensor, got {str(self.kernel)!r}"
             )
-        if not self.sigma > 0 or self.sigma == float("inf"):
-            raise ValueError(
-                "sigma, the kernel's standard deviation in pixels, must be positive, got "
-                f"{self.sigma}"
-            )
+        for name in ("sigma", "sigma_x"):
+            value = getattr(self, name)
+            if value is not None and (not value > 0 or value == float("inf")):
+                raise ValueError(
+                    f"{name}, the kernel's standard deviation in pixels, must be positive, got "
+                    f"{value}"
+                )
+        if self.sigma_x is not None and str(self.kernel) != "gaussian":
+            raise ValueError("sigma_x belongs to the gaussian kernel alone")
         size = self.kernel_size
         if size is not None and (
             isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % 2 == 0
@@ -169,8 +174,8 @@ class Blur(LinearOperator):
             return kernel.to("cpu", torch.float64, copy=True)
         match str(self.kernel):
             case "gaussian" | "box":
-                profile = self._profile()
-                return profile[:, None] * profile
+                rows, columns = self._profiles()
+                return rows[:, None] * columns
             case unknown if unknown in kernel_estimate.PRIORS:
                 return self._guess()
             case "disk":
@@ -187,17 +192,19 @@ class Blur(LinearOperator):
         size = self.kernel_size or 15
         return blur("gaussian", sigma=max(size / 6, 0.5), kernel_size=size).make_kernel()
 
-    def _profile(self) -> Tensor:
-        """The 1-D factor of a gaussian or box kernel."""
+    def _profiles(self) -> tuple[Tensor, Tensor]:
+        """The 1-D factors of a gaussian or box kernel, along a column and along a row."""
         if str(self.kernel) == "box":
             size = self.kernel_size or 9
-            return torch.full((size,), 1 / size, dtype=torch.float64)
-        radius = (
-            int(4 * self.sigma + 0.5) if self.kernel_size is None else self.kernel_size // 2
-        )  # as scipy.ndimage
-        profile = torch.exp(
-            -0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / self.sigma) ** 2
-        )
+            return (torch.full((size,), 1 / size, dtype=torch.float64),) * 2
+        across = self.sigma if self.sigma_x is None else self.sigma_x
+        return self._gaussian(self.sigma), self._gaussian(across)
+
+    def _gaussian(self, sigma: float | Tensor) -> Tensor:
+        size = self.kernel_size
+        radius = int(4 * sigma + 0.5) if size is None else size // 2  # as scipy.ndimage
+        places = torch.arange(-radius, radius + 1, dtype=torch.float64)
+        profile = torch.exp(-0.5 * (places / sigma) ** 2)
         return profile / profile.sum()
 
     def _check_fits(self, size: Sequence[int], shape: Shape) -> None:
@@ -377,9 +384,9 @@ class SeparableBlur(SeparableOperator, Blur):
 
     def matrices(self, shape: Shape) -> tuple[Tensor, Tensor]:
         check_image_shape(shape, "Blur")
-        profile = self._profile()
-        self._check_fits((len(profile),) * 2, shape)
-        return self._matrix(profile, shape[1]), self._matrix(profile, shape[2])
+        rows, columns = self._profiles()
+        self._check_fits((len(rows), len(columns)), shape)
+        return self._matrix(rows, shape[1]), self._matrix(columns, shape[2])
 
     def _matrix(self, profile: Tensor, size: int) -> Tensor:
         reach = len(profile) // 2
@@ -397,6 +404,7 @@ def blur(
     kernel: str | Path | Tensor = Blur.kernel,
     *,
     sigma: float | Tensor = Blur.sigma,
+    sigma_x: float | Tensor | None = None,
     kernel_size: int | None = None,
     intensity: float = Blur.intensity,
     seed: int = Blur.seed,
@@ -414,6 +422,8 @@ def blur(
             they are, files as :func:`invdiff.images.read_kernel` says: pictures are divided by
             their sum, and arrays where that is far from 1.
         sigma: standard deviation of the gaussian, in pixels.
+        sigma_x: along a row (horizontally), where the gaussian is as wide as sigma along a column
+            alone. None is sigma.
         kernel_size: k, side of the kernel in pixels, odd; the disk's diameter. None is 4 sigma to
             each side for the gaussian, 31 for motion, 15 for unknown (at most 63), 9 for box and
             disk.
@@ -436,6 +446,7 @@ def blur(
     return kind(
         kernel,
         sigma=sigma,
+        sigma_x=sigma_x,
         kernel_size=kernel_size,
         intensity=intensity,
         seed=seed,

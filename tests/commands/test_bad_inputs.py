@@ -54,7 +54,7 @@ PATHS = (
 )
 STEP = ("--method", "ddnm", "--steps", "1")
 SOLVE = ("solve", "--input", "a.png", *STEP)
-PARTS = 20
+PARTS = 40
 SECONDS = 60
 
 

@@ -195,20 +195,25 @@ def test_batches_land_on_disk_as_they_finish(
     assert sorted(p.name for p in out.iterdir()) == ["run.json", *finished]
 
 
+@pytest.mark.parametrize(
+    "what",
+    [
+        ["--label", "3,5", "--num-samples", "3"],
+        pytest.param(["--interpolate", "4", "--num-samples", "3", "--gif"], marks=pytest.mark.slow),
+    ],
+    ids=["labels", "walk"],
+)
 def test_several_processes_make_what_one_does(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    what: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of classes and of a walk; what they handed on is gone in the end."""
-    wide = ["--label", "3,5", "--num-samples", "3"]
-    walk = ["--interpolate", "4", "--num-samples", "3", "--gif"]
-    for name, what in (("labels", wide), ("walk", walk)):
-        alone = generate(tmp_path / f"{name} alone", *what)
-        spread = generate(tmp_path / f"{name} spread", *what, "--workers", "2")
-        assert {k: v for k, v in alone.items() if k not in ("seconds", "peak_memory_mb")} == {
-            k: v for k, v in spread.items() if k not in ("seconds", "peak_memory_mb")
-        }
-        x, y = (samples(tmp_path / f"{name} {how}", alone) for how in ("alone", "spread"))
-        assert (x - y).abs().max() < 1.5 / 255  # the numbers of threads differ
+    """What they handed on is gone in the end."""
+    alone = generate(tmp_path / "alone", *what)
+    spread = generate(tmp_path / "spread", *what, "--workers", "2")
+    assert {k: v for k, v in alone.items() if k not in ("seconds", "peak_memory_mb")} == {
+        k: v for k, v in spread.items() if k not in ("seconds", "peak_memory_mb")
+    }
+    x, y = (samples(tmp_path / how, alone) for how in ("alone", "spread"))
+    assert (x - y).abs().max() < 1.5 / 255  # the numbers of threads differ
     before = sorted(tmp_path.rglob("*"))
     refused = ["generate", "--output", str(tmp_path / "no"), *FAST, "--workers"]
     assert main([*refused, "2", "--trajectory"]) == 2

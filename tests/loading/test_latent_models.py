@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -386,50 +385,24 @@ def test_other_dtypes_keep_float32_states(text_folder: Path, dtype: torch.dtype)
 # On the command line ------------------------------------------------------------------------------
 
 
-def test_prompts_in_a_process(text_folder: Path, tmp_path: Path) -> None:
-    write_image(
-        tmp_path / "photo.png", torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
-    )
-    arguments = [
-        "solve",
-        "--model",
-        str(text_folder),
-        "--input",
-        "photo.png",
-        "--operator",
-        "sr",
-        "--method",
-        "cfg",
-        "--method",
-        "dps",
-    ]
-    arguments += [
-        "--prompt",
-        "a cat",
-        "--negative-prompt",
-        "blurry",
-        "--steps",
-        "2",
-        "--output",
-        "restored",
-        "--quiet",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "invdiff", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Loading" not in done.stderr
-    record = json.loads((tmp_path / "restored" / "result.json").read_text())
-    assert (
-        record["config"]["prompt"],
-        record["config"]["negative_prompt"],
-        record["nfe"],
-        record["nbe"],
-    ) == ("a cat", "blurry", 4, 4)
-    assert (tmp_path / "restored" / "comparison.png").is_file()
+def test_solve_with_prompts(
+    text_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_image(Path("photo.png"), torch.rand(3, 32, 32))
+    arguments = ["--model", str(text_folder), "--input", "photo.png", "--operator", "sr"]
+    arguments += ["--method", "cfg", "--method", "dps", "--prompt", "a cat"]
+    arguments += ["--negative-prompt", "blurry", "--steps", "2", "--output", "out", "--quiet"]
+    assert main(["solve", *arguments]) == 0
+    assert "Loading" not in capfd.readouterr().err
+    record = json.loads(Path("out/result.json").read_text())
+    assert record["config"]["prompt"] == "a cat"
+    assert record["config"]["negative_prompt"] == "blurry"
+    assert (record["nfe"], record["nbe"]) == (4, 4)
+    assert Path("out/comparison.png").is_file()
 
 
 def test_generate_with_prompts(

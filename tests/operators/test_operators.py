@@ -297,6 +297,17 @@ def test_blur_is_scipys_convolution(border: str, mode: str, kernel: str) -> None
         )
 
 
+@pytest.mark.parametrize("border, mode", [("circular", "wrap"), ("reflect", "mirror")])
+def test_a_gaussian_may_be_wider_along_a_row(border: str, mode: str) -> None:
+    operator, x = blur(sigma=0.8, sigma_x=2.1, border=border), rand(1, 1, 17, 24)
+    expected = scipy.ndimage.gaussian_filter(x[0, 0].numpy(), (0.8, 2.1), mode=mode)
+    assert close(operator(x)[0, 0], torch.from_numpy(expected), 1e-12)
+    with pytest.raises(ValueError, match="sigma_x, the kernel's standard deviation"):
+        blur(sigma_x=0.0)
+    with pytest.raises(ValueError, match="the gaussian kernel alone"):
+        blur("disk", sigma_x=2.0)
+
+
 def test_kernels() -> None:
     for kernel in ("gaussian", "motion", "box", "disk"):
         w = blur(kernel).make_kernel()

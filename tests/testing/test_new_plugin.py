@@ -85,6 +85,7 @@ def test_the_example_is_solved_with(example: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "restored.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_example_passes_every_check(example: Path, tmp_path: Path) -> None:
     done = python(example, tmp_path, "-m", "invdiff", "check", "invdiff_example", "--json")
     assert done.returncode == 0, done.stderr
