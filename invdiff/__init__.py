@@ -15,7 +15,7 @@ _HOME = {
     "Level": "schedules",
     "Schedule": "schedules",
     "Operator": "problem.operator",
-    "LinearOperator": "problem.operator",
+    "LinearOperator": "problem.linear",
     "SpectralOperator": "problem.spectral",
     "Measurement": "problem.measurement",
     "make_operator": "problem.make",

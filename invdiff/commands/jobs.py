@@ -22,7 +22,7 @@ from invdiff.network import Denoiser
 from invdiff.noise import seed_of
 from invdiff.plugins.registry import name_of
 from invdiff.problem import LinearOperator, Measurement, Operator
-from invdiff.problem.operator import poisson_sigma
+from invdiff.problem.simulate import poisson_sigma
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from invdiff.problem.composite import Composite, assemble
-from invdiff.problem.operator import LinearOperator, Operator, Shape, of_kind
+from invdiff.problem.linear import LinearOperator
+from invdiff.problem.operator import Operator, Shape, of_kind
 
 
 @dataclass(frozen=True, eq=False)

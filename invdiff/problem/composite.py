@@ -11,8 +11,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from invdiff.problem.linear import LinearOperator
 from invdiff.problem.make import as_operator, make_operator, remade
-from invdiff.problem.operator import LinearOperator, Operator, Shape
+from invdiff.problem.operator import Operator, Shape
 
 Part = Operator | str | Mapping[str, Any]
 

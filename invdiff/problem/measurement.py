@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from invdiff.problem import measurement_file
+from invdiff.problem.linear import LinearOperator
 from invdiff.problem.make import as_operator
-from invdiff.problem.operator import LinearOperator, Operator, check_tensor, of_kind
+from invdiff.problem.operator import Operator, check_tensor, of_kind
 from invdiff.problem.spectral import SpectralOperator, compact, inverted
 from invdiff.problem.wrapped import Rescaled, whitened
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,15 +29,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import torch
 from torch import Tensor
 
-from invdiff.noise import generator_of
-
 if TYPE_CHECKING:
     from invdiff.problem.measurement import Measurement
-from invdiff.problem.solvers import conjugate_gradients, rounds
 
 Shape = tuple[int, ...]
-GAINS = 1e-9, 1e9
-"""Of Poisson noise: counts that are numbers, and that are not all zero."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,48 +215,9 @@ class Operator(ABC):
                 the Gaussian approximation.
             image_ids: the k of each image; by default 0..B-1.
         """
-        from invdiff.problem.measurement import Measurement, per_image
+        from invdiff.problem.simulate import simulated
 
-        if self.unknown:
-            raise ValueError(
-                f"the {' and '.join(self.unknown)} of this {self.kind} is unknown, so that nothing "
-                "can be simulated with it: give what was measured (--measurement FILE, or "
-                "Measurement(y, operator, sigma)), or say what it is"
-            )
-        check_tensor(x, "x")
-        if not x.is_floating_point() and not x.is_complex():
-            raise TypeError(
-                f"x must be a float tensor, images in [0, 1]; got {x.dtype} (divide 8-bit "
-                "values by 255)"
-            )
-        if gain != 0 and not GAINS[0] <= gain <= GAINS[1]:
-            raise ValueError(
-                f"gain must be 0, for no Poisson noise, or between {GAINS[0]:g} and {GAINS[1]:g}, "
-                f"got {gain:.6g}"
-            )
-        _check_range(x)
-        operator = (self.of_complex_images() if x.is_complex() else self).bind(tuple(x.shape[1:]))
-        y = operator(x)
-        if gain > 0 and y.is_complex():
-            raise ValueError(f"Poisson noise is of real counts, but {self.kind} gives complex y")
-        std = per_image(sigma, y)
-        generators = [generator_of("measurement", seed, k) for k in (image_ids or range(len(y)))]
-        if gain > 0:
-            counts = [
-                torch.poisson(row.clamp(min=0).cpu() / gain, generator=g)
-                for row, g in zip(y, generators, strict=True)
-            ]
-            y = gain * torch.stack(counts).to(y)
-        noise = torch.stack(
-            [
-                torch.randn(row.shape, dtype=row.dtype, generator=g)
-                for row, g in zip(y, generators, strict=True)
-            ]
-        )
-        y = y + std * noise.to(y.device)  # Measurement drops it where nothing is measured
-        if gain > 0:
-            std = poisson_sigma(y, std, gain)
-        return Measurement(y, operator, std)
+        return simulated(self, x, sigma, seed, gain, image_ids)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -392,106 +347,6 @@ def _real_of(dtype: torch.dtype) -> torch.dtype:
     return {torch.complex128: torch.float64, torch.complex64: torch.float32}.get(dtype, dtype)
 
 
-@dataclass(frozen=True, eq=False)
-class LinearOperator(Operator):
-    """``y = A x``. ``pinv`` and ``prox`` are solved by conjugate gradients unless a subclass knows
-    better.
-
-    Examples:
-        >>> import torch
-        >>> from dataclasses import dataclass
-        >>> @dataclass(frozen=True, eq=False)
-        ... class Twice(LinearOperator):
-        ...     '''y = 2 x.'''
-        ...     def _forward(self, x):
-        ...         return 2 * x
-        ...     def _adjoint(self, y):
-        ...         return 2 * y
-        >>> operator = Twice().bind((1, 1, 1))
-        >>> operator.pinv(torch.full((1, 1, 1, 1), 3.0))
-        tensor([[[[1.5000]]]])
-    """
-
-    @abstractmethod
-    def _adjoint(self, y: Tensor) -> Tensor:
-        """A* y."""
-
-    def _pinv(self, y: Tensor, ridge: Tensor | float) -> Tensor:
-        return conjugate_gradients(
-            lambda x: self._adjoint(self._forward(x)) + ridge * x,
-            self._adjoint(y),
-            rounds(self._memo.get("largest"), ridge),
-        )
-
-    def _prox(self, z: Tensor, y: Tensor, gamma: Tensor | float) -> Tensor:
-        scale = gamma if isinstance(gamma, Tensor) or gamma > 0 else 1.0
-        return conjugate_gradients(
-            lambda x: x + gamma * self._adjoint(self._forward(x)),
-            z + gamma * self._adjoint(y),
-            rounds(self._memo.get("largest"), 1 / scale),  # as of A*A + 1 / gamma
-        )
-
-    def prepare(self) -> None:
-        """Makes ready for solves on a device, whose data is not read: how many iterations they
-        take follows from the largest singular value. The loop calls it before it starts; the
-        estimate is read once."""
-        device = next((v.device for v in self.state.values()), None)
-        if self.shape is None or device is None or device.type in ("cpu", "meta"):
-            return
-        if "largest" not in self._memo:
-            self._memo["largest"] = self.largest()
-
-    def largest(self) -> float:
-        """The largest singular value, from above: ten steps of the power method on A* A and a tenth
-        on top. The operator must be bound."""
-        assert self.shape is not None
-        like = next((v for v in self.state.values() if not v.dtype.is_complex), torch.zeros(()))
-        dtype = like.dtype if like.is_floating_point() else torch.float32
-        images = max([1, *(len(self.state[name]) for name in self.per_image)])
-        draw = torch.randn(images, *self.shape, generator=generator_of("largest"), dtype=dtype)
-        x = draw.to(like.device)
-        for _ in range(10):
-            x = self._adjoint(self._forward(x / torch.linalg.vector_norm(x)))
-        return 1.1 * float(torch.linalg.vector_norm(x)) ** 0.5
-
-    @property
-    def H(self) -> LinearOperator:
-        """A* as an operator; ``A.H.H`` is A. The operator must be bound."""
-        from invdiff.problem.algebra import adjoint_of
-
-        return adjoint_of(self)
-
-    @property
-    def gram(self) -> Operator:
-        """A* A as an operator. The operator must be bound."""
-        return self.H @ self
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """A* y, (B, *image shape)."""
-        return self._for_measurement(y)._adjoint(y)
-
-    def pinv(self, y: Tensor, ridge: float | Tensor = 0.0) -> Tensor:
-        """The Moore-Penrose pseudo-inverse A† y: the smallest of the images that fit y best.
-
-        With a ridge >= 0, a number or one per image, it is regularised: (A* A + ridge)^-1 A* y = A*
-        (A A* + ridge)^-1 y. Both are one map whose limit at 0 is A†, so methods with noise need no
-        second formula for measurements without.
-        """
-        return self._for_measurement(y)._pinv(
-            y, broadcastable(ridge, y.ndim if self.shape is None else 1 + len(self.shape))
-        )
-
-    def prox(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
-        """argmin_x  gamma/2 ‖A x − y‖² + 1/2 ‖x − z‖², gamma a number or one per image."""
-        return self._for_image(z)._prox(z, y, broadcastable(gamma, z.ndim))
-
-
-def poisson_sigma(y: Tensor, sigma: float | Tensor, gain: float) -> Tensor:
-    """The standard deviation of ``y = gain * Poisson(A(x) / gain) + sigma * n`` at each pixel, as
-    estimated from y itself: ``sqrt(sigma^2 + gain * y)``, with at least one count."""
-    return torch.sqrt(torch.as_tensor(sigma) ** 2 + gain * y.clamp(min=gain))
-
-
 def check_tensor(x: object, what: str) -> None:
     """Refuses what is no tensor, and half precision, which is too coarse for a measurement.
 
@@ -503,33 +358,6 @@ def check_tensor(x: object, what: str) -> None:
         raise TypeError(f"{what} must be a tensor (B, ...), got {type(x).__name__}{how}")
     if x.dtype in (torch.float16, torch.bfloat16):
         raise TypeError(f"{what} is {x.dtype}, too coarse for a measurement; give {what}.float()")
-
-
-def _check_range(x: Tensor) -> None:
-    """Warns where x looks like images, but not like images in [0, 1]: latents, vectors and toys of
-    a few pixels are as they are."""
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < 16 or x.is_meta or len(x) == 0:
-        return
-    if x.is_complex():
-        return
-    low, high = (float(v) for v in x.detach().aminmax())
-    if low < -0.5 or high > 1.5:
-        range_, how = ("[0, 255]", "x / 255") if high > 2 else ("[-1, 1]", "(x + 1) / 2")
-        warnings.warn(
-            f"x has values from {low:.3g} to {high:.3g}, but images are in [0, 1] here, "
-            "whatever the network's own range; "
-            f"if these are in {range_}, give {how}",
-            stacklevel=3,
-        )
-
-
-def broadcastable(value: float | Tensor, ndim: int) -> float | Tensor:
-    """One number per image, ready to broadcast against images."""
-    return (
-        value.view(-1, *(1,) * (ndim - 1))
-        if isinstance(value, Tensor) and value.ndim == 1
-        else value
-    )
 
 
 Kind = TypeVar("Kind", bound=Operator)

@@ -31,7 +31,8 @@ from deepinv.physics import BlurFFT, DecomposablePhysics, LinearPhysics, Physics
 from torch import Tensor
 
 from invdiff.noise import generator_of, seed_of
-from invdiff.problem.operator import LinearOperator, Operator, Shape
+from invdiff.problem.linear import LinearOperator
+from invdiff.problem.operator import Operator, Shape
 from invdiff.problem.spectral import SpectralOperator
 from invdiff.problem.views import SAME, View, views
 

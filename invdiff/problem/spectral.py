@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from invdiff.problem.operator import LinearOperator
+from invdiff.problem.linear import LinearOperator
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from invdiff.network import Autoencoder
 from invdiff.noise import generator_of
-from invdiff.problem.operator import LinearOperator, Operator, Shape, of_kind
+from invdiff.problem.linear import LinearOperator
+from invdiff.problem.operator import Operator, Shape, of_kind
 from invdiff.problem.spectral import SpectralOperator
 
 

@@ -25,7 +25,7 @@ from invdiff.operators.varying_blur import VaryingBlur
 from invdiff.problem import LinearOperator, Measurement, Operator, SpectralOperator, make_operator
 from invdiff.problem.composite import LinearComposition
 from invdiff.problem.make import as_operator
-from invdiff.problem.operator import _check_range
+from invdiff.problem.simulate import check_range
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -849,6 +849,6 @@ def test_images_in_another_range_are_told(x: torch.Tensor, how: str) -> None:
 @pytest.mark.filterwarnings("error")
 def test_what_is_no_image_has_any_range(x: torch.Tensor) -> None:
     if x.is_meta:
-        _check_range(x)
+        check_range(x)
     else:
         make_operator("denoise").measure(x)
