@@ -12,6 +12,7 @@ import torch
 import invdiff
 from invdiff import Denoiser, load_model, make_operator, schedules, solve
 from invdiff.commands.main import main
+from invdiff.images import sample_photo, write_image
 from invdiff.plugins.registry import list_plugins
 from invdiff.solving import recommend as module
 from invdiff.solving.recommend import BUDGETS, SLACK, Measured, measured, recommend
@@ -118,19 +119,24 @@ def test_the_command_line_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["solve", "--operator", "sr", "--budget", "fast", "--output", "out"]) == 0
+    write_image(Path("photo.png"), sample_photo(64)[0])
+
+    def run(*arguments: str) -> int:
+        return main(["solve", "--input", "photo.png", *arguments])
+
+    assert run("--operator", "sr", "--budget", "fast", "--output", "out") == 0
     said = capsys.readouterr().err
     assert "method: ddrm, 20 steps, 20 evaluations: best LPIPS (0.200) of 2 methods" in said
     record = json.loads(Path("out/result.json").read_text())
     assert record["nfe"] == 20 and record["config"]["guidance"][0]["eta"] == 0.5
-    assert main(["solve", "--operator", "sr", "--steps", "3", "--output", "few"]) == 0
+    assert run("--operator", "sr", "--steps", "3", "--output", "few") == 0
     assert "method: diffpir, 3 steps" in capsys.readouterr().err
-    assert main(["solve", "--operator", "hdr", "--steps", "2", "--output", "hdr"]) == 0
+    assert run("--operator", "hdr", "--steps", "2", "--output", "hdr") == 0
     assert "method: dps, 2 steps" in capsys.readouterr().err
-    assert main(["solve", "--operator", "sr", "--method", "dps", "--budget", "fast"]) == 2
+    assert run("--operator", "sr", "--method", "dps", "--budget", "fast") == 2
     assert "leave out --budget or --method" in capsys.readouterr().err
-    bad = ["solve", "--operator", "sr", "--method", "mcgdiff", "--steps", "2", "--output", "bad"]
-    assert main([*bad, "num_samples=2"]) == 0
+    bad = ["--operator", "sr", "--method", "mcgdiff", "--steps", "2", "--output", "bad"]
+    assert run(*bad, "num_samples=2") == 0
     assert "mcgdiff was measured to be worse than the linear estimate" in capsys.readouterr().err
 
 
