@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import math
 import platform
 import re
 import sys
@@ -57,7 +58,7 @@ def place_label(
     """The configuration with a label, or one for each image, at every method that takes one; where
     none does, as a condition of the network itself, under ``cond``."""
     if label is None:
-        return config | {"cond": {}}
+        return config
     takes = [
         "label" in inspect.signature(load("guidance", node["name"])).parameters
         for node in config["guidance"]
@@ -66,20 +67,22 @@ def place_label(
         guidance = [
             g | {"label": label} if t else g for g, t in zip(config["guidance"], takes, strict=True)
         ]
-        return config | {"guidance": guidance, "cond": {}}
+        return config | {"guidance": guidance}
     denoiser.labels(label, len(label) if isinstance(label, list) else 1)  # raises
-    return config | {"cond": {"label": label}}
+    return config | {"cond": config["cond"] | {"label": label}}
 
 
-def place_prompt(
-    config: dict[str, Any], denoiser: Denoiser, args: argparse.Namespace, images: int = 1
+def condition(
+    config: dict[str, Any], denoiser: Denoiser, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """The configuration with what the network is shown of a prompt and an image, under ``cond``,
-    and of the negative prompt (else of the null prompt) at the methods that compare with one."""
+    """The configuration with what the network is given, under ``cond``: numbers as tensors with one
+    entry for all images, and what it is shown of a prompt and an image. The negative prompt (else
+    the null prompt) stands at the methods that compare with one."""
+    config = config | {"cond": {k: _condition(k, v) for k, v in config["cond"].items()}}
     prompt, negative = args.prompt, args.negative_prompt
     shown: dict[str, Any] = {}
     if args.image_prompt is not None:
-        shown = denoiser.conditions_of_image(read_image(args.image_prompt, 3), images)
+        shown = denoiser.conditions_of_image(read_image(args.image_prompt, 3))
         prompt = prompt or ""
     if prompt is None and negative is None:
         return config
@@ -104,7 +107,7 @@ def place_prompt(
         raise ValueError(
             f"guidance.negative={classes[0]} is a class; with --prompt use --negative-prompt"
         )
-    given = denoiser.conditions_of(prompt, images) | shown
+    given = denoiser.conditions_of(prompt) | shown
     other = denoiser.negative_of(negative) if any(takes) else None
     if shown:
         other = other and other | denoiser.negative_of_image()
@@ -112,6 +115,17 @@ def place_prompt(
         g | {"negative": other} if t else g for g, t in zip(config["guidance"], takes, strict=True)
     ]
     return config | {"guidance": guidance, "cond": config["cond"] | given}
+
+
+def _condition(name: str, value: Any) -> Any:
+    if name == "label":
+        return value
+    numbers = value if isinstance(value, list) else [value]
+    if not numbers or not all(
+        isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers
+    ):
+        raise ValueError(f"cond.{name} is a number, or a list of numbers, got {value!r}")
+    return torch.tensor([value], dtype=torch.float32)
 
 
 def configure(

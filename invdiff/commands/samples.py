@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from invdiff import images
-from invdiff.commands.common import Watch, batch_size, place_label, place_prompt, sides
+from invdiff.commands.common import Watch, batch_size, condition, place_label, sides
 from invdiff.config import build_method
 from invdiff.network import Denoiser
 from invdiff.sampling import Method
@@ -99,7 +99,7 @@ class Sampling:
         shape = _shape(sides(args.size), denoiser)
         labels: Any = None if args.label is None else [layout.label_of[k] for k in positions]
         labelled = place_label(config, denoiser, labels)
-        labelled = place_prompt(labelled, denoiser, args, len(positions))
+        labelled = condition(labelled, denoiser, args)
         method = build_method(labelled, default=DDIM() if walk else None)
         x_T = None
         if walk:

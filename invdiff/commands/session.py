@@ -165,8 +165,6 @@ class Session:
             todo.measurement.operator is first.operator
             and todo.measurement.y.shape == first.y.shape
             and not self.args.gif
-            and self.args.prompt is None
-            and self.args.image_prompt is None
             and (pixels <= AT_ONCE if asked is None else chains <= asked)
             and not self._windows(todo)
         )

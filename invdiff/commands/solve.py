@@ -11,10 +11,10 @@ from typing import Any
 from invdiff.commands.choice import chosen
 from invdiff.commands.common import (
     check_reading,
+    condition,
     is_spread,
     load_models,
     place_label,
-    place_prompt,
 )
 from invdiff.commands.folder import check_paths, choose_folder, warn_of_others
 from invdiff.commands.forecast import Forecast
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
         config = fitting(args, config, find_jobs(args, denoiser, saved)[0], denoiser)
     operator = build_operator(config) if saved is None else saved.operator
     config = place_label(config, denoiser, args.label)
-    prompted = place_prompt(config, denoiser, args)
+    prompted = condition(config, denoiser, args)
     method = build_method(prompted)
     config |= {"prompt": args.prompt, "negative_prompt": args.negative_prompt}
     config |= {"image_prompt": args.image_prompt}

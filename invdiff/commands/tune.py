@@ -14,10 +14,10 @@ from invdiff.benchmarks.tables import markdown
 from invdiff.commands.choice import MODEL
 from invdiff.commands.common import (
     check_numbers,
+    condition,
     configure,
     load_models,
     place_label,
-    place_prompt,
 )
 from invdiff.commands.folder import check_paths
 from invdiff.commands.jobs import Job, find_jobs, measure
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         operator = build_operator(config)
         measured = [measure(job, operator, config, denoiser) for job in jobs]
         over = tuning.problems(measured, [job.id for job in jobs], objective, config["seed"])
-        placed = place_prompt(place_label(config, denoiser, args.label), denoiser, args)
+        placed = condition(place_label(config, denoiser, args.label), denoiser, args)
         start, steps = _values(config["guidance"][-1]), config["steps"]
         if args.budget is not None:
             steps = _steps_of(args.budget, over[0], denoiser, placed)

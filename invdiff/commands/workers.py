@@ -19,7 +19,7 @@ from invdiff.benchmarks.harness import Launcher
 from invdiff.benchmarks.launchers import make_launcher
 from invdiff.benchmarks.schema import Cell, Result, Task
 from invdiff.benchmarks.suite import Work
-from invdiff.commands.common import load_models, place_prompt
+from invdiff.commands.common import condition, load_models
 from invdiff.commands.forecast import Forecast
 from invdiff.commands.jobs import Job, find_jobs, saved_measurement
 from invdiff.commands.samples import Sampling
@@ -66,7 +66,7 @@ def _session(run: str, output: Path) -> tuple[Session, list[Job]]:
     denoiser, upscaler = load_models(args, config)
     saved = saved_measurement(args)
     operator = build_operator(config) if saved is None else saved.operator
-    prompted = place_prompt(config, denoiser, args)
+    prompted = condition(config, denoiser, args)
     method, jobs = build_method(prompted), find_jobs(args, denoiser, saved)
     return Session(
         args,

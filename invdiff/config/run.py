@@ -20,10 +20,11 @@ FLAGS = {
     **{key: "--upscale" for key in ("upscale", "upscale.name")},
     "preset": "--preset",
     "guidance.label": "--label",
+    "cond.label": "--label",
     "model.allow_pickle": "--allow-pickle",
 }
 PLAIN = (bool, int, float, str, tuple, list, type(None))
-OPEN_GROUPS = ("operator", "guidance", "model", "transition", "itinerary", "upscale")
+OPEN_GROUPS = ("operator", "guidance", "model", "transition", "itinerary", "upscale", "cond")
 
 
 def compose(
@@ -49,8 +50,8 @@ def compose(
             Where an override changes a switch (true or false) of the method that the preset states,
             what else it states of the method is left out, with a warning: it was tuned with that.
         overrides: Hydra's ``key=value``. Keys below ``operator.``, ``guidance.``, ``model.``,
-            ``transition.``, ``itinerary.`` and ``upscale.`` may be new: the object made from them
-            checks them. In a chain ``guidance.key`` goes to the methods that have it, and
+            ``transition.``, ``itinerary.``, ``upscale.`` and ``cond.`` may be new: what is made
+            from them checks them. In a chain ``guidance.key`` goes to the methods that have it, and
             ``guidance.METHOD.key`` to that one. ``transition=NAME`` is short for
             ``transition.name=NAME``, likewise for the itinerary.
 
@@ -180,6 +181,9 @@ def _compose(
                 begun: Any = OmegaConf.to_container(hydra_compose("config", general)["guidance"])
                 plain["guidance"] = _filled("guidance", begun | own)
     refuse_targets(plain)
+    plain["cond"] = plain["cond"] or {}
+    if not isinstance(plain["cond"], dict):
+        raise ValueError(f"a condition has a name: cond.NAME={plain['cond']}")
     plain["model"]["name"] = model
     plain["preset"] = preset if is_file(preset) else found
     if operator is not None:

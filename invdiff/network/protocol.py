@@ -73,4 +73,14 @@ def facts_of(net: Callable[..., Any]) -> Facts:
         return Facts()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return Facts()
-    return Facts(conditions=frozenset(p.name for p in parameters[2:]))
+    others = parameters[2:]
+    return Facts(
+        conditions=frozenset(p.name for p in others),
+        required=tuple(
+            p.name
+            for p in others
+            if p.default is p.empty
+            and p.kind is not p.VAR_POSITIONAL
+            and p.name not in ("label", "cond")
+        ),
+    )

@@ -413,8 +413,8 @@ def resolve_conditions(
     unless guidance gives it.
 
     Refuses keyword arguments that neither we nor the network know (most are misspelt, or belong to
-    the method), what is missing, labels that are none, and tensors that have not one entry for each
-    image.
+    the method), what is missing, labels that are none, and tensors that have neither one entry for
+    each image nor one for all.
     """
     known = ("label",) if denoiser.cond_channels is None else ("label", "cond")
     for name in cond:
@@ -436,17 +436,20 @@ def resolve_conditions(
             )
         raise ValueError(
             f"{denoiser.name} cannot run without {', '.join(absent)}; give "
-            f"{'each' if len(absent) > 1 else 'it'} as a keyword argument, "
-            f"one entry for each image{how}"
+            f"{'each' if len(absent) > 1 else 'it'} as a keyword argument, one entry for each "
+            f"image or one for all (cond.{absent[0]}=NUMBER on the command line){how}"
         )
     label = {}
     if denoiser.num_classes is not None and ("label" in cond or "label" not in given):
         label = {"label": denoiser.labels(cond.get("label"), images)}
     resolved = {**cond, **label}
     for name, value in resolved.items():
-        if isinstance(value, Tensor) and value.shape[:1] != (images,):
+        if not isinstance(value, Tensor):
+            continue
+        if value.shape[:1] not in ((1,), (images,)):
             raise ValueError(
-                f"{name} must have one entry for each of the {images} images, got shape "
-                f"{tuple(value.shape)}"
+                f"{name} must have one entry for each of the {images} images, or one for all, got "
+                f"shape {tuple(value.shape)}"
             )
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in resolved.items()}
+        resolved[name] = value.to(device).expand(images, *value.shape[1:])
+    return resolved

@@ -29,7 +29,7 @@ import invdiff
 from invdiff import schedules
 from invdiff.commands.main import main
 from invdiff.guidance.cfg import CFG
-from invdiff.images import write_image
+from invdiff.images import read_image, write_image
 from invdiff.itineraries import LateStart
 from invdiff.loading.autoencoder import from_diffusers
 from invdiff.network import Denoiser
@@ -391,18 +391,25 @@ def test_solve_with_prompts(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    """Two images as one batch are what each is by itself."""
     monkeypatch.chdir(tmp_path)
-    write_image(Path("photo.png"), torch.rand(3, 32, 32))
-    arguments = ["--model", str(text_folder), "--input", "photo.png", "--operator", "sr"]
+    Path("in").mkdir()
+    for name in "ab":
+        write_image(Path(f"in/{name}.png"), torch.rand(3, 32, 32))
+    arguments = ["--model", str(text_folder), "--input", "in", "--operator", "sr", "--quiet"]
     arguments += ["--method", "cfg", "--method", "dps", "--prompt", "a cat"]
-    arguments += ["--negative-prompt", "blurry", "--steps", "2", "--output", "out", "--quiet"]
-    assert main(["solve", *arguments]) == 0
+    arguments += ["--negative-prompt", "blurry", "--steps", "2", "--output"]
+    assert main(["solve", *arguments, "out"]) == 0
     assert "Loading" not in capfd.readouterr().err
-    record = json.loads(Path("out/result.json").read_text())
+    record = json.loads(Path("out/a/result.json").read_text())
     assert record["config"]["prompt"] == "a cat"
     assert record["config"]["negative_prompt"] == "blurry"
     assert (record["nfe"], record["nbe"]) == (4, 4)
-    assert Path("out/comparison.png").is_file()
+    assert Path("out/a/comparison.png").is_file()
+    assert main(["solve", *arguments, "alone", "--batch-size", "1"]) == 0
+    for name in "ab":
+        one, two = (read_image(Path(o) / name / "restored.png") for o in ("out", "alone"))
+        assert float((one - two).abs().max()) < 1.5 / 255
 
 
 def test_generate_with_prompts(
