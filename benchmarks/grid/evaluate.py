@@ -30,6 +30,7 @@ from invdiff.benchmarks.schema import (
 from invdiff.benchmarks.scoring import score
 from invdiff.config import build_method, build_operator
 from invdiff.config.advice import misfit, untuned
+from invdiff.config.conditions import condition
 from invdiff.device import peak_memory_mb, reset_peak_memory
 from invdiff.network import Denoiser, count_evaluations
 from invdiff.problem import Measurement
@@ -198,13 +199,15 @@ def _by_method(batch: _Batch) -> tuple[Tensor, Cost]:
     """Samples (S, B, C, H, W), and what one of them costs."""
     measurement, denoiser, cell = batch.measurement, batch.denoiser, batch.cells[0]
     assert denoiser is not None
-    run, method, ids = cell["run"], build_method(cell["run"]), batch.ids
-    options: dict[str, Any] = {"steps": run["steps"], "seed": cell["seed"], "image_ids": ids}
+    ids, options = batch.ids, dict[str, Any]()
     try:
+        run = condition(cell["run"], denoiser)
+        method = build_method(run)
+        options |= {"steps": run["steps"], "seed": cell["seed"], "image_ids": ids, **run["cond"]}
         check_solve(measurement, denoiser, method, **options)
     except ValueError as error:
         raise Unfit(str(error)) from error
-    _warm_up(digest(cell["model"]), denoiser, measurement, method)
+    _warm_up(digest(cell["model"]), denoiser, measurement, method, run["cond"])
     n = run["num_samples"]
     result = solve(measurement, denoiser, method, num_samples=n, **options)
     # A sample of a particle system costs the whole system.
@@ -227,13 +230,19 @@ _warm: set[tuple[Any, ...]] = set()
 """A cache of what this process has run: names of networks with shapes of images, and baselines."""
 
 
-def _warm_up(name: str, denoiser: Denoiser, measurement: Measurement, method: Method) -> None:
+def _warm_up(
+    name: str,
+    denoiser: Denoiser,
+    measurement: Measurement,
+    method: Method,
+    cond: Mapping[str, Any],
+) -> None:
     """Two steps before a process's first run with a network and shape: it pays for what later ones
     have, and is not to be timed."""
     if (known := (name, measurement.image_shape, len(measurement))) not in _warm:
         _warm.add(known)
         with contextlib.suppress(ValueError):  # a method that refuses so few steps goes without
-            solve(measurement, denoiser, method, steps=2)
+            solve(measurement, denoiser, method, steps=2, **cond)
 
 
 def _by_baseline(batch: _Batch) -> tuple[Tensor, Cost]:

@@ -17,9 +17,10 @@ from invdiff.benchmarks.scoring import identity
 from invdiff.config import build_method, build_operator, compose, override_value
 from invdiff.sampling.method import describe
 
-TOP = ("steps", "num_samples", "transition", "itinerary")
-"""Values of a row that are not parameters of its method."""
-
+SHOWN = ("cond", "prompt", "negative_prompt")
+TOP = ("steps", "num_samples", "transition", "itinerary", *SHOWN)
+"""Values of a row that are not parameters of its method; :data:`SHOWN` are what its network is
+conditioned on."""
 
 OF_RUN = ("guidance", "transition", "itinerary", "steps", "num_samples", "preset")
 """The keys of a row that come from the configuration that ``invdiff solve`` would run; operator and
@@ -165,12 +166,12 @@ def _run(
         for k, v in values.items()
     ]
     overrides += [
-        f"{k}={config[k]}"
-        for k in ("steps", "num_samples")
+        f"{k}={override_value(config[k])}"
+        for k in ("steps", "num_samples", "prompt", "negative_prompt")
         if config[k] is not None and k not in values
     ]
     composed = compose(target.get("name", operator), list(names), model, preset, overrides)
-    run = {k: composed[k] for k in OF_RUN}
+    run = {k: composed[k] for k in OF_RUN} | {k: composed[k] for k in SHOWN if composed[k]}
     made = build_method(run)
     pieces = [p for p in (*made.chain, made.transition, made.itinerary) if p is not None]
     version = digest([of_code(type(piece)) for piece in pieces])[:12]
@@ -212,7 +213,7 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Values with ``transition: {name: heun}`` written as ``transition.name: heun``, so that it can
     be swept."""
     for name, value in values.items():
-        if name in ("transition", "itinerary") and isinstance(value, Mapping):
+        if name in ("transition", "itinerary", "cond") and isinstance(value, Mapping):
             yield from ((f"{name}.{k}", v) for k, v in value.items())
         else:
             yield name, value

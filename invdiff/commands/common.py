@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import math
 import platform
 import re
 import sys
@@ -20,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invdiff.config import compose, protocols
+from invdiff.config import PROMPTS, compose, protocols
 from invdiff.device import choose_device, peak_memory_mb
-from invdiff.images import read_image
 from invdiff.loading.model import is_registered, load_model
 from invdiff.network import Denoiser
 from invdiff.network.selfcheck import self_check
@@ -59,6 +57,8 @@ def place_label(
     none does, as a condition of the network itself, under ``cond``."""
     if label is None:
         return config
+    if config["prompt"] is not None:
+        raise ValueError("--prompt and --label both say what the images show; give one of them")
     takes = [
         "label" in inspect.signature(load("guidance", node["name"])).parameters
         for node in config["guidance"]
@@ -70,62 +70,6 @@ def place_label(
         return config | {"guidance": guidance}
     denoiser.labels(label, len(label) if isinstance(label, list) else 1)  # raises
     return config | {"cond": config["cond"] | {"label": label}}
-
-
-def condition(
-    config: dict[str, Any], denoiser: Denoiser, args: argparse.Namespace
-) -> dict[str, Any]:
-    """The configuration with what the network is given, under ``cond``: numbers as tensors with one
-    entry for all images, and what it is shown of a prompt and an image. The negative prompt (else
-    the null prompt) stands at the methods that compare with one."""
-    config = config | {"cond": {k: _condition(k, v) for k, v in config["cond"].items()}}
-    prompt, negative = args.prompt, args.negative_prompt
-    shown: dict[str, Any] = {}
-    if args.image_prompt is not None:
-        shown = denoiser.conditions_of_image(read_image(args.image_prompt, 3))
-        prompt = prompt or ""
-    if prompt is None and negative is None:
-        return config
-    if prompt is None:
-        raise ValueError(
-            "--negative-prompt says what to move away from, so there must be a --prompt to move to"
-        )
-    if args.label is not None:
-        raise ValueError("--prompt and --label both say what the images show; give one of them")
-    takes = [
-        "negative" in inspect.signature(load("guidance", node["name"])).parameters
-        for node in config["guidance"]
-    ]
-    if negative is not None and not any(takes):
-        raise ValueError(
-            "--negative-prompt is what the method cfg compares with; add --method cfg, "
-            "before the other methods"
-        )
-    if classes := [
-        node["negative"] for node in config["guidance"] if node.get("negative") is not None
-    ]:
-        raise ValueError(
-            f"guidance.negative={classes[0]} is a class; with --prompt use --negative-prompt"
-        )
-    given = denoiser.conditions_of(prompt) | shown
-    other = denoiser.negative_of(negative) if any(takes) else None
-    if shown:
-        other = other and other | denoiser.negative_of_image()
-    guidance = [
-        g | {"negative": other} if t else g for g, t in zip(config["guidance"], takes, strict=True)
-    ]
-    return config | {"guidance": guidance, "cond": config["cond"] | given}
-
-
-def _condition(name: str, value: Any) -> Any:
-    if name == "label":
-        return value
-    numbers = value if isinstance(value, list) else [value]
-    if not numbers or not all(
-        isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers
-    ):
-        raise ValueError(f"cond.{name} is a number, or a list of numbers, got {value!r}")
-    return torch.tensor([value], dtype=torch.float32)
 
 
 def configure(
@@ -158,6 +102,8 @@ def configure(
         preset,
         args.overrides + [f"{k}={v}" for k, v in flags.items() if v is not None],
     )
+    shown = {key: getattr(args, key, None) for key in PROMPTS}
+    config |= {key: value for key, value in shown.items() if value is not None}
     if args.upscale is not None:
         config["upscale"] = {"name": args.upscale} | (config["upscale"] or {})
     elif config["upscale"] is not None:

@@ -50,22 +50,21 @@ def run(args: argparse.Namespace) -> None:
             "--trajectory and --gif show how samples come about, which several processes do not "
             "hand on; leave out --workers and --launcher, or the pictures"
         )
-    asked = (args.label, args.prompt, args.image_prompt)
-    methods = args.method or ["none" if asked == (None, None, None) else "cfg"]
+    methods = args.method or ["none" if args.label is None else "cfg"]
     config = configure(args, None, methods, "none")
+    if not args.method and any(config[key] is not None for key in ("prompt", "image_prompt")):
+        methods = ["cfg"]
+        config = configure(args, None, methods, "none")
     check_numbers(config, {key: (int,) for key in ("steps", "seed", "num_samples")})
     if config["num_samples"] < 1:
         raise ValueError(f"num_samples must be at least 1, got {config['num_samples']}")
     denoiser, upscaler = load_models(args, config)
-    if not args.method and denoiser.facts.guided and args.negative_prompt is None:
+    if not args.method and denoiser.facts.guided and config["negative_prompt"] is None:
         config = configure(args, None, ["none"], "none")  # one branch is all that it takes
     sampling = Sampling.prepare(args, config, denoiser)
     layout = sampling.layout
     config |= {
         "label": args.label,
-        "prompt": args.prompt,
-        "negative_prompt": args.negative_prompt,
-        "image_prompt": args.image_prompt,
         "size": list(sampling.run.shape[2:]),
         "interpolate": args.interpolate,
     }
@@ -138,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(record, indent=2))
     elif not args.quiet:
         of = "" if args.label is None else f" (label {args.label})"
-        of = of if args.prompt is None else f" ({args.prompt!r})"
+        of = of if config["prompt"] is None else f" ({config['prompt']!r})"
         print(
             f"{layout.count} images{of}: {result.nfe:g} evaluations each, "
             f"{result.seconds:.1f} s -> {output}/grid.png"

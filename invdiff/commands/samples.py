@@ -13,8 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from invdiff import images
-from invdiff.commands.common import Watch, batch_size, condition, place_label, sides
+from invdiff.commands.common import Watch, batch_size, place_label, sides
 from invdiff.config import build_method
+from invdiff.config.conditions import condition
 from invdiff.network import Denoiser
 from invdiff.sampling import Method
 from invdiff.solving import Restoration, interpolate
@@ -99,7 +100,7 @@ class Sampling:
         shape = _shape(sides(args.size), denoiser)
         labels: Any = None if args.label is None else [layout.label_of[k] for k in positions]
         labelled = place_label(config, denoiser, labels)
-        labelled = condition(labelled, denoiser, args)
+        labelled = condition(labelled, denoiser)
         method = build_method(labelled, default=DDIM() if walk else None)
         x_T = None
         if walk:

@@ -11,7 +11,6 @@ from typing import Any
 from invdiff.commands.choice import chosen
 from invdiff.commands.common import (
     check_reading,
-    condition,
     is_spread,
     load_models,
     place_label,
@@ -26,6 +25,7 @@ from invdiff.commands.session import Session
 from invdiff.commands.tune import tuned, with_values
 from invdiff.commands.unknown import candidates, fitting, of_operator_file
 from invdiff.config import build_method, build_operator
+from invdiff.config.conditions import condition
 from invdiff.files import write_atomically
 from invdiff.solving.recommend import BUDGETS, recorded
 
@@ -47,10 +47,8 @@ def run(args: argparse.Namespace) -> None:
         config = fitting(args, config, find_jobs(args, denoiser, saved)[0], denoiser)
     operator = build_operator(config) if saved is None else saved.operator
     config = place_label(config, denoiser, args.label)
-    prompted = condition(config, denoiser, args)
+    prompted = condition(config, denoiser)
     method = build_method(prompted)
-    config |= {"prompt": args.prompt, "negative_prompt": args.negative_prompt}
-    config |= {"image_prompt": args.image_prompt}
     jobs = find_jobs(args, denoiser, saved)
     check_reading(args, config, denoiser)
     if args.tune is not None:

@@ -14,7 +14,6 @@ from invdiff.benchmarks.tables import markdown
 from invdiff.commands.choice import MODEL
 from invdiff.commands.common import (
     check_numbers,
-    condition,
     configure,
     load_models,
     place_label,
@@ -22,6 +21,7 @@ from invdiff.commands.common import (
 from invdiff.commands.folder import check_paths
 from invdiff.commands.jobs import Job, find_jobs, measure
 from invdiff.config import build_method, build_operator
+from invdiff.config.conditions import condition
 from invdiff.files import write_atomically
 from invdiff.network import Denoiser
 from invdiff.problem import Operator
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         operator = build_operator(config)
         measured = [measure(job, operator, config, denoiser) for job in jobs]
         over = tuning.problems(measured, [job.id for job in jobs], objective, config["seed"])
-        placed = condition(place_label(config, denoiser, args.label), denoiser, args)
+        placed = condition(place_label(config, denoiser, args.label), denoiser)
         start, steps = _values(config["guidance"][-1]), config["steps"]
         if args.budget is not None:
             steps = _steps_of(args.budget, over[0], denoiser, placed)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from invdiff import images
 from invdiff.benchmarks import tuning
-from invdiff.commands.common import condition, place_label
+from invdiff.commands.common import place_label
 from invdiff.commands.jobs import Job, measure
 from invdiff.config import build_method, build_operator, override_value
+from invdiff.config.conditions import condition
 from invdiff.files import write_array
 from invdiff.network import Denoiser
 from invdiff.plugins.registry import load
@@ -124,7 +125,7 @@ def fitting(
         )
     names = [n for n in tried[0] if any(t[n] != tried[0][n] for t in tried)] or ["sigma"]
     losses = []
-    conditioned = condition(place_label(config, denoiser, args.label), denoiser, args)
+    conditioned = condition(place_label(config, denoiser, args.label), denoiser)
     for node in tried:
         made = conditioned | {"operator": node}
         operator = build_operator(made)

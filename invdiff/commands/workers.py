@@ -19,12 +19,13 @@ from invdiff.benchmarks.harness import Launcher
 from invdiff.benchmarks.launchers import make_launcher
 from invdiff.benchmarks.schema import Cell, Result, Task
 from invdiff.benchmarks.suite import Work
-from invdiff.commands.common import condition, load_models
+from invdiff.commands.common import load_models
 from invdiff.commands.forecast import Forecast
 from invdiff.commands.jobs import Job, find_jobs, saved_measurement
 from invdiff.commands.samples import Sampling
 from invdiff.commands.session import Session
 from invdiff.config import build_method, build_operator
+from invdiff.config.conditions import condition
 from invdiff.device import peak_memory_mb
 from invdiff.files import write_array
 from invdiff.network import Denoiser
@@ -66,7 +67,7 @@ def _session(run: str, output: Path) -> tuple[Session, list[Job]]:
     denoiser, upscaler = load_models(args, config)
     saved = saved_measurement(args)
     operator = build_operator(config) if saved is None else saved.operator
-    prompted = condition(config, denoiser, args)
+    prompted = condition(config, denoiser)
     method, jobs = build_method(prompted), find_jobs(args, denoiser, saved)
     return Session(
         args,

@@ -5,10 +5,11 @@ from invdiff.config.build import build_method, build_operator, make_piece
 from invdiff.config.overrides import override_value
 from invdiff.config.packages import config_files, protocols
 from invdiff.config.presets import method_of_preset, preset_values
-from invdiff.config.run import compose
+from invdiff.config.run import PROMPTS, compose
 from invdiff.config.suite import compose_suite
 
 __all__ = [
+    "PROMPTS",
     "build_method",
     "build_operator",
     "compose",

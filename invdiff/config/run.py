@@ -11,7 +11,8 @@ from invdiff.config.packages import cannot_apply, config_files, configs, protoco
 from invdiff.config.presets import find_preset, is_file, left_out, preset_of_file, preset_values
 from invdiff.plugins.registry import list_plugins, load
 
-KEYS = ("sigma", "gain", "steps", "seed", "num_samples", "batch_size")
+PROMPTS = ("prompt", "negative_prompt", "image_prompt")
+KEYS = ("sigma", "gain", "steps", "seed", "num_samples", "batch_size", *PROMPTS)
 MEASURING = ("operator", "sigma", "gain")  # what has no meaning where nothing is measured
 FLAGS = {
     **{key: "--operator" for key in ("operator", "operator.name")},
