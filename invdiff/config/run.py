@@ -21,7 +21,6 @@ FLAGS = {
     **{key: "--upscale" for key in ("upscale", "upscale.name")},
     "preset": "--preset",
     "guidance.label": "--label",
-    "cond.label": "--label",
     "model.allow_pickle": "--allow-pickle",
 }
 PLAIN = (bool, int, float, str, tuple, list, type(None))

@@ -72,7 +72,7 @@ def test_solve_takes_them_for_every_image_of_a_batch(model: str) -> None:
         ([TINT, "cond.height=nan"], "cond.height is a number, or a list of numbers, got nan"),
         ([TINT, "cond.height=[]"], "cond.height is a number, or a list of numbers, got []"),
         (["cond=3"], "a condition has a name: cond.NAME=3"),
-        (["cond.label=3"], "use --label"),
+        ([TINT, "cond.height=1", "cond.label=3"], "network is not class-conditional"),
     ],
 )
 def test_what_cannot_be_is_refused(
