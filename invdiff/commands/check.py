@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import EntryPoint
 
 from invdiff.plugins.registry import find
-from invdiff.testing.plans import PLANS
+from invdiff.testing.plans import KINDS, plan
 from invdiff.testing.report import Outcome, Report
 
 
@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: nothing to check has that name; checks failed that were not declared to.
     """
-    found = [(kind, point) for kind, point in find(args.name) if kind in PLANS]
+    found = [(kind, point) for kind, point in find(args.name) if kind in KINDS]
     if not found:
         raise ValueError(f"nothing of {args.name!r} is of a kind that is checked")
     lines = sys.stderr if args.json else sys.stdout
@@ -49,7 +49,7 @@ def _report(kind: str, point: EntryPoint, quiet: bool) -> Report:
     """All that was seen of one plug-in, each line printed when it is known."""
     outcomes = []
     try:
-        for outcome in PLANS[kind](point.name).outcomes():
+        for outcome in plan(kind, point.name).outcomes():
             outcomes.append(outcome)
             if not quiet:
                 print(f"  {outcome}", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -73,7 +74,7 @@ def check_operator(
         CheckFailed: a check failed that was not expected to.
         ValueError: a check of that name does not exist.
     """
-    return plan_operator(operator, shapes, only, expected_failures).report()
+    return plan("operators", operator, only, expected_failures, shapes=shapes).report()
 
 
 def check_guidance(
@@ -95,7 +96,7 @@ def check_guidance(
     Raises:
         CheckFailed, ValueError: as :func:`check_operator`.
     """
-    return plan_guidance(method, operator, only, expected_failures).report()
+    return plan("guidance", method, only, expected_failures, operator=operator).report()
 
 
 def check_transition(
@@ -117,7 +118,7 @@ def check_transition(
     Raises:
         CheckFailed, ValueError: as :func:`check_operator`.
     """
-    return plan_transition(transition, operator, only, expected_failures).report()
+    return plan("transitions", transition, only, expected_failures, operator=operator).report()
 
 
 def check_itinerary(
@@ -134,7 +135,7 @@ def check_itinerary(
     Raises:
         CheckFailed, ValueError: as :func:`check_operator`.
     """
-    return plan_itinerary(itinerary, only, expected_failures).report()
+    return plan("itineraries", itinerary, only, expected_failures).report()
 
 
 def check_schedule(
@@ -151,7 +152,7 @@ def check_schedule(
     Raises:
         CheckFailed, ValueError: as :func:`check_operator`.
     """
-    return plan_schedule(schedule, only, expected_failures).report()
+    return plan("schedules", schedule, only, expected_failures).report()
 
 
 def check_loader(
@@ -167,7 +168,7 @@ def check_loader(
     Raises:
         CheckFailed, ValueError: as :func:`check_operator`.
     """
-    return plan_loader(loader, only, expected_failures).report()
+    return plan("loaders", loader, only, expected_failures).report()
 
 
 def check_baseline(
@@ -183,7 +184,7 @@ def check_baseline(
     Raises:
         CheckFailed, ValueError: as :func:`check_operator`.
     """
-    return plan_baseline(baseline, only, expected_failures).report()
+    return plan("baselines", baseline, only, expected_failures).report()
 
 
 def check_launcher(
@@ -199,7 +200,7 @@ def check_launcher(
     Raises:
         CheckFailed, ValueError: as :func:`check_operator`.
     """
-    return plan_launcher(launcher, only, expected_failures).report()
+    return plan("launchers", launcher, only, expected_failures).report()
 
 
 def check_suite(
@@ -216,7 +217,39 @@ def check_suite(
     Raises:
         CheckFailed, ValueError: as :func:`check_operator`.
     """
-    return plan_suite(suite, only, expected_failures).report()
+    return plan("suites", suite, only, expected_failures).report()
+
+
+def check_tracker(
+    tracker: Any, *, only: Sequence[str] | None = None, expected_failures: Reasons = NONE
+) -> Report:
+    """Checks a tracker.
+
+    Args:
+        tracker: a registered name or a class.
+        only: some of :data:`TRACKER_CHECKS`.
+        expected_failures: check -> why it is known to fail.
+
+    Raises:
+        CheckFailed, ValueError: as :func:`check_operator`.
+    """
+    return plan("trackers", tracker, only, expected_failures).report()
+
+
+def check_format(
+    format: str, *, only: Sequence[str] | None = None, expected_failures: Reasons = NONE
+) -> Report:
+    """Checks a format of files of science.
+
+    Args:
+        format: a registered suffix.
+        only: some of :data:`FORMAT_CHECKS`.
+        expected_failures: check -> why it is known to fail.
+
+    Raises:
+        CheckFailed, ValueError: as :func:`check_operator`.
+    """
+    return plan("formats", format, only, expected_failures).report()
 
 
 def check_model(
@@ -241,7 +274,7 @@ def check_model(
     Raises:
         CheckFailed, ValueError: as :func:`check_operator`.
     """
-    return plan_model(model, shape, cond, only, expected_failures).report()
+    return plan("models", model, only, expected_failures, shape=shape, cond=cond).report()
 
 
 def check_metric(
@@ -257,235 +290,145 @@ def check_metric(
     Raises:
         CheckFailed, ValueError: as :func:`check_operator`.
     """
-    return plan_metric(metric, only, expected_failures).report()
+    return plan("metrics", metric, only, expected_failures).report()
 
 
-def plan_operator(
-    operator: Any,
-    shapes: Sequence[Shape] = operators.SHAPES,
-    only: Sequence[str] | None = None,
-    expected: Reasons = NONE,
-) -> Plan:
-    """The checks of an operator."""
-    made = loaded("operators", operator)
-    made = as_operator(made() if inspect.isroutine(made) or inspect.isclass(made) else made)
-    case = operators.Case(made, tuple(shapes), type(made).__module__)
-    return _plan("operator", operator, made, operators.CHECKS, case, only, expected)
+# What each kind of plug-in is tried as: what it was given as (a class or function, or an object),
+# which may declare expected failures, and the case that the checks take.
 
 
-def plan_guidance(
-    method: Any,
-    operator: Operator | None = None,
-    only: Sequence[str] | None = None,
-    expected: Reasons = NONE,
-) -> Plan:
-    """The checks of a method."""
-    factory = loaded("guidance", method)
-    made = make_method(factory if isinstance(factory, Method | Piece | Itinerary) else factory())
+def _operator(operator: Any, shapes: Sequence[Shape] = operators.SHAPES) -> operators.Case:
+    made = as_operator(_made(operator))
+    return operators.Case(made, tuple(shapes), type(made).__module__)
+
+
+def _guidance(method: Any, operator: Operator | None = None) -> methods.Case:
+    made = make_method(method if isinstance(method, Method | Piece | Itinerary) else method())
     own = [p for p in (*made.chain, made.transition, made.itinerary) if p is not None]
-    module = factory.__module__ if callable(factory) else type(own[0]).__module__
-    case = methods.Case(
+    return methods.Case(
         complete(made),
         made.transition is not None,
         operator or make_operator("sr", factor=2),
-        module,
+        method.__module__ if callable(method) else type(own[0]).__module__,
     )
-    return _plan("guidance", method, factory, methods.CHECKS, case, only, expected)
 
 
-def plan_transition(
-    transition: Any,
-    operator: Operator | None = None,
-    only: Sequence[str] | None = None,
-    expected: Reasons = NONE,
-) -> Plan:
-    """The checks of a transition."""
-    factory = loaded("transitions", transition)
-    made = factory if isinstance(factory, Transition) else factory()
-    module = factory.__module__ if callable(factory) else type(made).__module__
-    case = methods.Case(
-        complete(Method(transition=made)), True, operator or make_operator("sr", factor=2), module
+def _transition(transition: Any, operator: Operator | None = None) -> methods.Case:
+    made = transition if isinstance(transition, Transition) else transition()
+    whole = complete(Method(transition=made))
+    return methods.Case(
+        whole, True, operator or make_operator("sr", factor=2), _module(transition, made)
     )
-    checks = {name: methods.CHECKS[name] for name in TRANSITION_CHECKS}
-    return _plan("transition", transition, factory, checks, case, only, expected)
 
 
-def plan_itinerary(
-    itinerary: Any, only: Sequence[str] | None = None, expected: Reasons = NONE
-) -> Plan:
-    """The checks of an itinerary."""
-    factory = loaded("itineraries", itinerary)
-    made = factory if isinstance(factory, Itinerary) else factory()
-    module = factory.__module__ if callable(factory) else type(made).__module__
-    case = itineraries.Case(made, module)
-    return _plan("itinerary", itinerary, factory, itineraries.CHECKS, case, only, expected)
+def _itinerary(itinerary: Any) -> itineraries.Case:
+    made = itinerary if isinstance(itinerary, Itinerary) else itinerary()
+    return itineraries.Case(made, _module(itinerary, made))
 
 
-def plan_schedule(
-    schedule: Any, only: Sequence[str] | None = None, expected: Reasons = NONE
-) -> Plan:
-    """The checks of a schedule."""
-    factory = loaded("schedules", schedule)
-    made = factory if isinstance(factory, Schedule) else factory()
-    module = type(made).__module__ if isinstance(factory, Schedule) else factory.__module__
-    case = schedules.Case(made, module)
-    return _plan("schedule", schedule, factory, schedules.CHECKS, case, only, expected)
+def _schedule(schedule: Any) -> schedules.Case:
+    made = schedule if isinstance(schedule, Schedule) else schedule()
+    return schedules.Case(made, type(made).__module__ if made is schedule else schedule.__module__)
 
 
-def plan_loader(loader: Any, only: Sequence[str] | None = None, expected: Reasons = NONE) -> Plan:
-    """The checks of a loader."""
-    made = loaded("loaders", loader)
-    module = made.__name__ if inspect.ismodule(made) else type(made).__module__
-    case = loaders.Case(made, module)
-    return _plan("loader", loader, made, loaders.CHECKS, case, only, expected)
+def _loader(loader: Any) -> loaders.Case:
+    module = loader.__name__ if inspect.ismodule(loader) else type(loader).__module__
+    return loaders.Case(loader, module)
 
 
-def check_tracker(
-    tracker: Any, *, only: Sequence[str] | None = None, expected_failures: Reasons = NONE
-) -> Report:
-    """Checks a tracker.
-
-    Args:
-        tracker: a registered name or a class.
-        only: some of :data:`TRACKER_CHECKS`.
-        expected_failures: check -> why it is known to fail.
-
-    Raises:
-        CheckFailed, ValueError: as :func:`check_operator`.
-    """
-    return plan_tracker(tracker, only, expected_failures).report()
+def _baseline(baseline: Any) -> baselines.Case:
+    made = _made(baseline)
+    return baselines.Case(made, type(made).__module__)
 
 
-def check_format(
-    format: str, *, only: Sequence[str] | None = None, expected_failures: Reasons = NONE
-) -> Report:
-    """Checks a format of files of science.
-
-    Args:
-        format: a registered suffix.
-        only: some of :data:`FORMAT_CHECKS`.
-        expected_failures: check -> why it is known to fail.
-
-    Raises:
-        CheckFailed, ValueError: as :func:`check_operator`.
-    """
-    return plan_format(format, only, expected_failures).report()
+def _launcher(launcher: Any) -> launchers.Case:
+    return launchers.Case(launcher, launcher.__module__)
 
 
-def plan_tracker(tracker: Any, only: Sequence[str] | None = None, expected: Reasons = NONE) -> Plan:
-    """The checks of a tracker."""
-    made = loaded("trackers", tracker)
-    case = trackers.Case(made, made.__module__)
-    return _plan("tracker", tracker, made, trackers.CHECKS, case, only, expected)
+def _suite(suite: Any, name: str) -> suites.Case:
+    made: Any = suite(name) if inspect.isclass(suite) else suite
+    return suites.Case(made, made.defaults, type(made).__module__)
 
 
-def plan_format(format: str, only: Sequence[str] | None = None, expected: Reasons = NONE) -> Plan:
-    """The checks of a format."""
-    made = loaded("formats", format)
-    case = formats.Case(made, format, made.__name__)
-    return _plan("format", format, made, formats.CHECKS, case, only, expected)
+def _tracker(tracker: Any) -> trackers.Case:
+    return trackers.Case(tracker, tracker.__module__)
 
 
-def plan_baseline(
-    baseline: Any, only: Sequence[str] | None = None, expected: Reasons = NONE
-) -> Plan:
-    """The checks of a baseline."""
-    factory = loaded("baselines", baseline)
-    made: Any = factory() if inspect.isclass(factory) or inspect.isroutine(factory) else factory
-    module = type(made).__module__
-    case = baselines.Case(made, module)
-    return _plan("baseline", baseline, factory, baselines.CHECKS, case, only, expected)
+def _format(format: Any, name: str) -> formats.Case:
+    return formats.Case(format, name, format.__name__)
 
 
-def plan_launcher(
-    launcher: Any, only: Sequence[str] | None = None, expected: Reasons = NONE
-) -> Plan:
-    """The checks of a launcher."""
-    factory = loaded("launchers", launcher)
-    module = factory.__module__
-    case = launchers.Case(factory, module)
-    return _plan("launcher", launcher, factory, launchers.CHECKS, case, only, expected)
-
-
-def plan_suite(suite: Any, only: Sequence[str] | None = None, expected: Reasons = NONE) -> Plan:
-    """The checks of a suite."""
-    factory: Any = loaded("suites", suite)
-    name = suite if isinstance(suite, str) else "suite"
-    make: Any = factory
-    made: Any = make(name) if inspect.isclass(factory) else factory
-    case = suites.Case(made, made.defaults, type(made).__module__)
-    return _plan("suite", suite, factory, suites.CHECKS, case, only, expected)
-
-
-def plan_model(
-    model: Any,
-    shape: Shape | None = None,
-    cond: Mapping[str, Tensor] = MappingProxyType({}),
-    only: Sequence[str] | None = None,
-    expected: Reasons = NONE,
-) -> Plan:
-    """The checks of a model."""
-    made = loaded("models", model)
-    factory = None if isinstance(made, Denoiser) else made
-    denoiser = made if factory is None else factory()
+def _model(
+    model: Any, shape: Shape | None = None, cond: Mapping[str, Tensor] = MappingProxyType({})
+) -> models.Case:
+    factory = None if isinstance(model, Denoiser) else model
+    denoiser = model if factory is None else factory()
     module = (type(denoiser.net) if factory is None else factory).__module__
-    return _plan(
-        "model",
-        model,
-        made,
-        models.CHECKS,
-        models.Case(denoiser, factory, shape, cond, module),
-        only,
-        expected,
-    )
+    return models.Case(denoiser, factory, shape, cond, module)
 
 
-def plan_metric(metric: Any, only: Sequence[str] | None = None, expected: Reasons = NONE) -> Plan:
-    """The checks of a metric."""
-    made = loaded("metrics", metric)
-    return _plan(
-        "metric", metric, made, metrics.CHECKS, metrics.Case(made, made.__module__), only, expected
-    )
+def _metric(metric: Any) -> metrics.Case:
+    return metrics.Case(metric, metric.__module__)
 
 
-PLANS: dict[str, Callable[[Any], Plan]] = {
-    "operators": plan_operator,
-    "guidance": plan_guidance,
-    "transitions": plan_transition,
-    "itineraries": plan_itinerary,
-    "schedules": plan_schedule,
-    "loaders": plan_loader,
-    "baselines": plan_baseline,
-    "launchers": plan_launcher,
-    "suites": plan_suite,
-    "trackers": plan_tracker,
-    "formats": plan_format,
-    "models": plan_model,
-    "metrics": plan_metric,
+def _made(plugin: Any) -> Any:
+    return plugin() if inspect.isroutine(plugin) or inspect.isclass(plugin) else plugin
+
+
+def _module(given: Any, made: Any) -> str:
+    return str(given.__module__ if callable(given) else type(made).__module__)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of plug-in: its name in reports, what a plug-in is tried as, and the checks."""
+
+    name: str
+    case: Callable[..., Any]
+    checks: Mapping[str, Callable[[Any], str]]
+
+
+KINDS = {
+    "operators": Kind("operator", _operator, operators.CHECKS),
+    "guidance": Kind("guidance", _guidance, methods.CHECKS),
+    "transitions": Kind(
+        "transition", _transition, {name: methods.CHECKS[name] for name in TRANSITION_CHECKS}
+    ),
+    "itineraries": Kind("itinerary", _itinerary, itineraries.CHECKS),
+    "schedules": Kind("schedule", _schedule, schedules.CHECKS),
+    "loaders": Kind("loader", _loader, loaders.CHECKS),
+    "baselines": Kind("baseline", _baseline, baselines.CHECKS),
+    "launchers": Kind("launcher", _launcher, launchers.CHECKS),
+    "suites": Kind("suite", _suite, suites.CHECKS),
+    "trackers": Kind("tracker", _tracker, trackers.CHECKS),
+    "formats": Kind("format", _format, formats.CHECKS),
+    "models": Kind("model", _model, models.CHECKS),
+    "metrics": Kind("metric", _metric, metrics.CHECKS),
 }
 """By entry-point group."""
 
 
-def loaded(kind: str, plugin: Any) -> Any:
-    """The object registered under a name; anything else as it is."""
-    return load(kind, plugin) if isinstance(plugin, str) else plugin
-
-
-def _plan(
-    kind: str,
+def plan(
+    group: str,
     plugin: Any,
-    declaring: Any,
-    checks: Mapping[str, Callable[[Any], str]],
-    case: Any,
-    only: Sequence[str] | None,
-    expected: Reasons,
+    only: Sequence[str] | None = None,
+    expected: Reasons = NONE,
+    **options: Any,
 ) -> Plan:
+    """The checks of a plug-in.
+
+    Args:
+        group: of entry points.
+        plugin: a registered name, the class or function that would be registered, or an object.
+        only, expected: as in :func:`check_operator`.
+        options: of this kind of plug-in.
+    """
+    kind = KINDS[group]
+    given = load(group, plugin) if isinstance(plugin, str) else plugin
     name = plugin if isinstance(plugin, str) else getattr(plugin, "__name__", type(plugin).__name__)
-    declared = getattr(declaring, "expected_failures", {})
-    return Plan(
-        kind,
-        name,
-        {check: partial(f, case) for check, f in checks.items()},
-        {**declared, **expected},
-        only,
-    )
+    if "name" in inspect.signature(kind.case).parameters:
+        options["name"] = name
+    case = kind.case(given, **options)
+    declared = getattr(given, "expected_failures", {})
+    checks = {check: partial(f, case) for check, f in kind.checks.items()}
+    return Plan(kind.name, name, checks, {**declared, **expected}, only)
