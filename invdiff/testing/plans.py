@@ -346,7 +346,8 @@ def _launcher(launcher: Any) -> launchers.Case:
 
 
 def _suite(suite: Any, name: str) -> suites.Case:
-    made: Any = suite(name) if inspect.isclass(suite) else suite
+    make: Any = suite
+    made = make(name) if inspect.isclass(suite) else make
     return suites.Case(made, made.defaults, type(made).__module__)
 
 
