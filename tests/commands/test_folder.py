@@ -298,6 +298,7 @@ def test_a_file_that_changed_is_another_request(photos: Path) -> None:
     assert solve(*scan, "--axes", "YXZ") == 2
 
 
+@pytest.mark.slow
 def test_several_processes_restore_what_one_does(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

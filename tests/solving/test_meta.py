@@ -5,7 +5,8 @@ device fails, too, backward passes included: on a GPU it waits."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
+from itertools import product
 from typing import Any
 
 import pytest
@@ -212,23 +213,22 @@ def measurements() -> dict[str, Measurement]:
     }
 
 
-def pairs() -> list[Any]:
-    """Of guidance and transition. The default suite takes each guidance under the simplest
-    transition and under the one that asks for most, and each transition under one guidance."""
-    names = [name for name in list_plugins("guidance") if registered(name).chain or name == "none"]
+def pairs(names: Iterable[str], others: Iterable[str], few: Set[str]) -> list[Any]:
+    """Of every name with every other. The default suite takes those that have one of ``few``, the
+    slow one all."""
     return [
-        pytest.param(
-            *(method, transition),
-            marks=[]
-            if method == "dps" or transition in ("ddim", "predictor_corrector_euler")
-            else pytest.mark.slow,
-        )
-        for method in names
-        for transition in TRANSITIONS
+        pytest.param(name, other, marks=[] if few & {name, other} else pytest.mark.slow)
+        for name, other in product(names, others)
     ]
 
 
-@pytest.mark.parametrize(("method", "transition"), pairs())
+GUIDANCE = [name for name in list_plugins("guidance") if registered(name).chain or name == "none"]
+
+
+@pytest.mark.parametrize(
+    ("method", "transition"),
+    pairs(GUIDANCE, TRANSITIONS, {"dps", "ddim", "predictor_corrector_euler"}),
+)
 def test_every_guidance_under_every_transition(
     method: str, transition: str, measurements: dict[str, Measurement]
 ) -> None:
@@ -236,8 +236,14 @@ def test_every_guidance_under_every_transition(
     check(measurements["sr"], Method(made.chain, TRANSITIONS[transition](), made.itinerary))
 
 
-@pytest.mark.parametrize("operator", invdiff.list_plugins("operators"))
-@pytest.mark.parametrize("method", invdiff.list_plugins("guidance"))
+# Of operators a diagonal one, one with an SVD, one that is linear and one that is not; of methods
+# one that needs a gradient, an SVD, a proximal step and many evaluations.
+FEW = {"inpaint", "sr", "varying_blur", "jpeg", "dps", "ddrm", "diffpir", "daps"}
+
+
+@pytest.mark.parametrize(
+    ("method", "operator"), pairs(list_plugins("guidance"), list_plugins("operators"), FEW)
+)
 def test_every_method_as_it_is(
     method: str, operator: str, measurements: dict[str, Measurement]
 ) -> None:

@@ -771,7 +771,9 @@ def test_every_loader_passes(name: str) -> None:
     assert check_loader(name).ok
 
 
-@pytest.mark.parametrize("name", ["pinv", "bicubic", "biharmonic", "tv", "wiener"])
+@pytest.mark.parametrize(
+    "name", ["pinv", "bicubic", "biharmonic", "wiener", pytest.param("tv", marks=pytest.mark.slow)]
+)
 def test_every_classical_baseline_passes(name: str) -> None:
     assert check_baseline(name).ok
 
