@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from invdiff.loading.model import load_model
@@ -32,7 +33,8 @@ class Autoguidance(Guidance):
     Args:
         weak: the weak network: a Denoiser, or what ``load_model`` takes; it must be given.
         w: the scale.
-        cond: what the weak network is conditioned on; by default what the run gives the network.
+        cond: what the weak network is conditioned on; by default what the run gives the network,
+            without the label where the weak one has no classes.
     """
 
     weak: Denoiser | str | None = None
@@ -41,6 +43,18 @@ class Autoguidance(Guidance):
 
     requires: ClassVar[type[Operator] | None] = None
     per_image: ClassVar[tuple[str, ...]] = ("cond",)
+
+    @classmethod
+    def tried_with(cls) -> dict[str, Any]:
+        """A network that knows nothing."""
+        return {
+            "weak": Denoiser(
+                lambda x, t: torch.zeros_like(x),
+                predicts="x0",
+                schedule="linear",
+                data_range=(-1, 1),
+            )
+        }
 
     def bind(self, setting: Setting) -> Autoguidance:
         weak = load_model(self.weak) if isinstance(self.weak, str) else self.weak
@@ -57,7 +71,9 @@ class Autoguidance(Guidance):
                 f"{good.channels} in {good.data_range}"
             )
         cond = dict(setting.cond if self.cond is None else self.cond)
-        if weak.num_classes is not None:  # made here: nothing waits for a device later
+        if weak.num_classes is None and self.cond is None:
+            cond.pop("label", None)
+        elif weak.num_classes is not None:  # made here: nothing waits for a device later
             label = weak.labels(cond.get("label"), setting.shape[0])
             cond["label"] = label.to(setting.device)
         return replace(self, weak=weak.to(setting.device), cond=cond)

@@ -80,6 +80,12 @@ class Piece:
     shipped: ClassVar[Mapping[str, str]] = {}
     posterior: ClassVar[bool] = True
 
+    @classmethod
+    def tried_with(cls) -> dict[str, Any]:
+        """The parameters that the plug-in kit gives it, where it does not run with its defaults
+        alone."""
+        return {}
+
     def bind(self, setting: Setting) -> Self:
         """This piece made ready for a run: its fields checked and on the run's device. Called once,
         before sampling.

@@ -41,10 +41,18 @@ def effects(name):
             return None
     except (ImportError, ValueError):
         return None
-    before, said = state(), io.StringIO()
+    before, filters, said, known = state(), warnings.filters[:], io.StringIO(), set(sys.modules)
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         importlib.import_module(name)
     after = state()
+    if after["the warnings filters"] != before["the warnings filters"]:
+        # Other packages that it needs change them, too (torchvision does): again without those.
+        warnings.filters[:] = filters
+        for module in set(sys.modules) - known:
+            if module.partition(".")[0] == name.partition(".")[0]:
+                del sys.modules[module]
+        importlib.import_module(name)
+        after["the warnings filters"] = str(warnings.filters)
     printed = [f"prints {said.getvalue().strip()[:80]!r}"] if said.getvalue() else []
     return printed + [f"changes {what}" for what in before if before[what] != after[what]]
 

@@ -303,7 +303,10 @@ def _operator(operator: Any, shapes: Sequence[Shape] = operators.SHAPES) -> oper
 
 
 def _guidance(method: Any, operator: Operator | None = None) -> methods.Case:
-    made = make_method(method if isinstance(method, Method | Piece | Itinerary) else method())
+    given = getattr(method, "tried_with", dict)
+    made = make_method(
+        method if isinstance(method, Method | Piece | Itinerary) else method(**given())
+    )
     own = [p for p in (*made.chain, made.transition, made.itinerary) if p is not None]
     return methods.Case(
         complete(made),
@@ -314,7 +317,8 @@ def _guidance(method: Any, operator: Operator | None = None) -> methods.Case:
 
 
 def _transition(transition: Any, operator: Operator | None = None) -> methods.Case:
-    made = transition if isinstance(transition, Transition) else transition()
+    given = getattr(transition, "tried_with", dict)
+    made = transition if isinstance(transition, Transition) else transition(**given())
     whole = complete(Method(transition=made))
     return methods.Case(
         whole, True, operator or make_operator("sr", factor=2), _module(transition, made)

@@ -14,6 +14,7 @@ from invdiff.network import Autoencoder, Denoiser, NoisyClassifier, OfLevel
 
 CLASSES = 3
 STD = 0.3
+SHIFT = 0.02
 FACTOR = 2
 RATIO = OfLevel(lambda level: level.ratio)
 """The inputs of the networks, so that alpha and sigma are found where the state lies."""
@@ -33,18 +34,31 @@ def _means(channels: int) -> torch.nn.Parameter:
     )
 
 
+class Attention(torch.nn.Module):
+    """Adds to each place, in [-SHIFT, SHIFT], what attention between the places of the image at
+    half its size says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = F.avg_pool2d(x, 2, ceil_mode=True)
+        places = half.flatten(2).mT[:, None]
+        seen = F.scaled_dot_product_attention(places, places, places)[:, 0].mT.reshape(half.shape)
+        return x + SHIFT * F.interpolate(seen, x.shape[-2:]).tanh()
+
+
 class Network(torch.nn.Module):
-    """Exact for pixels that are independent and N(mean, STD²), their mean set by label and by what
-    is shown beside the state."""
+    """For pixels that are nearly independent and N(mean, STD²), their mean set by label and by what
+    is shown beside the state, and a little by attention, for methods that change it."""
 
     def __init__(self, channels: int, predicts: str) -> None:
         super().__init__()
         self.channels, self.predicts, self.means = channels, predicts, _means(channels)
+        self.mid = Attention()
 
     def forward(self, x: Tensor, ratio: Tensor, label: Tensor) -> Tensor:
         shown, x = x[:, : -self.channels], x[:, -self.channels :]
         alpha, sigma = _alpha_sigma(ratio)
         mean = self.means[label] + (0.3 * shown.mean(1, keepdim=True) if shown.shape[1] else 0.0)
+        mean = mean + self.mid(alpha * x) - alpha * x
         x0 = mean + alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * (x - alpha * mean)
         eps = (x - alpha * x0) / sigma
         return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0}[self.predicts]

@@ -168,6 +168,8 @@ def _run(check: Callable[[], str]) -> tuple[str, str]:
     except AssertionError as error:
         return "failed", str(error)
     except Exception as error:
+        if isinstance(error.__cause__, ImportError):  # a package that it needs is not installed
+            return "skipped", str(error)
         return "failed", f"{type(error).__name__}: {error}"
 
 

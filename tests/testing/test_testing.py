@@ -45,20 +45,17 @@ from invdiff.testing import (
     SCHEDULE_CHECKS,
     CheckFailed,
     Report,
-    check_baseline,
-    check_format,
     check_guidance,
     check_itinerary,
     check_launcher,
-    check_loader,
     check_metric,
     check_model,
     check_operator,
     check_schedule,
     check_suite,
-    check_tracker,
     check_transition,
     imports,
+    plans,
 )
 from invdiff.testing.launchers import Squares
 from invdiff.testing.report import Skip
@@ -746,42 +743,28 @@ def test_a_transition_is_checked_as_the_method_of_it_alone() -> None:
     assert not failures(check_transition, "heun")
 
 
-@pytest.mark.parametrize("name", registry.list_plugins("itineraries"))
-def test_every_itinerary_passes(name: str) -> None:
-    assert check_itinerary(name).ok
-
-
-@pytest.mark.parametrize("name", registry.list_plugins("schedules"))
-def test_every_schedule_passes(name: str) -> None:
-    assert check_schedule(name).ok
-
-
-@pytest.mark.parametrize("name", registry.list_plugins("formats"))
-def test_every_format_passes(name: str) -> None:
-    assert check_format(name).ok
-
-
-def test_a_tracker_passes() -> None:
-    pytest.importorskip("tensorboard")
-    assert check_tracker("tensorboard").ok
-
-
-@pytest.mark.parametrize("name", registry.list_plugins("loaders"))
-def test_every_loader_passes(name: str) -> None:
-    assert check_loader(name).ok
+EVERY = {
+    kind: sorted(name for name in registry.list_plugins(kind) if kind != "launchers")
+    for kind in plans.KINDS
+}
+QUICK = ("itineraries", "schedules", "formats", "loaders", "metrics", "models")
 
 
 @pytest.mark.parametrize(
-    "name", ["pinv", "bicubic", "biharmonic", "wiener", pytest.param("tv", marks=pytest.mark.slow)]
+    ("kind", "name"),
+    [
+        pytest.param(kind, name, marks=[] if kind in QUICK else pytest.mark.slow)
+        for kind, names in EVERY.items()
+        for name in names
+    ],
 )
-def test_every_classical_baseline_passes(name: str) -> None:
-    assert check_baseline(name).ok
+def test_every_registered_plugin_passes(kind: str, name: str) -> None:
+    assert plans.plan(kind, name).report().ok
 
 
 @pytest.mark.slow
 def test_launchers_and_suites() -> None:
     assert check_launcher("local").ok
-    assert check_suite("exact").ok
 
     class Equal(Squares):
         defaults: ClassVar[Mapping[str, Any]] = {"n": 1}
