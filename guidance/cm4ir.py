@@ -15,14 +15,14 @@ are filled by the median of their neighbours, in windows that grow until every p
 
 Symbols: f, a network that jumps to the clean image; eta, the share of fresh noise. The rest, z^-,
 is the estimated noise with its sign turned: a step goes on in the direction in which the network
-has moved the image, as with momentum. delta, by how much the network is told more noise than the
-state has, one number or one for each step. Published: 4 evaluations, eta 0.1; i_N from 50 to 400
-and gamma from 0.01 to 0.7, more noise for harder problems; zeta 0 for super-resolution and
+has moved the image, as with momentum. delta, by how much the noise level given to the network
+exceeds the state's, one number or one for each step. Published: 4 evaluations, eta 0.1; i_N from 50
+to 400 and gamma from 0.01 to 0.7, more noise for harder problems; zeta 0 for super-resolution and
 inpainting, 1 to 4 for blur; delta 0, or up to 1 in the last steps.
 
 With delta the network is given a state of the noisier level as a whole, so that its input's scale
 and its skip connection belong to (1 + delta) sigma_t, too. So has the authors' code for inpainting;
-for super-resolution and blur it changes the network's time alone. Its zeta is 0 unless told, which
+for super-resolution and blur it changes the network's time alone. Its zeta is 0 by default, which
 amplifies the noise on what A hardly measures without a bound; here it is 1. Medians are of each
 channel's own mask.
 
@@ -59,8 +59,8 @@ class CM4IR(Guidance):
 
     Args:
         zeta: how much of the measurement's variance regularises the pseudo-inverse.
-        delta: by how much the network is told more noise than the state has, one number or one for
-            each step.
+        delta: by how much the noise level given to the network exceeds the state's, one number or
+            one for each step.
     """
 
     zeta: float = 1.0
@@ -82,7 +82,7 @@ class CM4IR(Guidance):
         return p.move_x0(dx * (sigma == 0) if step.s.sigma == 0 else dx)
 
     def jump(self, denoise: Denoise, x_t: Tensor, step: Step) -> Prediction:
-        """The prediction of the level that the network is told, as one at t."""
+        """The prediction at the level given to the network, as one at t."""
         delta, t = self.delta, step.t
         if isinstance(delta, Sequence):
             if len(delta) != step.count:
@@ -93,8 +93,8 @@ class CM4IR(Guidance):
             delta = delta[step.index]
         if delta == 0:
             return denoise(x_t, t)
-        told = step.schedule.at((1 + delta) * t.ratio)
-        p = denoise(told.alpha / t.alpha * x_t, told)
+        given = step.schedule.at((1 + delta) * t.ratio)
+        p = denoise(given.alpha / t.alpha * x_t, given)
         return replace(p, x_t=x_t, level=t, eps=(x_t - t.alpha * p.x0) / t.sigma)
 
 
@@ -195,7 +195,7 @@ def cm4ir(
         gamma: by which share the signal's part a of the variance grows in every step.
         zeta: how much of the measurement's variance regularises the pseudo-inverse.
         eta: share of fresh noise, in [0, 1].
-        delta: by how much the network is told more noise than the state has, one number or one for
-            each step.
+        delta: by how much the noise level given to the network exceeds the state's, one number or
+            one for each step.
     """
     return Method(CM4IR(zeta, delta), Onward(eta), FromBackProjection(i_N, gamma, zeta))

@@ -519,9 +519,20 @@ def test_flair_is_its_paper(errors: tuple[float, ...] | None, tmp_path: Path) ->
     assert waited
 
 
+LATENT_DAPS = {
+    "lr": 0.01,
+    "langevin_steps": 24,
+    "lr_min_ratio": 0.1,
+    "tau": 0.0,
+    "sigma_max": 10.0,
+    "momentum": 0.86,
+}
+
+
 def test_latent_methods_on_a_known_posterior() -> None:
-    """Error of the mean, in units of the prior's, and of the covariance, in its norm; FlowDPS and
-    FLAIR as PSLD on the toy above, LATINO where the decoder keeps distances."""
+    """Error of the mean, in units of the prior's, and of the covariance, in its norm; LATINO where
+    the decoder keeps distances, the others as PSLD on the toy above. The Gaussians that LatentDAPS
+    draws from are wider than p(x0 | x_t), and so are its samples."""
     chains, sigma = 1000, 0.3
     q = torch.linalg.qr(rand(DIM, DIM, seed=14))[0]
     for method, matrix, (decode, encode), net, steps, most in (
@@ -548,6 +559,14 @@ def test_latent_methods_on_a_known_posterior() -> None:
             exact("flow"),
             50,
             (0.12, 0.3),
+        ),
+        (
+            make_method("daps", **LATENT_DAPS),
+            A_PIXELS,
+            (DECODE, torch.linalg.pinv(DECODE)),
+            exact("vp"),
+            50,
+            (0.06, 0.75),
         ),
     ):
         coder = replace(linear_coder(decode, encode), data_range=(-50.0, 50.0))
