@@ -25,17 +25,18 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:no jump"),
 ]
 
-LATENT = ("psld", "resample")
-FLOW = ("pnpflow", "flowchef")
+LATENT = ("psld", "resample", "latino", "flowdps", "flair")
+FLOW = ("pnpflow", "flowchef", "flowdps", "flair")
 UNCLIPPED = ("daps", "ddnm", "ddrm", "pigdm", "reddiff")
 LEADING = ("ddnm", "ddrm", "pigdm", "reddiff")
 # What 256x256 images and a network's budget make dear; everything else is as published.
 CHEAP: dict[str, list[str]] = {
     "daps": ["guidance.langevin_steps=2", "guidance.ode_steps=2"],
+    "flair": ["guidance.iterations=2"],
     "resample": ["guidance.image_iterations=2", "guidance.latent_iterations=2"],
     "repaint": ["guidance.jump_length=2", "guidance.resamplings=2"],
 }
-SMALLER = {"kernel_size": 5, "size": 8}
+SMALLER = {"kernel_size": 5, "size": 8, "factor": 4}
 
 
 def published() -> list[str]:
