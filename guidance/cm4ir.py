@@ -24,7 +24,8 @@ With delta the network is given a state of the noisier level as a whole, so that
 and its skip connection belong to (1 + delta) sigma_t, too. So has the authors' code for inpainting;
 for super-resolution and blur it changes the network's time alone. Its zeta is 0 by default, which
 amplifies the noise on what A hardly measures without a bound; here it is 1. Medians are of each
-channel's own mask.
+channel's own mask. For the rest this is their code to rounding, run beside it from the same noise
+(super-resolution, blur, inpainting; their medians as well).
 
 What it makes is one image, not a draw from the posterior. On a Gaussian with its exact consistency
 map and half of six values measured (sigma_y 0.05) the mean is off by 0.27 of the prior's error in
