@@ -26,7 +26,9 @@ code has for latent networks (LatentDAPS); m = 0 is Langevin's step:
     v <- m v + sqrt(eta_t) grad log + sqrt(2 (1 − m)) z,    v ~ N(0, I) at first
     x <- x + sqrt(eta_t) v
 
-There the gradient of ‖y − A(D(z))‖² is clipped to [−1, 1] in every entry: ``limit`` 1.
+There the gradient of ‖y − A(D(z))‖² is clipped to [−1, 1] in every entry: ``limit`` 1. On a
+Gaussian behind a linear decoder (50 levels, 24 steps with momentum 0.86) the mean is off by 0.04 of
+the prior's error, and the covariance too wide, by 0.66 of itself.
 
 What differs from the official code: its ODE stops at sigma 0.01 (in its first version the last
 evaluation makes a step of length zero); here the last evaluation, at 0.01, gives x0^. It does not

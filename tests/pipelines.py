@@ -534,6 +534,7 @@ LAYERS = {
     "sd3": ("transformer", "transformer_blocks.0.attn.to_q"),
     "flux": ("transformer", "single_transformer_blocks.0.attn.to_k"),
     "sana": ("transformer", "transformer_blocks.0.attn1.to_q"),
+    "deepfloyd": ("unet", "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q"),
 }
 """The part of each pipeline that LoRA is tested on, and a layer of it."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from invdiff import schedules
 from invdiff.network import OfLevel
-from invdiff.network.preconditioning import ALIASES, spelled
+from invdiff.network.preconditioning import ALIASES, TIMES, spelled
 from invdiff.schedules import Discrete, Schedule, make_schedule
 
 PREDICTION_TYPES = {name: ALIASES[name] for name in ("epsilon", "sample", "v_prediction")}
@@ -34,13 +34,13 @@ UNHEEDED = (
     "stochastic_sampling",
 )
 """Options of diffusers' samplers, not facts about a network, that have no counterpart here."""
-DISTILLED = ("LCMScheduler", "TCDScheduler")
+DISTILLED = ("LCMScheduler", "TCDScheduler", "CMStochasticIterativeScheduler")
 """Schedulers of networks whose x0 is a sample instead of the mean."""
 
 KNOWN = (
     "those with betas (DDPM, DDIM, PNDM, Euler, Heun, DPMSolver, UniPC, ...), "
     "FlowMatchEulerDiscrete, FlowMatchHeunDiscrete, "
-    "EDMEuler, EDMDPMSolverMultistep, ScoreSdeVe"
+    "EDMEuler, EDMDPMSolverMultistep, ScoreSdeVe, CMStochasticIterative"
 )
 
 
@@ -98,6 +98,13 @@ def read_scheduler(config: Mapping[str, Any]) -> dict[str, Any]:
         return _flow(given)
     if name.startswith("EDM"):
         return _edm(given)
+    if name == "CMStochasticIterativeScheduler":
+        return {
+            "predicts": "consistency",
+            "schedule": schedules.edm(given["sigma_min"], given["sigma_max"], given["rho"]),
+            "sigma_data": given["sigma_data"],
+            **({} if given["clip_denoised"] else {"clip": False}),
+        }
     if name == "ScoreSdeVeScheduler":
         # These networks take sigma, and their images lie in [0, 1] (diffusers'
         # ScoreSdeVePipeline).
@@ -139,7 +146,7 @@ def overridden(found: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str
     ):
         return both
     both.pop("time", None)
-    if not isinstance(schedule, Discrete) and both["predicts"] != "edm":
+    if not isinstance(schedule, Discrete) and both["predicts"] not in TIMES:
         warnings.warn(
             f"how the network counts the time of a {type(schedule).__name__} schedule is "
             f"not known, so its time input is t from {schedule.t_min:g} to "

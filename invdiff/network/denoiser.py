@@ -16,7 +16,7 @@ from invdiff.network.clock import Clock, Place, Time
 from invdiff.network.conditions import check_labels, encoded_images, encoded_prompts, with_image
 from invdiff.network.evaluate import Fitted, autocast, count, evaluate, split
 from invdiff.network.latent import Autoencoder
-from invdiff.network.preconditioning import C_NOISE, conversion, edm_scalings, spelled
+from invdiff.network.preconditioning import TIMES, conversion, edm_scalings, spelled
 from invdiff.network.prediction import Prediction
 from invdiff.network.protocol import Movable, facts_of
 from invdiff.network.tiling import tiled
@@ -42,9 +42,9 @@ class Denoiser:
             more about itself, see :class:`~invdiff.network.Facts`.
         predicts: ``"eps"``, ``"x0"`` (the posterior mean), ``"v"`` (Salimans & Ho 2022),
             ``"score"``, ``"edm"`` (the raw network of Karras et al. 2022, table 1: c_in, c_skip and
-            c_out are applied here, and c_noise unless ``time`` is given) or ``"velocity"`` (dx_t/dt
-            of the schedule); or diffusers' ``"epsilon"``, ``"sample"``, ``"v_prediction"``,
-            ``"flow_prediction"``.
+            c_out are applied here, and c_noise unless ``time`` is given), ``"consistency"`` (the
+            raw network of Song et al. 2023, likewise) or ``"velocity"`` (dx_t/dt of the schedule);
+            or diffusers' ``"epsilon"``, ``"sample"``, ``"v_prediction"``, ``"flow_prediction"``.
         schedule: the schedule the network was trained on, or its name
             (:func:`~invdiff.schedules.make_schedule`).
         data_range: (low, high) of its images; ``None`` where its units are the user's (vectors,
@@ -69,7 +69,7 @@ class Denoiser:
             level.alpha)`` for SR3, see :class:`~invdiff.network.OfLevel`.
         quantize: integer times only (nearest level), for networks that look their time up in a
             table.
-        sigma_data: standard deviation of the data, of ``"edm"`` networks.
+        sigma_data: standard deviation of the data, of ``"edm"`` and ``"consistency"`` networks.
         multiple: the network needs image sides that divide by this; states are padded by reflection
             and cropped, and so are those that are smaller than the network's ``fixed_size``.
         dtype: ``torch.bfloat16`` or ``torch.float16`` run the network under autocast,
@@ -160,8 +160,7 @@ class Denoiser:
         self.channels, self.image_size, self.name = channels, image_size, name
         self.facts = facts_of(net)
         self.source: dict[str, Any] = {}  # facts about the checkpoint, for people
-        if time is None and self.predicts == "edm":
-            time = C_NOISE
+        time = TIMES.get(self.predicts) if time is None else time
         self._clock = Clock(self.schedule, time, quantize)
         self._convert = conversion(self.predicts, self.schedule, sigma_data)
         self._module = net if isinstance(net, torch.nn.Module) else None
@@ -401,7 +400,7 @@ class Denoiser:
     def _run(self, x: Tensor, at: Place, cond: dict[str, Any]) -> Tensor:
         """The network's output for a state of its own schedule, of the state's dtype and size."""
         t = self._clock.times(at.time, x)
-        if self.predicts == "edm":
+        if self.predicts in TIMES:
             x = x / at.alpha * edm_scalings(at, self.sigma_data)[0]
         if self.cond_channels is not None:
             image = cond.pop("cond", None)

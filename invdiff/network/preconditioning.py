@@ -9,6 +9,8 @@ A state of the network's own schedule is ``x = alpha * x0 + sigma * eps``; the n
     velocity  dx/dt = alpha' * x0 + sigma' * eps             (Lipman et al. 2023)
     edm       F with x0 = c_skip * x / alpha + c_out * F(c_in * x / alpha; c_noise)
                                                              (Karras et al. 2022, table 1)
+    consistency  the same with x0 a sample, and c_skip and c_out that return the state itself at the
+              least noise of the schedule                    (Song et al. 2023, appendix C)
 
 Each function below turns ``(x, out, at)`` into (x0, eps); ``at`` gives alpha and sigma as numbers.
 """
@@ -28,6 +30,9 @@ Convert = Callable[[Tensor, Tensor, Place], tuple[Tensor, Tensor]]
 
 C_NOISE = OfLevel(lambda level: level.ratio.log() / 4)
 """The time input of an EDM network (Karras et al. 2022, table 1)."""
+
+TIMES = {"edm": C_NOISE, "consistency": OfLevel(lambda level: 250 * level.ratio.log())}
+"""The time inputs of the networks whose input is scaled by c_in."""
 
 ALIASES = {
     "epsilon": "eps",
@@ -72,6 +77,16 @@ def from_edm(x: Tensor, out: Tensor, at: Place, sigma_data: float) -> tuple[Tens
     return from_x0(x, c_skip * (x / at.alpha) + c_out * out, at)
 
 
+def from_consistency(
+    x: Tensor, out: Tensor, at: Place, sigma_data: float, least: float
+) -> tuple[Tensor, Tensor]:
+    """``least``: sigma / alpha of the level at which the network returns the state itself."""
+    noise = at.sigma / at.alpha
+    c_skip = sigma_data**2 / ((noise - least) ** 2 + sigma_data**2)
+    c_out = (noise - least) * sigma_data / (noise**2 + sigma_data**2) ** 0.5
+    return from_x0(x, c_skip * (x / at.alpha) + c_out * out, at)
+
+
 def edm_scalings(at: Place, sigma_data: float) -> tuple[float, float, float]:
     """(c_in, c_skip, c_out) of Karras et al. 2022, table 1, at the noise sigma / alpha."""
     noise = at.sigma / at.alpha
@@ -98,6 +113,11 @@ PREDICTS: dict[str, Callable[[Schedule, float], Convert]] = {
     "score": lambda schedule, sigma_data: from_score,
     "edm": lambda schedule, sigma_data: partial(from_edm, sigma_data=sigma_data),
     "velocity": lambda schedule, sigma_data: partial(from_velocity, rates=rates_of(schedule)),
+    "consistency": lambda schedule, sigma_data: partial(
+        from_consistency,
+        sigma_data=sigma_data,
+        least=float(schedule(schedule.t_min).ratio),
+    ),
 }
 """Makes the conversion of each, of a schedule and the data's standard deviation."""
 

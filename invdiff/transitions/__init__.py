@@ -20,9 +20,11 @@ from invdiff.transitions.kernel import (
 )
 from invdiff.transitions.langevin import Langevin
 from invdiff.transitions.lms import LMS
+from invdiff.transitions.mala import MALA
 from invdiff.transitions.predictor_corrector import PredictorCorrector
 from invdiff.transitions.renoise import Renoise
 from invdiff.transitions.replace import Replace
+from invdiff.transitions.underdamped import Underdamped
 from invdiff.transitions.unipc import UniPC
 
 __all__ = [
@@ -37,9 +39,11 @@ __all__ = [
     "Heun",
     "LMS",
     "Langevin",
+    "MALA",
     "PredictorCorrector",
     "Renoise",
     "Replace",
+    "Underdamped",
     "UniPC",
     "check_density",
     "forward_variance",

@@ -1,5 +1,6 @@
-"""PnP-Flow and FlowChef on exact flows, PSLD, ReSample, LATINO, FlowDPS and FLAIR behind linear and
-real autoencoders: equal to their papers' algorithms, written out here with plain matrices."""
+"""PnP-Flow and FlowChef on exact flows, PSLD, ReSample, STSL, LATINO, FlowDPS and FLAIR behind
+linear and real autoencoders: equal to their papers' algorithms, written out here with plain
+matrices."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from oracles import Calls, D, Gaussian, OneStream, built, correlated, rand
+from oracles import Calls, D, Gaussian, Mixture, OneStream, built, correlated, rand, step_of
 from torch import Tensor
 
 import invdiff
@@ -24,6 +25,7 @@ from invdiff.guidance.flowchef import FlowChef
 from invdiff.guidance.pnpflow import PnPFlow
 from invdiff.guidance.psld import PSLD
 from invdiff.guidance.resample import ReSample, fitted
+from invdiff.guidance.stsl import STSL
 from invdiff.itineraries import Jumps, Straight
 from invdiff.loading.autoencoder import from_diffusers
 from invdiff.network import Autoencoder, Denoiser
@@ -519,9 +521,74 @@ def test_flair_is_its_paper(errors: tuple[float, ...] | None, tmp_path: Path) ->
     assert waited
 
 
+MIXTURE = Mixture(
+    torch.full((5,), 0.2, dtype=D),
+    2 * rand(5, DIM, seed=40),
+    (0.1 * torch.eye(DIM, dtype=D)).expand(5, -1, -1),
+)
+
+
+def mixed(frame: str) -> Denoiser:
+    predicts, schedule = FRAMES[frame]
+    return Denoiser(MIXTURE.network(predicts, schedule), predicts=predicts, schedule=schedule)
+
+
+@pytest.mark.parametrize("K", [1, 3])
+def test_stsl_is_its_drift(K: int) -> None:
+    """With the derivatives of the whole by autograd, and DDPM's q(x_s | x_t, x0) from the last x_t
+    and the x0 before it."""
+    steps, zeta, eta = 7, 0.4, 0.3
+    measurement, x = decoded(), rand(BATCH, DIM, seed=1)
+    method = make_method("stsl", zeta=zeta, eta=eta, K=K)
+    ours = run(method, mixed("vp"), x, measurement, steps)
+    stream, a_d = OneStream(7), DECODE @ A_PIXELS.T
+
+    def score(x: Tensor, a_t: float) -> Tensor:
+        return (a_t**0.5 * MIXTURE.posterior_mean(x, a_t**0.5, (1 - a_t) ** 0.5) - x) / (1 - a_t)
+
+    for _, a_t, a_s in vp_steps(steps):
+        for _ in range(K):
+            z, x = stream.randn_like(x), x.requires_grad_()
+            x0 = (x + (1 - a_t) * score(x, a_t)) / a_t**0.5
+            second = (z * score(x + z, a_t)).sum() - (z * score(x, a_t)).sum()
+            first = (measurement.y - x0 @ a_d).norm(dim=1).sum()
+            (grad,) = torch.autograd.grad(zeta * first + eta / DIM * second, x)
+            x, x0 = (x - grad).detach(), x0.detach()
+        beta = 1 - a_t / a_s
+        x = ((a_t / a_s) ** 0.5 * (1 - a_s) * x + a_s**0.5 * beta * x0) / (1 - a_t)
+        if a_s < 1:
+            x = x + (beta * (1 - a_s) / (1 - a_t)) ** 0.5 * stream.randn_like(x)
+    assert_same(ours, x)
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_stsl_is_the_same_in_every_frame(frame: str) -> None:
+    """One step at one noise-to-signal ratio, from one x0 and eps."""
+    found = []
+    for name in ("vp", frame):
+        schedule = FRAMES[name][1]
+        t, s = schedule.at(0.7), schedule.at(0.4)
+        x = t.alpha * rand(BATCH, DIM, seed=1) + t.sigma * rand(BATCH, DIM, seed=2)
+        p = STSL(K=2, eta=0.5)(mixed(name), x, step_of(schedule, t, s, OneStream(7)), decoded())
+        found.append((p.x0, p.eps))
+    for one, other in zip(*found, strict=True):
+        assert_same(other, one, 1e-6 if frame == "flow" else 1e-8)
+
+
+LATENT_DAPS = {
+    "lr": 0.01,
+    "langevin_steps": 24,
+    "lr_min_ratio": 0.1,
+    "tau": 0.0,
+    "sigma_max": 10.0,
+    "momentum": 0.86,
+}
+
+
 def test_latent_methods_on_a_known_posterior() -> None:
-    """Error of the mean, in units of the prior's, and of the covariance, in its norm; FlowDPS and
-    FLAIR as PSLD on the toy above, LATINO where the decoder keeps distances."""
+    """Error of the mean, in units of the prior's, and of the covariance, in its norm; LATINO where
+    the decoder keeps distances, the others as PSLD on the toy above. The Gaussians that LatentDAPS
+    draws from are wider than p(x0 | x_t), and so are its samples."""
     chains, sigma = 1000, 0.3
     q = torch.linalg.qr(rand(DIM, DIM, seed=14))[0]
     for method, matrix, (decode, encode), net, steps, most in (
@@ -548,6 +615,22 @@ def test_latent_methods_on_a_known_posterior() -> None:
             exact("flow"),
             50,
             (0.12, 0.3),
+        ),
+        (
+            make_method("daps", **LATENT_DAPS),
+            A_PIXELS,
+            (DECODE, torch.linalg.pinv(DECODE)),
+            exact("vp"),
+            50,
+            (0.06, 0.75),
+        ),
+        (
+            make_method("stsl", zeta=0.3, K=1),
+            A_PIXELS,
+            (DECODE, torch.linalg.pinv(DECODE)),
+            exact("vp"),
+            50,
+            (0.2, 0.4),
         ),
     ):
         coder = replace(linear_coder(decode, encode), data_range=(-50.0, 50.0))
@@ -826,6 +909,8 @@ def test_psld_refuses_what_is_not_linear() -> None:
         (lambda: PnPFlow(alpha=math.inf), "alpha must be a finite number, at least 0, got inf"),
         (lambda: PnPFlow(draws=0), "draws must be at least 1, got 0"),
         (lambda: FlowChef(eta=math.nan), "eta must be a finite number, at least 0, got nan"),
+        (lambda: STSL(K=0), "K must be at least 1, got 0"),
+        (lambda: STSL(eta=-1), "eta must be a finite number, at least 0, got -1"),
         (lambda: PSLD(omega=-0.1), "omega must be a finite number, at least 0, got -0.1"),
         (lambda: PSLD(gamma=math.nan), "gamma must be a finite number, at least 0, got nan"),
         (lambda: ReSample(gamma=0), "gamma must be a finite positive number, got 0"),

@@ -17,6 +17,8 @@ import torch
 from diffusers import (
     AuraFlowTransformer2DModel,
     AutoencoderKL,
+    CMStochasticIterativeScheduler,
+    ConsistencyModelPipeline,
     ControlNetModel,
     DDIMPipeline,
     DDIMScheduler,
@@ -305,6 +307,46 @@ def test_v_prediction_with_zero_terminal_snr(tmp_path: Path) -> None:
         and float(denoiser.schedule(denoiser.schedule.times(10)[0]).alpha) == 0
     )
     assert_same_images(sampled(denoiser, DDIM(), (2, 3, 8, 8), 10), theirs)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_consistency_models(clip: bool, tmp_path: Path) -> None:
+    """Song et al. 2023, with labels: the noisiest jump, and a second one from a state that
+    diffusers has noised again."""
+    net = built(UNet2DModel, **UNET, num_class_embeds=4)
+    scheduler = CMStochasticIterativeScheduler(clip_denoised=clip)
+    ConsistencyModelPipeline(net, scheduler).save_pretrained(tmp_path)
+    theirs, states, z = pipeline(ConsistencyModelPipeline, tmp_path), [], rand(2, 3, 8, 8)
+    theirs.scheduler.sigmas = theirs.scheduler.sigmas.double()
+    image = theirs(
+        2,
+        class_labels=[1, 3],
+        timesteps=[22, 0],
+        num_inference_steps=None,
+        latents=z,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+        callback=lambda i, t, x: states.append(x.clone()),
+    ).images
+    with pytest.warns(UserWarning, match="a sample and not a mean"):
+        denoiser = invdiff.load_model(tmp_path, dtype=D)
+    first, second = (float(sigma) for sigma in theirs.scheduler.sigmas[:2])
+    assert first == pytest.approx(float(denoiser.schedule(denoiser.schedule.t_max).sigma))
+    labels = torch.tensor([1, 3])
+    fresh = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=D)
+    noised = denoiser(80 * z, denoiser.schedule.at(first), label=labels).x0
+    noised = noised + (second**2 - 0.002**2) ** 0.5 * fresh
+    torch.testing.assert_close(noised, states[0], atol=1e-5, rtol=1e-5)
+    made = denoiser(states[0], denoiser.schedule.at(second), label=labels).x0
+    torch.testing.assert_close(made, states[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close((made / 2 + 0.5).clamp(0, 1), image, atol=1e-5, rtol=0)
+    assert bool((made.abs().max() <= 1) == clip)
+    least = denoiser.schedule(denoiser.schedule.t_min)
+    clean = denoiser(0.5 * z.tanh(), least, label=labels)
+    torch.testing.assert_close(clean.x0, 0.5 * z.tanh())
+    measurement = invdiff.make_operator("sr", factor=2).measure(torch.rand(2, 3, 8, 8), sigma=0.02)
+    result = invdiff.solve(measurement, denoiser, "cm4ir", steps=4, label=labels)
+    assert (result.nfe, result.nbe) == (4, 0)
 
 
 def scheduled(

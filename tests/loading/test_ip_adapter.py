@@ -193,6 +193,42 @@ def test_on_the_command_line(
     assert "has no image encoder" in capsys.readouterr().err
 
 
+def test_restoring_with_an_image_prompt_on_the_command_line(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With and without cfg, two images or one: what solve makes of the same conditions."""
+    file = adapter(tmp_path / "ip", read(folders["sd"]).unet, "plain")
+    invdiff.images.write_image(tmp_path / "photo.png", torch.rand(3, 16, 16))
+    given = f"solve --model {folders['sd']} --input {tmp_path / 'photo.png'} --operator inpaint"
+    given += " --steps 2 --quiet --no-check --sigma 0.02 --image-id 5"
+    adapted = f"{given} model.ip_adapter={file}:2 --prompt cat"
+    for method in ("--method psld", "--method cfg --method psld guidance.cfg.w=2"):
+        made = []
+        for k, image in enumerate((photo(), 1 - photo())):
+            invdiff.images.write_image(tmp_path / f"{k}.png", image)
+            place = tmp_path / f"{k}{len(method)}"
+            asked = f"{adapted} {method} --image-prompt {tmp_path / f'{k}.png'} --output {place}"
+            assert main(asked.split()) == 0, capsys.readouterr().err
+            made.append(invdiff.images.read_image(place / "restored.png"))
+        assert not torch.equal(*made)
+        denoiser = invdiff.load_model(folders["sd"], ip_adapter=f"{file}:2")
+        negative = denoiser.negative_of() | denoiser.negative_of_image()
+        chain = [CFG(negative=negative, w=2.0)] if "cfg" in method else []
+        result = invdiff.solve(
+            invdiff.Measurement.load(place / "measurement.safetensors"),
+            denoiser,
+            [*chain, "psld"],
+            steps=2,
+            **denoiser.conditions_of("cat"),
+            **denoiser.conditions_of_image(invdiff.images.read_image(tmp_path / "1.png", 3)),
+            image_ids=[5],
+        )
+        torch.testing.assert_close(result.x, made[1], atol=1 / 255, rtol=0)
+    asked = f"{given} --method psld --image-prompt {tmp_path / '0.png'}"
+    assert main([*asked.split(), "--output", str(tmp_path / "none")]) != 0
+    assert "has no image encoder" in capsys.readouterr().err
+
+
 def test_what_does_not_fit_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     file = adapter(tmp_path / "ip", read(folders["sdxl"]).unet, "plain")
     with pytest.raises(ValueError, match="IP-Adapter .* does not fit this network"):

@@ -60,7 +60,7 @@ def assert_says(p: Prediction, prior: Mixture, tolerance: float = 1e-9) -> None:
 # Parameterisations and frames ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("predicts", [p for p in PREDICTS if p != "velocity"])
+@pytest.mark.parametrize("predicts", [p for p in PREDICTS if p not in ("velocity", "consistency")])
 @pytest.mark.parametrize("t", [0.0, 10.0, 437.0, 900.0])
 def test_every_parameterisation_says_the_same(predicts: str, t: float) -> None:
     schedule = schedules.linear()
@@ -103,6 +103,27 @@ def test_any_network_on_any_schedule(trained: str, sampled: str) -> None:
     for ratio in (0.05, 0.7, 9.0):
         level = foreign.at(ratio)
         assert_says(denoiser(noisy(level), level), PRIOR, 1e-7)
+
+
+def test_consistency_preconditioning_is_song_et_al_appendix_c() -> None:
+    seen: dict[str, Any] = {}
+
+    def net(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.update(x=x, t=t)
+        return torch.tanh(x)
+
+    denoiser = Denoiser(net, predicts="consistency", schedule=schedules.edm(0.01), sigma_data=0.7)
+    x = rand(4, 3, seed=1)
+    for sigma in (0.01, 0.3, 20.0):
+        p = denoiser(x, schedules.ve(0.001, 100.0).at(sigma))
+        c_in = 1 / (sigma**2 + 0.49) ** 0.5
+        torch.testing.assert_close(seen["x"], c_in * x)
+        torch.testing.assert_close(seen["t"], torch.full((4,), 250 * math.log(sigma), dtype=D))
+        c_skip = 0.49 / ((sigma - 0.01) ** 2 + 0.49)
+        expected = c_skip * x + 0.7 * (sigma - 0.01) * c_in * torch.tanh(c_in * x)
+        torch.testing.assert_close(p.x0, expected)
+        torch.testing.assert_close(p.eps, (x - expected) / sigma)
+    torch.testing.assert_close(denoiser(x, schedules.edm(0.01).at(0.01)).x0, x)
 
 
 def test_edm_preconditioning_is_karras_table_1() -> None:
@@ -532,7 +553,7 @@ def test_other_conditions_reach_the_network() -> None:
 def test_construction_errors() -> None:
     ok: dict[str, Any] = {"schedule": schedules.linear()}
     for error, says, options in (
-        (ValueError, "eps, x0, v, score, edm, velocity", {"predicts": "noise"}),
+        (ValueError, "eps, x0, v, score, edm, velocity, consistency", {"predicts": "noise"}),
         (TypeError, "schedules.linear", {"schedule": 1000}),
         (ValueError, "low < high", {"data_range": (1, -1)}),
         (ValueError, "needs a data_range", {"clip": True}),

@@ -36,6 +36,7 @@ from invdiff.solving import generate, invert
 from invdiff.transitions import (
     DDIM,
     DDPM,
+    MALA,
     DPMSolver,
     Euler,
     EulerMaruyama,
@@ -44,6 +45,7 @@ from invdiff.transitions import (
     PredictorCorrector,
     Renoise,
     Replace,
+    Underdamped,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -187,6 +189,8 @@ def test_predictions_are_what_a_step_makes() -> None:
         Heun(),
         Langevin(steps=3),
         PredictorCorrector(Heun(), steps=2),
+        MALA(Heun(), steps=2),
+        Underdamped(DDPM(), steps=3),
         Replace(Heun()),
         Replace(Langevin(2)),
         DPMSolver(),
@@ -555,6 +559,8 @@ def test_stochastic_transitions_converge_to_the_marginals(
         (PredictorCorrector(snr=0.1), "vp", 150),
         (PredictorCorrector(DDPM(), steps=2, snr=0.1), "ve", 100),
         (PredictorCorrector(snr=0.1), "flow", 150),
+        (MALA(DDPM(), snr=0.3), "vp", 60),
+        (Underdamped(DDPM(), steps=2), "flow", 60),
         (Langevin(steps=10, snr=0.16), "ve", 60),
         (Langevin(steps=10, snr=0.16), "flow", 60),
     ],
