@@ -29,6 +29,7 @@ sys.path.insert(0, str(DOCS))
 
 from notebooks import Page, name_of  # noqa: E402
 from prose import cell, markdown, sections, yaml_comments  # noqa: E402
+from symbols import table  # noqa: E402
 
 import invdiff  # noqa: E402
 from invdiff import _HOME  # noqa: E402
@@ -531,6 +532,7 @@ def pages() -> dict[str, str]:
     for file in sorted(DOCS.glob("*.md")):
         made[file.name] = relinked(file.read_text(), f"docs/{file.name}", file.name)
     made["methods.md"] = overview(made["methods.md"])
+    made["notation.md"] = table(made["notation.md"])
     made["reproducing.md"] += "\n" + protocol_list()
     made["citing.md"] += "\n" + references()
     for kind, home in (("methods", "methods.md"), ("operators", "operators.md")):

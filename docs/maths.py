@@ -75,7 +75,7 @@ def tex(text: str) -> str:
     )
     text = re.sub(r"\ba (?=[a-z]{3,})", r"\\text{a }", text)
     text = re.sub(r"\^(-?\d+|T\b|unknown\b)", lambda f: f"^{{{_power(f[1])}}}", text)
-    text = re.sub(r"(?<=[A-Z])\*(?=[ )_A-Za-z(])", "^{*}", text)
+    text = re.sub(r"(?<=[A-Z])\*(?=[ )_A-Za-z(]|$)", "^{*}", text)
     text = re.sub(r"(?<=[a-z}\d)])'", "^{\\\\prime}", text)
     parts = re.split(r"(\\[A-Za-z]+(?:\{[^{}]*\})?)", text)
     text = "".join(part if i % 2 else BASE.sub(_name, part) for i, part in enumerate(parts))
