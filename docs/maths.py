@@ -41,6 +41,10 @@ BASE = re.compile(
 MATHEMATICAL = re.compile(r"[=‖√∇²†]|<-| ~ |sqrt\(|grad_|argmin|_[a-z{]|^[-−+]?[\d.]+$")
 WORDS = re.compile(r"(?<![A-Za-z_])[A-Za-z]{3,}(?![A-Za-z_])")
 CODE = re.compile(r"[\w)]\.\w+\(|^ *(?:from|import|invdiff|@|def) ", flags=re.MULTILINE)
+SPACE_BEFORE = re.compile(r"(\}|(?<![\\A-Za-z])[A-Za-z]) +(?=\\text\{)")
+SPACE_AFTER = re.compile(
+    rf"(\\text\{{[^{{}}]*\}}) +(?=[A-Za-z]|\\(?:{'|'.join(GREEK)}|tilde|hat|bar|sqrt|nabla|mathrm))"
+)
 MOST_WORDS = 7  # that a formula may have beside its symbols
 INLINE = re.compile(
     r"‖(?:[^‖`\n]|\n(?!\n)){1,60}‖(?:_\w)?²?"
@@ -85,6 +89,7 @@ def tex(text: str) -> str:
         lambda f: r"\text{" + re.sub(r"\\text\{([^{}]*)\}", r"\1", f[0]) + "}",
         text,
     )
+    text = SPACE_AFTER.sub(r"\1\ ", SPACE_BEFORE.sub(r"\1\ ", text))
     return re.sub(r"(\^\{[^{}]*\})(_\{[^{}]*\})", r"\2\1", text)
 
 
@@ -111,7 +116,8 @@ def _name(found: re.Match[str]) -> str:
     elif word in GREEK:
         base = GREEK[word]
     elif word in NAMED:
-        base = rf"\mathrm{{{word}}}"
+        apart = re.match(r" [A-Za-z]", found.string[found.end() :])
+        base = rf"\mathrm{{{word}}}" + (r"\," if apart and not sub else "")
     elif len(word) == 1 or (len(word) == 2 and word[0] == "d" and word[1] in "xt"):
         base = word
     else:
