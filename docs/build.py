@@ -19,10 +19,10 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from generate import write  # noqa: E402
-from notebooks import run_all  # noqa: E402
 import narrow  # noqa: E402
 import remote  # noqa: E402
+from generate import write  # noqa: E402
+from notebooks import run_all  # noqa: E402
 
 
 def main() -> None:

@@ -48,6 +48,7 @@ html_title = "invdiff"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
 html_js_files = ["sort.js"]
+html_search_scorer = str(Path(__file__).parent / "scorer.js")
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {

@@ -27,6 +27,7 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(DOCS))
 
+import others  # noqa: E402
 from notebooks import Page, name_of  # noqa: E402
 from prose import cell, markdown, sections, yaml_comments  # noqa: E402
 from symbols import table  # noqa: E402
@@ -129,7 +130,10 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
             "citing",
         ],
     ),
-    "pieces": ("Other pieces", ["transitions/index", "itineraries/index", "models/index"]),
+    "pieces": (
+        "Other pieces",
+        ["transitions/index", "itineraries/index", "models/index", "plugins"],
+    ),
     "measured": ("Measured", ["measurements", "exactness"]),
     "reference": (
         "Reference",
@@ -539,6 +543,8 @@ def pages() -> dict[str, str]:
         made[home] += toctree(
             p.removesuffix(".md") for p in sorted(made, key=str.lower) if p.startswith(f"{kind}/")
         )
+    made["plugins.md"] = others.page()
+    made = others.indexed(made)
     made["index.md"] += toctree(
         ["start", "guides", "gallery/index", "methods", "operators", "pieces", "measured"]
         + ["reference"]
