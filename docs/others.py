@@ -33,13 +33,16 @@ OF_THE_REFERENCE = ("schedules", "metrics")
 """Kinds whose names are found as functions of the reference."""
 
 
+def ours(kind: str) -> list[str]:
+    """The plug-ins of invdiff itself; other packages that are installed document theirs."""
+    return [name for name, source in list_plugins(kind).items() if source.startswith("invdiff (")]
+
+
 def page() -> str:
     """Every plug-in of the kinds without pages, from the first sentence of its docstring."""
     parts = ["# Further plug-ins\n\nWhat else has a name; `invdiff list KIND` prints the same.\n"]
     for kind, (heading, more) in KINDS.items():
-        rows = "".join(
-            f"| `{name}` | {cell(purpose(kind, name))} |\n" for name in list_plugins(kind)
-        )
+        rows = "".join(f"| `{name}` | {cell(purpose(kind, name))} |\n" for name in ours(kind))
         shown = more.rpartition("/")[2].rpartition(".")[0]
         parts.append(
             f"## {heading}\n\nKind `{kind}`; more under [{shown}]({more}).\n\n"
@@ -66,7 +69,7 @@ def subjects(made: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     found += [
         (name, "plugins.md", f"## {heading}")
         for kind, (heading, _) in KINDS.items()
-        for name in (() if kind in OF_THE_REFERENCE else list_plugins(kind))
+        for name in (() if kind in OF_THE_REFERENCE else ours(kind))
     ]
     commands = re.findall(r"^## invdiff (\S+)$", made["cli.md"], flags=re.MULTILINE)
     found += [(name, "cli.md", f"## invdiff {name}") for name in commands]

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from invdiff.plugins.registry import KINDS, list_plugins
+from invdiff.plugins.registry import KINDS
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -41,13 +41,7 @@ def named_pages(kind: str, name: str) -> set[str]:
     return {f"{folder}/{name}"}
 
 
-PLUGINS = [
-    (kind, name)
-    for kind in KINDS
-    if kind != "configs"
-    for name in list_plugins(kind)
-    if list_plugins(kind)[name].startswith("invdiff")
-]
+PLUGINS = [(kind, name) for kind in KINDS if kind != "configs" for name in others.ours(kind)]
 
 
 def test_every_kind_has_a_place() -> None:
