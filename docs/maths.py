@@ -41,9 +41,10 @@ BASE = re.compile(
 MATHEMATICAL = re.compile(r"[=‖√∇²†]|<-| ~ |sqrt\(|grad_|argmin|_[a-z{]|^[-−+]?[\d.]+$")
 WORDS = re.compile(r"(?<![A-Za-z_])[A-Za-z]{3,}(?![A-Za-z_])")
 CODE = re.compile(r"[\w)]\.\w+\(|^ *(?:from|import|invdiff|@|def) ", flags=re.MULTILINE)
-SPACE_BEFORE = re.compile(r"(\}|(?<![\\A-Za-z])[A-Za-z]) +(?=\\text\{)")
+LETTERS = "|".join(sorted({name[1:] for name in GREEK.values()}))
+SPACE_BEFORE = re.compile(rf"([}})]|\\(?:{LETTERS})|(?<![\\A-Za-z])[A-Za-z]) +(?=\\text\{{)")
 SPACE_AFTER = re.compile(
-    rf"(\\text\{{[^{{}}]*\}}) +(?=[A-Za-z]|\\(?:{'|'.join(GREEK)}|tilde|hat|bar|sqrt|nabla|mathrm))"
+    rf"(\\text\{{[^{{}}]*\}}) +(?=[A-Za-z]|\\(?:{LETTERS}|tilde|hat|bar|sqrt|nabla|mathrm))"
 )
 MOST_WORDS = 7  # that a formula may have beside its symbols
 INLINE = re.compile(
@@ -77,6 +78,7 @@ def tex(text: str) -> str:
         lambda f: rf"\text{{{f[0].replace('_', chr(92) + '_')}}}",
         text,
     )
+    text = re.sub(r"\b[a-z]{2,}(?:-[a-z]{2,})+\b", lambda f: rf"\text{{{f[0]}}}", text)
     text = re.sub(r"\ba (?=[a-z]{3,})", r"\\text{a }", text)
     text = re.sub(r"\^(-?\d+|T\b|unknown\b)", lambda f: f"^{{{_power(f[1])}}}", text)
     text = re.sub(r"(?<=[A-Z])\*(?=[ )_A-Za-z(]|$)", "^{*}", text)

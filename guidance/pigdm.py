@@ -7,7 +7,7 @@ gradient a vector-Jacobian product:
     J    = d x0 / d x_t
     r_t² = sigma_t² / (alpha_t² + sigma_t²)
 
-    (that of data from N(0, I); in the paper sigma_t² / (sigma_t² + 1), here in any frame)
+with r_t² that of data from N(0, I), the paper's sigma_t² / (sigma_t² + 1) in any frame. Then
 
     adaptive weights    x_s = DDIM(eta) step + alpha_s alpha_t r_t² g
     plain score         x0 + sigma_t² / alpha_t g in place of E[x0 | x_t], eps re-derived
