@@ -304,7 +304,8 @@ def test_docstrings_become_markdown() -> None:
         ("(A*A + rho)^-1 A†y", r"(A ^{*}A + \rho )^{-1} A ^{\dagger}y"),
         ("sigma~_t <- eps_hat", r"\tilde{\sigma}_{t} \leftarrow \hat{\epsilon}"),
         ("x_s' = a step from x_t", r"x_{s} ^{\prime} = \text{a step from}\ x_{t}"),
-        ("eps re-derived, log p(y)", r"\epsilon\ \text{re-derived}, \mathrm{log}\, p (y )"),
+        ("eps re-derived", r"\epsilon\ \text{re-derived}"),
+        ("grad log p(y)", r"\nabla \mathrm{log}\, p (y )"),
         ("sqrt(alpha_bar_s)", r"\sqrt {\bar{\alpha}_s }"),
     ],
 )
