@@ -19,9 +19,10 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import narrow  # noqa: E402
+import remote  # noqa: E402
 from generate import write  # noqa: E402
 from notebooks import run_all  # noqa: E402
-from remote import check  # noqa: E402
 
 
 def main() -> None:
@@ -43,8 +44,10 @@ def main() -> None:
     print(f"site: {time.perf_counter() - start:.0f} s")
     if status:
         sys.exit(status)
-    if found := check(args.output):
+    if found := remote.check(args.output):
         sys.exit("\n".join(found) + "\nthe site must work without a network")
+    if found := narrow.check(args.output):
+        sys.exit("\n".join(found) + "\nwide things must scroll by themselves on a phone")
 
 
 if __name__ == "__main__":

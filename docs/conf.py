@@ -11,6 +11,7 @@ from typing import Any
 from docutils import nodes
 
 sys.path.insert(0, str(Path(__file__).parent))
+import symbols
 from prose import rest
 
 project = "invdiff"
@@ -47,6 +48,7 @@ html_title = "invdiff"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
 html_js_files = ["sort.js"]
+html_search_scorer = str(Path(__file__).parent / "scorer.js")
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {
@@ -70,10 +72,18 @@ def maths_role(
     return [nodes.raw(rawtext, nodes.unescape(text), format="html")], []
 
 
+def to_notation(app: Any, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
+    """Puts the way from a page to the notation page into the links of its symbols."""
+    way = context["pathto"]("notation")
+    if "body" in context and way != "#":
+        context["body"] = context["body"].replace(f'href="{symbols.PAGE}#', f'href="{way}#')
+
+
 def setup(app: Any) -> dict[str, bool]:
     def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
         lines[:] = rest(lines)
 
     app.add_role("m", maths_role)
     app.connect("autodoc-process-docstring", process, priority=100)
+    app.connect("html-page-context", to_notation)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -27,15 +27,18 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(DOCS))
 
+import others  # noqa: E402
 from notebooks import Page, name_of  # noqa: E402
+from others import ours  # noqa: E402
 from prose import cell, markdown, sections, yaml_comments  # noqa: E402
+from symbols import table  # noqa: E402
 
 import invdiff  # noqa: E402
 from invdiff import _HOME  # noqa: E402
 from invdiff.commands.arguments import make_parser  # noqa: E402
 from invdiff.commands.cite import entries_of  # noqa: E402
 from invdiff.config import protocols  # noqa: E402
-from invdiff.plugins.registry import list_plugins, load  # noqa: E402
+from invdiff.plugins.registry import load  # noqa: E402
 from invdiff.problem import (  # noqa: E402
     LinearOperator,
     Operator,
@@ -128,7 +131,10 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
             "citing",
         ],
     ),
-    "pieces": ("Other pieces", ["transitions/index", "itineraries/index", "models/index"]),
+    "pieces": (
+        "Other pieces",
+        ["transitions/index", "itineraries/index", "models/index", "plugins"],
+    ),
     "measured": ("Measured", ["measurements", "exactness"]),
     "reference": (
         "Reference",
@@ -189,7 +195,7 @@ def operator_page(name: str) -> str:
         )
     takes = [
         f"[`{m}`](../methods/{m}.md)"
-        for m in list_plugins("guidance")
+        for m in ours("guidance")
         if all(isinstance(operator, r) for r in _requirements(m))
     ]
     facts = [
@@ -355,7 +361,7 @@ def _required(pieces: list[Any]) -> str:
     said = "any" if strictest is Operator else strictest.wanted()
     fits = [
         name
-        for name in list_plugins("operators")
+        for name in ours("operators")
         if all(isinstance(make_operator(name), r) for r in required)
     ]
     links = ", ".join(f"[`{name}`](../operators/{name}.md)" for name in fits)
@@ -497,10 +503,10 @@ def _headed(text: str) -> str:
 def pages() -> dict[str, str]:
     """Path below the site -> Markdown, of every generated page and every hand-written one whose
     links change."""
-    made = {f"methods/{name}.md": method_page(name) for name in list_plugins("guidance")}
-    made |= {f"operators/{name}.md": operator_page(name) for name in list_plugins("operators")}
+    made = {f"methods/{name}.md": method_page(name) for name in ours("guidance")}
+    made |= {f"operators/{name}.md": operator_page(name) for name in ours("operators")}
     groups: dict[str, Mapping[str, Callable[..., Any]]] = {
-        kind: {name: load(kind, name) for name in list_plugins(kind)}
+        kind: {name: load(kind, name) for name in ours(kind)}
         for kind in ("transitions", "itineraries")
     }
     for kind, known in groups.items():
@@ -509,9 +515,7 @@ def pages() -> dict[str, str]:
         }
         about = {name: _first_sentence(factory.__doc__) for name, factory in known.items()}
         made[f"{kind}/index.md"] = index(kind.capitalize(), kind, about) + _INTRODUCTIONS[kind]
-    cards = {
-        name: (ROOT / "invdiff" / "zoo" / name / "README.md") for name in list_plugins("models")
-    }
+    cards = {name: (ROOT / "invdiff" / "zoo" / name / "README.md") for name in ours("models")}
     made |= {
         f"models/{name}.md": _card(name, card.read_text())
         for name, card in cards.items()
@@ -531,12 +535,15 @@ def pages() -> dict[str, str]:
     for file in sorted(DOCS.glob("*.md")):
         made[file.name] = relinked(file.read_text(), f"docs/{file.name}", file.name)
     made["methods.md"] = overview(made["methods.md"])
+    made["notation.md"] = table(made["notation.md"])
     made["reproducing.md"] += "\n" + protocol_list()
     made["citing.md"] += "\n" + references()
     for kind, home in (("methods", "methods.md"), ("operators", "operators.md")):
         made[home] += toctree(
             p.removesuffix(".md") for p in sorted(made, key=str.lower) if p.startswith(f"{kind}/")
         )
+    made["plugins.md"] = others.page()
+    made = others.indexed(made)
     made["index.md"] += toctree(
         ["start", "guides", "gallery/index", "methods", "operators", "pieces", "measured"]
         + ["reference"]
@@ -579,7 +586,7 @@ def references() -> str:
     """The BibTeX entry of every plug-in that has one."""
     parts = []
     for kind, known in (("guidance", "methods"), ("operators", "operators")):
-        for name in list_plugins(kind):
+        for name in ours(kind):
             entries = list(dict.fromkeys(entries_of(f"{kind}.{name}")))
             if entries:
                 shown = "\n\n".join(broken(entry) for entry in entries)

@@ -41,6 +41,11 @@ BASE = re.compile(
 MATHEMATICAL = re.compile(r"[=‖√∇²†]|<-| ~ |sqrt\(|grad_|argmin|_[a-z{]|^[-−+]?[\d.]+$")
 WORDS = re.compile(r"(?<![A-Za-z_])[A-Za-z]{3,}(?![A-Za-z_])")
 CODE = re.compile(r"[\w)]\.\w+\(|^ *(?:from|import|invdiff|@|def) ", flags=re.MULTILINE)
+LETTERS = "|".join(sorted({name[1:] for name in GREEK.values()}))
+SPACE_BEFORE = re.compile(rf"([}})]|\\(?:{LETTERS})|(?<![\\A-Za-z])[A-Za-z]) +(?=\\text\{{)")
+SPACE_AFTER = re.compile(
+    rf"(\\text\{{[^{{}}]*\}}) +(?=[A-Za-z]|\\(?:{LETTERS}|tilde|hat|bar|sqrt|nabla|mathrm))"
+)
 MOST_WORDS = 7  # that a formula may have beside its symbols
 INLINE = re.compile(
     r"‖(?:[^‖`\n]|\n(?!\n)){1,60}‖(?:_\w)?²?"
@@ -73,9 +78,10 @@ def tex(text: str) -> str:
         lambda f: rf"\text{{{f[0].replace('_', chr(92) + '_')}}}",
         text,
     )
+    text = re.sub(r"\b[a-z]{2,}(?:-[a-z]{2,})+\b", lambda f: rf"\text{{{f[0]}}}", text)
     text = re.sub(r"\ba (?=[a-z]{3,})", r"\\text{a }", text)
     text = re.sub(r"\^(-?\d+|T\b|unknown\b)", lambda f: f"^{{{_power(f[1])}}}", text)
-    text = re.sub(r"(?<=[A-Z])\*(?=[ )_A-Za-z(])", "^{*}", text)
+    text = re.sub(r"(?<=[A-Z])\*(?=[ )_A-Za-z(]|$)", "^{*}", text)
     text = re.sub(r"(?<=[a-z}\d)])'", "^{\\\\prime}", text)
     parts = re.split(r"(\\[A-Za-z]+(?:\{[^{}]*\})?)", text)
     text = "".join(part if i % 2 else BASE.sub(_name, part) for i, part in enumerate(parts))
@@ -85,6 +91,7 @@ def tex(text: str) -> str:
         lambda f: r"\text{" + re.sub(r"\\text\{([^{}]*)\}", r"\1", f[0]) + "}",
         text,
     )
+    text = SPACE_AFTER.sub(r"\1\ ", SPACE_BEFORE.sub(r"\1\ ", text))
     return re.sub(r"(\^\{[^{}]*\})(_\{[^{}]*\})", r"\2\1", text)
 
 
@@ -111,7 +118,8 @@ def _name(found: re.Match[str]) -> str:
     elif word in GREEK:
         base = GREEK[word]
     elif word in NAMED:
-        base = rf"\mathrm{{{word}}}"
+        apart = re.match(r" [A-Za-z]", found.string[found.end() :])
+        base = rf"\mathrm{{{word}}}" + (r"\," if apart and not sub else "")
     elif len(word) == 1 or (len(word) == 2 and word[0] == "d" and word[1] in "xt"):
         base = word
     else:

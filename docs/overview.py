@@ -23,9 +23,10 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS))
 
 from asked import asked  # noqa: E402
+from others import ours  # noqa: E402
 
 import invdiff  # noqa: E402
-from invdiff.plugins.registry import list_plugins, load  # noqa: E402
+from invdiff.plugins.registry import load  # noqa: E402
 from invdiff.problem import LinearOperator, Operator, SpectralOperator  # noqa: E402
 from invdiff.sampling import make_method  # noqa: E402
 
@@ -42,7 +43,7 @@ STEPS = 10
 
 def table() -> str:
     """The rows, in their groups."""
-    known = list_plugins("guidance")
+    known = ours("guidance")
     grouped = {n: group for group, names in NAMES["groups"].items() for n in names}
     order = [n for names in NAMES["groups"].values() for n in names if n in known]
     order += [n for n in known if n not in grouped and n != "none"]

@@ -10,6 +10,7 @@ from textwrap import dedent
 
 sys.path.insert(0, str(Path(__file__).parent))
 import maths
+import symbols
 
 ROLE = re.compile(r":(?:class|func|mod|meth|data|attr|exc):`~?([^`]+)`")
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
@@ -21,9 +22,10 @@ def markdown(text: str) -> str:
     """A docstring's prose and indented blocks, with Sphinx roles as code, papers as links and the
     stars of mathematics kept."""
     blocks = re.split(r"(\n{2,})", text)
-    return "".join(
+    shown = "".join(
         _shown(block) if block.startswith(("    ", "\n")) else _paragraph(block) for block in blocks
     )
+    return symbols.linked(shown, text)
 
 
 def cell(text: str) -> str:
@@ -37,9 +39,9 @@ def cell(text: str) -> str:
 def rest(lines: list[str]) -> list[str]:
     """A docstring in Google's style as reStructuredText: formulas rendered, papers as links, and
     what is mathematics or code not read as markup."""
-    blocks = re.split(r"(\n{2,})", "\n".join(lines))
-    found = "".join(_rest_block(block) for block in blocks)
-    return found.split("\n")
+    text = "\n".join(lines)
+    found = "".join(_rest_block(block) for block in re.split(r"(\n{2,})", text))
+    return symbols.linked(found, text).split("\n")
 
 
 def _rest_block(block: str) -> str:

@@ -9,7 +9,8 @@ v = dx_t/dt is the velocity of the schedule that is sampled, v = alpha' x0 + sig
 method runs on any; products are over each image. The network's clipping acts on the result, in the
 first K steps on nothing.
 
-Symbols: c, the condition; ∅, none; w, the scale; K (``zero_steps``), 4 % of the steps in the paper.
+Symbols: c, the condition; ∅, none; w, the scale; s, the factor of the unconditional velocity; K
+(``zero_steps``), 4 % of the steps in the paper.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ section 2.3): log p is CLIP's logit of the prompt, 1/temperature times the cosin
 GLIDE has a CLIP of noisy images; here it is one of clean images, of x0 and averaged over random
 crops, as Crowson's notebooks have it, where s = 1 is CLIP's own temperature.
 
-Symbols: s, the gradient scale; y, the label; Sigma, the variance of the ancestral step, learned
-where the network has it.
+Symbols: s, the gradient scale; y, the label; mu and Sigma, the mean and the variance of the
+ancestral step, learned where the network has it.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ blur, random inpainting), 5e-5 (box inpainting, motion blur, phase retrieval), 2
 with 1e-5 (nonlinear blur).
 
 With ``momentum`` m > 0 the steps are those of damped Hamiltonian Monte Carlo, which the official
-code has for latent networks (LatentDAPS); m = 0 is Langevin's step:
+code has for latent networks (LatentDAPS), with v the velocity; m = 0 is Langevin's step:
 
     v <- m v + sqrt(eta_t) grad log + sqrt(2 (1 − m)) z,    v ~ N(0, I) at first
     x <- x + sqrt(eta_t) v

@@ -1,7 +1,7 @@
 """DiffPIR: denoising diffusion models for plug-and-play image restoration (Zhu et al., CVPRW 2023,
 arXiv:2305.08995, algorithm 1).
 
-    x0^  = argmin_x ‖y − A x‖² + rho_t ‖x − x0(x_t)‖²  (eq. 12b, half-quadratic splitting)
+    x0^  = argmin_x ‖y − A x‖² + rho_t ‖x − x0(x_t)‖²   (eq. 12b, half-quadratic splitting)
          = x0 + (A*A + rho_t)^-1 A*(y − A x0),    rho_t = lambda sigma_n² / sigma~_t²
     eps^ = (x_t − alpha_t x0^) / sigma_t
     x_s  = alpha_s x0^ + sigma_s (sqrt(1 − zeta) eps^ + sqrt(zeta) z)

@@ -1,4 +1,4 @@
-"""FLAIR (Erbach et al. 2025, arXiv:2506.02680): variational posteriors with latent flows.
+"""FLAIR (Erbach et al., NeurIPS 2025, arXiv:2506.02680): variational posteriors with latent flows.
 
 The mean mu of a variational posterior is drawn to the flow and to the measurement in turn, while
 the noise around it follows the flow's own trajectory:

@@ -10,11 +10,11 @@ drawn to the measurement, the second is partly drawn again:
 The norm is each image's own, not squared, as in the official code. The network is not
 differentiated, the decoder is.
 
-Symbols: sigma, the time of the flow, which is sigma/(alpha + sigma) on any schedule; z1, eps of the
-prediction. Published with Stable Diffusion 3 at 768 x 768: 28 steps of a schedule shifted by 4, 3
-gradient steps of 15, classifier-free guidance with w = 2.
-The official code has A† in the place of A* for super-resolution, which for its means over f x f
-pixels is f² A*: its step of 15 is one of 15 f² here.
+Symbols: z, the latent in these steps; sigma, the time of the flow, which is sigma/(alpha + sigma)
+on any schedule; z1, eps of the prediction. Published with Stable Diffusion 3 at 768 x 768: 28 steps
+of a schedule shifted by 4, 3 gradient steps of 15, classifier-free guidance with w = 2. The
+official code has A† in the place of A* for super-resolution, which for its means over f x f pixels
+is f² A*: its step of 15 is one of 15 f² here.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ and drawn from p(x_s | x_t) g_s(x_s), normalised:
 
 with c_i = alpha_s y_i and v_i at s; both become m_i + std z where i is free.
 
-Symbols: kappa, the paper's softening of the constraint at tau_i. Published: eta 1, kappa 1e-4 or
-less, 32 to 64 particles.
+Symbols: w, the particles' weights; kappa, the paper's softening of the constraint at tau_i.
+Published: eta 1, kappa 1e-4 or less, 32 to 64 particles.
 
 Differences: the paper moves tau_i to the nearest level visited. Here a step across tau_i uses the
 Gaussian bridge between its ends, exact for the forward process: y_i then observes x_s,i through c_i

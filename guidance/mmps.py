@@ -11,9 +11,9 @@ formula from the network's Jacobian:
 C is never formed: each iteration multiplies by it, one vector-Jacobian product of the network.
 Where the prior is Gaussian the score is exact. A nonlinear A is replaced by its derivative at x0.
 
-Symbols: Sigma_y = sigma² I, sigma per image or per pixel; iterations of the solver. Published: 1
-iteration and 256 steps (CIFAR-10), 3 and 64 (MRI), ancestral sampling. Without noise the system is
-A C A^T v = y − A x0, which is consistent and solved as it is.
+Symbols: v, the solution of the linear system; Sigma_y = sigma² I, sigma per image or per pixel;
+iterations of the solver. Published: 1 iteration and 256 steps (CIFAR-10), 3 and 64 (MRI), ancestral
+sampling. Without noise the system is A C A^T v = y − A x0, which is consistent and solved as it is.
 
 The paper's conjugate gradients presume that J is symmetric and positive. A network's is not quite,
 and from the second iteration on they diverge; GMRES cannot, and is the same from the same subspace

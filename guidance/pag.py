@@ -13,8 +13,9 @@ eps moves with x0; the network's clipping acts on the result. Where text and ima
 (SD3, Flux) the map is the identity for both, as in diffusers' guider; the authors' code for SD3
 lets image tokens see the text.
 
-Symbols: s, the scale, 3 in the authors' pipelines; w, that of classifier-free guidance. Published
-layers: the middle block of U-Nets (``mid``), ``blocks.1`` of PixArt, SD3 and Hunyuan-DiT.
+Symbols: s, the scale, 3 in the authors' pipelines; w, that of classifier-free guidance; c, the
+condition; ∅, none. Published layers: the middle block of U-Nets (``mid``), ``blocks.1`` of PixArt,
+SD3 and Hunyuan-DiT.
 """
 
 from __future__ import annotations

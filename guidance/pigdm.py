@@ -5,9 +5,9 @@ gradient a vector-Jacobian product:
 
     g    = grad_{x_t} log p(y | x_t) = J^T A^T (r_t² A A^T + sigma_y² I)^-1 (y − A x0)
     J    = d x0 / d x_t
-    r_t² = sigma² / (alpha² + sigma²)
+    r_t² = sigma_t² / (alpha_t² + sigma_t²)
 
-    (that of data from N(0, I); the paper's sigma_t² / (sigma_t² + 1) in any frame)
+with r_t² that of data from N(0, I), the paper's sigma_t² / (sigma_t² + 1) in any frame. Then
 
     adaptive weights    x_s = DDIM(eta) step + alpha_s alpha_t r_t² g
     plain score         x0 + sigma_t² / alpha_t g in place of E[x0 | x_t], eps re-derived

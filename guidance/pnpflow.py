@@ -11,11 +11,12 @@ denoiser:
 The network is not differentiated. The first two lines move x0 here, the third is the transition
 Renoise and the next step's prediction.
 
-Symbols: gamma_s = lr (1 − t)^alpha in the paper's time, whose t = 1 is data, so 1 − t = sigma /
-(alpha + sigma), the share of noise, on any schedule: a network of any kind runs on the levels of
-its own. f carries no 1/sigma_y², which the official code divides by and then multiplies lr with.
-draws: the paper's num_samples. Published: lr 1, 100 steps, 5 draws, alpha 0.01 (deblurring, random
-inpainting), 0.3 (super-resolution), 0.5 (box inpainting), 0.8 (denoising).
+Symbols: z, the image between prior and data; gamma_s = lr (1 − t)^alpha in the paper's time, whose
+t = 1 is data, so 1 − t = sigma / (alpha + sigma), the share of noise, on any schedule: a network of
+any kind runs on the levels of its own. f carries no 1/sigma_y², which the official code divides by
+and then multiplies lr with. draws: the paper's num_samples. Published: lr 1, 100 steps, 5 draws,
+alpha 0.01 (deblurring, random inpainting), 0.3 (super-resolution), 0.5 (box inpainting), 0.8
+(denoising).
 
 The official code makes all draws at the first level too; here it makes one, the state itself, as no
 z is known yet to draw around.

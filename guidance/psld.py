@@ -11,11 +11,11 @@ latent to the encoding E of its own decoded image, in which what was measured is
 with the norms of each image, not squared, as in the official code. The gradient passes through
 network, decoder and encoder.
 
-Symbols: omega and gamma weigh measurement and gluing. A* A is the projection of the paper where A
-A* = I, such as a mask; elsewhere the glued image has made a gradient step towards the measurement
-instead. Published, with 1000 DDIM steps (eta = 0): omega 1 and gamma 0.1 for Stable Diffusion 1.5,
-0.1 and 0.01 for its box inpainting; gamma 0.1 for the network of FFHQ, with omega 0.9 for
-super-resolution and 0.1 elsewhere.
+Symbols: omega and gamma, the weights of measurement and gluing. A* A is the projection of the paper
+where A A* = I, such as a mask; elsewhere the glued image has made a gradient step towards the
+measurement instead. Published, with 1000 DDIM steps (eta = 0): omega 1 and gamma 0.1 for Stable
+Diffusion 1.5, 0.1 and 0.01 for its box inpainting; gamma 0.1 for the network of FFHQ, with omega
+0.9 for super-resolution and 0.1 elsewhere.
 
 The official code upsamples in the place of A* for super-resolution, and takes A* = I for blur. It
 adds noise of the measurement's standard deviation to A D(z0) in every step, so that its residual is

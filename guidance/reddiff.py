@@ -14,9 +14,9 @@ regularisation by denoising, which needs neither z nor a gradient through the ne
 the measurement's noise is does not enter.
 
 Symbols: lmbda, weight of the prior (official: 0.25); lr of Adam (official: 0.1, and 0.5 for
-nonlinear operators), betas 0.9 and 0.99; m and n, of how many values y and x consist (the paper
-writes sums, its code means, which these values belong to). Published: 1000 steps, values in [-1,
-1].
+nonlinear operators), betas 0.9 and 0.99; sg, which stops the gradient; m and n, of how many values
+y and x consist (the paper writes sums, its code means, which these values belong to). Published:
+1000 steps, values in [-1, 1].
 
 mu starts at A† y, which the first x_t, though noise alone, is taken to hold. Here A† is regularised
 by the noise, which it amplifies. Under a nonlinear operator, for which the official code has a

@@ -1,6 +1,6 @@
 """RePaint (Lugmayr et al., CVPR 2022, arXiv:2201.09865, algorithm 1).
 
-Each step down replaces the known region by the noised measurement:
+Each step down replaces the known region by the noised measurement, with m the mask (1 is known):
 
     x_s = m (sqrt(alpha_bar_s) y + sqrt(1 − alpha_bar_s) z) + (1 − m) x_s^unknown
 

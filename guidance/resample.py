@@ -13,10 +13,10 @@ beta~ = sigma_s²/sigma_t² (sigma_t² − (alpha_t/alpha_s)² sigma_s²), the v
 ancestral step. The first third of the run goes without; in the second the decoded image is
 optimised and encoded again, in the last one the latent itself, as is the final one.
 
-Symbols: gamma, how far the measurement outweighs z'; tau, the root mean square of the residual, in
-the network's range, at which an image is finished: it is frozen, while others go on. Published,
-with 500 DDIM steps (eta = 0) and noise of 0.01 on [-1, 1]: gamma 40, every 10th step, Adam with
-2000 iterations at 0.01 (image) and 500 at 0.005 (latent), tau 0.001.
+Symbols: z, any latent; gamma, how far the measurement outweighs z'; tau, the root mean square of
+the residual, in the network's range, at which an image is finished: it is frozen, while others go
+on. Published, with 500 DDIM steps (eta = 0) and noise of 0.01 on [-1, 1]: gamma 40, every 10th
+step, Adam with 2000 iterations at 0.01 (image) and 500 at 0.005 (latent), tau 0.001.
 
 The official code does more: a DPS step everywhere with zeta = alpha_bar_t / 2 (here ``["dps",
 "resample"]``), and five steps ahead to find z0, as (z_t − sigma_t² eps)/alpha_t, which is not the

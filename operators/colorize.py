@@ -1,9 +1,9 @@
 """Colourisation: the luma of an RGB image, ``y = 0.299 R + 0.587 G + 0.114 B``.
 
-Weights w of ITU-R Rec. BT.601, as in kornia's ``rgb_to_grayscale`` and (rounded to four digits)
-deepinv's ``Decolorize``. A = wᵀ on the channels of every pixel has rank one: its singular value is
-‖w‖, V a fixed orthogonal 3×3 matrix whose first column is w/‖w‖, U = 1. Spectral arrays have the
-image's layout; only channel 0 is measured.
+With w the weights of ITU-R Rec. BT.601, as in kornia's ``rgb_to_grayscale`` and (rounded to four
+digits) deepinv's ``Decolorize``. A = wᵀ on the channels of every pixel has rank one: its singular
+value is ‖w‖, V a fixed orthogonal 3×3 matrix whose first column is w/‖w‖, U = 1. Spectral arrays
+have the image's layout; only channel 0 is measured.
 """
 
 from __future__ import annotations

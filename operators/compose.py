@@ -1,7 +1,7 @@
-"""Composition, one operator after the other: ``y = A_n(… A_1(x))``; in Python also ``A2 @ A1``.
+r"""Composition, one operator after the other: ``y = A_n(… A_1(x))``; in Python also ``A2 @ A1``.
 
-    invdiff solve --operator compose 'operator.parts=[{name: blur, sigma: 2}, {name: sr, factor:
-    4}]'
+    invdiff solve --operator compose \
+      'operator.parts=[{name: blur, sigma: 2}, {name: sr, factor: 4}]'
 
 Parts stand in the order in which they act. Where all of them are linear the composition is: A* =
 A_1* … A_n* exactly, pseudo-inverse and prox by conjugate gradients (relative tolerance 1e-6, at

@@ -17,7 +17,7 @@ dB nearer to x than the file is).
 The gradient of rounding is taken as one (straight-through, see :mod:`invdiff.operators.quantize`),
 that of clipping is its own.
 
-Symbols: x image in [0, 1], grey or RGB, of any size; y the same shape.
+Symbols: z the coefficients; x image in [0, 1], grey or RGB, of any size; y the same shape.
 """
 
 from __future__ import annotations

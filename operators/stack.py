@@ -1,8 +1,8 @@
-"""Several measurements of one image: ``y = (A_1(x), …, A_n(x))``, flattened and joined to one
+r"""Several measurements of one image: ``y = (A_1(x), …, A_n(x))``, flattened and joined to one
 vector.
 
-    invdiff solve --operator stack 'operator.parts=[{name: inpaint, fraction: 0.9}, {name: sr,
-    factor: 8}]'
+    invdiff solve --operator stack \
+      'operator.parts=[{name: inpaint, fraction: 0.9}, {name: sr, factor: 8}]'
 
 Where all the parts are linear the stack is: A* y = Σ_k A_k* y_k exactly, pseudo-inverse and prox by
 conjugate gradients (relative tolerance 1e-6, at most 100 iterations). Parts with noise of their

@@ -303,6 +303,9 @@ def test_docstrings_become_markdown() -> None:
         ("grad_{x_t} ‖y − A(x0(x_t))‖", r"\nabla_{x_{t}} \|y - A (x_{0} (x_{t} ))\|"),
         ("(A*A + rho)^-1 A†y", r"(A ^{*}A + \rho )^{-1} A ^{\dagger}y"),
         ("sigma~_t <- eps_hat", r"\tilde{\sigma}_{t} \leftarrow \hat{\epsilon}"),
+        ("x_s' = a step from x_t", r"x_{s} ^{\prime} = \text{a step from}\ x_{t}"),
+        ("eps re-derived", r"\epsilon\ \text{re-derived}"),
+        ("grad log p(y)", r"\nabla \mathrm{log}\, p (y )"),
         ("sqrt(alpha_bar_s)", r"\sqrt {\bar{\alpha}_s }"),
     ],
 )

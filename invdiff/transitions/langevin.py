@@ -18,9 +18,9 @@ class Langevin(Transition):
 
         x <- x + e score + sqrt(2 e) z,   e = 2 a (snr ‖z‖ / ‖score‖)²,   a = (alpha_t/alpha_s)²
 
-    with norms per image (a is 1 on VE schedules and 1 − beta on VP ones). The steps shrink as the
-    score grows, so a chain that lags behind its levels does not catch up: use many levels, several
-    corrections at each, or start near the data.
+    with e the step size and norms per image (a is 1 on VE schedules and 1 − beta on VP ones). The
+    steps shrink as the score grows, so a chain that lags behind its levels does not catch up: use
+    many levels, several corrections at each, or start near the data.
 
     A shift that guidance put on x0 alone enters once in each correction, in full.
 

@@ -31,10 +31,11 @@ class UniPC(StatefulTransition[Made]):
         x_s = (sigma_s/sigma_t) x_t^c − alpha_s (e^−h − 1) D_t
               − alpha_s B sum_k a_k (D_k − D_t)/r_k
 
-    The state x_t is first corrected to x_t^c by what the network says there, at no further
-    evaluation: the same sum, whose nodes include D_t, in the place of the one that made x_t. So
-    order p is p + 1 with the corrector. A shift of x0 by guidance enters in full, once, and is not
-    extrapolated.
+    D_k are earlier estimates, r_k = (lambda_k − lambda_t)/h their places and a_k their weights,
+    which solve the paper's eq. 8. The state x_t is first corrected to x_t^c by what the network
+    says there, at no further evaluation: the same sum, whose nodes include D_t, in the place of the
+    one that made x_t. So order p is p + 1 with the corrector. A shift of x0 by guidance enters in
+    full, once, and is not extrapolated.
 
     Args:
         order: p, 1 to 3; lower in the first steps and in the last ones.
