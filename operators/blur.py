@@ -34,12 +34,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from invdiff.images.kernels import kernel_matrix, read_kernel
+from invdiff.network import Denoiser
 from invdiff.operators import kernel_estimate
+from invdiff.operators.kernel_estimate import PRIORS
+from invdiff.plugins.registry import load
 from invdiff.problem import LinearOperator, SeparableOperator, SpectralOperator
 from invdiff.problem.operator import Shape
 from invdiff.problem.separable import check_image_shape
 
-KERNELS = ("gaussian", "motion", "box", "disk", *kernel_estimate.PRIORS)
+KERNELS = ("gaussian", "motion", "box", "disk", *PRIORS)
 BORDERS = ("circular", "reflect", "replicate", "valid")
 
 
@@ -56,6 +59,7 @@ class Blur(LinearOperator):
     intensity: float = 0.5
     seed: int = 0
     border: str | None = None
+    prior: str | None = None
 
     registered_as = "blur"
 
@@ -96,6 +100,11 @@ class Blur(LinearOperator):
             raise ValueError(
                 f"kernel_size of an unknown kernel is at most {kernel_estimate.WIDEST}, got {size}"
             )
+        if self.prior is not None and str(self.kernel) != "unknown":
+            raise ValueError(
+                f"prior={self.prior!r} is the network of a kernel that is unknown: say "
+                f"kernel=unknown, got {str(self.kernel)!r}"
+            )
         if not 0 < self.intensity <= 1:
             raise ValueError(f"intensity must be above 0 and at most 1, got {self.intensity}")
 
@@ -127,12 +136,12 @@ class Blur(LinearOperator):
         said = f"blur: kernel of {height}x{width} pixels, border {self.beyond}"
         if not self.unknown:
             return (said,)
-        prior = kernel_estimate.PRIORS[str(self.kernel)]
+        prior = f"as {self.prior} draws them" if self.prior else PRIORS[str(self.kernel)]
         return (f"{said}, unknown: non-negative, with the sum 1, and {prior}",)
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        known = isinstance(self.kernel, Tensor) or str(self.kernel) not in kernel_estimate.PRIORS
+        known = isinstance(self.kernel, Tensor) or str(self.kernel) not in PRIORS
         return () if known else ("kernel",)
 
     @property
@@ -141,14 +150,33 @@ class Blur(LinearOperator):
         each = self.unknown and "kernel" in self.state and self.state["kernel"].ndim == 4
         return frozenset(self.state) if each else frozenset()
 
-    def learned(self, x: Tensor, y: Tensor) -> Self:
+    def learned(self, x: Tensor, y: Tensor, ratio: float = 0.0) -> Self:
         if not self.unknown:
             return self
         assert self.shape is not None
-        here, prior = self._like(x), kernel_estimate.PRIORS[str(self.kernel)]
+        here, prior = self._like(x), PRIORS[str(self.kernel)]
         size = here.state["kernel"].shape[-2:]
         start = here.state["kernel"].expand(len(x), 1, *size)
-        kernel = kernel_estimate.estimated(x, y, start, self.beyond, prior)
+        kernel = kernel_estimate.estimated(x, y, start, self.beyond, prior, ratio)
+        return self._changed(state=here.state_of(kernel, self.shape))
+
+    def unknown_prior(self) -> tuple[Denoiser, Shape] | None:
+        if self.prior is None:
+            return None
+        network: Denoiser = load("models", self.prior)()
+        size = max(self._size())
+        side = network.image_size or size
+        if size > side:
+            raise ValueError(
+                f"{self.prior} was trained on kernels within {side}x{side} pixels: give "
+                f"operator.kernel_size={side - 1 + side % 2} or less, got {size}"
+            )
+        return network, (1, side, side)
+
+    def drawn(self, state: Tensor) -> Self:
+        assert self.shape is not None
+        here = self._like(state)
+        kernel = kernel_estimate.shown(state, here._size())
         return self._changed(state=here.state_of(kernel, self.shape))
 
     def estimated(self, values: Mapping[str, Tensor]) -> Blur:
@@ -176,7 +204,7 @@ class Blur(LinearOperator):
             case "gaussian" | "box":
                 rows, columns = self._profiles()
                 return rows[:, None] * columns
-            case unknown if unknown in kernel_estimate.PRIORS:
+            case unknown if unknown in PRIORS:
                 return self._guess()
             case "disk":
                 return disk(self.kernel_size or 9)
@@ -409,6 +437,7 @@ def blur(
     intensity: float = Blur.intensity,
     seed: int = Blur.seed,
     border: str | None = None,
+    prior: str | None = None,
     shape: Shape | None = None,
     state: Mapping[str, Tensor] | None = None,
 ) -> Blur:
@@ -433,6 +462,9 @@ def blur(
         border: ``"circular"``, ``"reflect"``, ``"replicate"`` or, for photographs that arrive
             blurred and go on beyond their border, ``"valid"``. None is circular, and valid for a
             file that is the measurement.
+        prior: a registered network of kernels, of ``kernel="unknown"``:
+            the kernel then diffuses along with the image (:mod:`invdiff.sampling.joint`) instead of
+            being estimated from it.
         shape: of the images, where ``state`` holds the tensors already.
     """
     separable = not isinstance(kernel, Tensor) and str(kernel) in ("gaussian", "box")
@@ -451,6 +483,7 @@ def blur(
         intensity=intensity,
         seed=seed,
         border=border,
+        prior=prior,
         shape=shape,
         state=state or {},
     )

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from invdiff.network import Denoiser
     from invdiff.problem.measurement import Measurement
 
 Shape = tuple[int, ...]
@@ -105,10 +106,12 @@ class Operator(ABC):
         operator that is known."""
         return ()
 
-    def learned(self, x: Tensor, y: Tensor) -> Self:
+    def learned(self, x: Tensor, y: Tensor, ratio: float = 0.0) -> Self:
         """This operator with what is unknown as estimates x (B, *shape) of the images and their
         measurements y suggest it, for each image its own; itself where nothing is unknown. A bound
-        operator of these images; A of a constant image must not depend on what is unknown."""
+        operator of these images; A of a constant image must not depend on what is unknown. The
+        estimates were made from states with noise of ``ratio`` = sigma_t / alpha_t times half the
+        range of the images; 0 of images that are exact."""
         return self
 
     @property
@@ -116,6 +119,16 @@ class Operator(ABC):
         """What :meth:`learned` put in the place of what is unknown, (B, ...) each, by the names in
         :attr:`unknown`; empty before."""
         return {name: self.state[name] for name in self.unknown if name in self.per_image}
+
+    def unknown_prior(self) -> tuple[Denoiser, Shape] | None:
+        """A diffusion network of what is unknown and the shape of one of its states, which then
+        diffuse along with the image; None where :meth:`learned` estimates it."""
+        return None
+
+    def drawn(self, state: Tensor) -> Self:
+        """This operator with what is unknown as states (B, *shape) of the network of
+        :meth:`unknown_prior` without noise show it, scaled to [0, 1]; differentiable in them."""
+        raise NotImplementedError(f"{self.kind} has no network of what is unknown")
 
     def estimated(self, values: Mapping[str, Tensor]) -> Operator:
         """The known operator with what was estimated of one image in the place of what is unknown:

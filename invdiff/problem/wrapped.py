@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from invdiff.network import Autoencoder
+from invdiff.network import Autoencoder, Denoiser
 from invdiff.noise import generator_of
 from invdiff.problem.linear import LinearOperator
 from invdiff.problem.operator import Operator, Shape, of_kind
@@ -49,6 +49,12 @@ class Seen(Operator):
     def unknown(self) -> tuple[str, ...]:
         return self.inner.unknown
 
+    def unknown_prior(self) -> tuple[Denoiser, Shape] | None:
+        return self.inner.unknown_prior()
+
+    def drawn(self, state: Tensor) -> Self:
+        return replace(self, inner=self.inner.drawn(state))
+
     @property
     def estimates(self) -> dict[str, Tensor]:
         return self.inner.estimates
@@ -62,8 +68,9 @@ class Rescaled(Seen):
     low: float
     width: float
 
-    def learned(self, x: Tensor, y: Tensor) -> Rescaled:
-        return replace(self, inner=self.inner.learned((x - self.low) / self.width, y))
+    def learned(self, x: Tensor, y: Tensor, ratio: float = 0.0) -> Rescaled:
+        x = (x - self.low) / self.width
+        return replace(self, inner=self.inner.learned(x, y, ratio))
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.inner((x - self.low) / self.width)
@@ -103,8 +110,9 @@ class Decoded(Seen):
             )
         return self.inner
 
-    def learned(self, x: Tensor, y: Tensor) -> Decoded:
-        return replace(self, inner=self.inner.learned(self.autoencoder.decode(x), y))
+    def learned(self, x: Tensor, y: Tensor, ratio: float = 0.0) -> Decoded:
+        x = self.autoencoder.decode(x)
+        return replace(self, inner=self.inner.learned(x, y, ratio))
 
     def _forward(self, z: Tensor) -> Tensor:
         return self.inner(self.autoencoder.decode(z))
@@ -124,9 +132,9 @@ class Whitened(Seen):
     def per_image(self) -> frozenset[str]:
         return frozenset({"weights"})
 
-    def learned(self, x: Tensor, y: Tensor) -> Self:
+    def learned(self, x: Tensor, y: Tensor, ratio: float = 0.0) -> Self:
         weights = self.state["weights"].to(y)
-        return replace(self, inner=self.inner.learned(x, y / weights))
+        return replace(self, inner=self.inner.learned(x, y / weights, ratio))
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.state["weights"] * self.inner(x)

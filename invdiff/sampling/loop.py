@@ -183,7 +183,7 @@ def sample(
     network = conditioned if cond else denoiser
     bounds = denoiser.data_range if isinstance(denoiser, Denoiser) else None
     unit = 1.0 if bounds is None else (bounds[1] - bounds[0]) / 2
-    belief, own = Belief.at_first(measurement, levels[0], unit), list[Prediction]()
+    belief, own = Belief.at_first(measurement, levels[0], noise, unit), list[Prediction]()
     if belief.learns:  # from what the network says, not from what the method makes of it
         network = _noting(network, own)
 
@@ -217,7 +217,7 @@ def sample(
             else:
                 x = transition(predict, x, step, measured)
             last = made[0] if made else last
-            belief = belief.learned(own[0] if own else None, s, step.moved)
+            belief = belief.learned(own[0] if own else None, s, noise, step.moved)
             own.clear()
             measured = cast(Measurement, belief.measurement)
             watch(step, x)

@@ -15,8 +15,9 @@ While phi is uncertain y says less than its noise. So the measurement that the m
     sigma² + kappa² min(r_t, 1)²,    r_t = sigma_t / alpha_t
 
 for sigma² until r_t = ``SETTLED``, and phi is estimated from r_t = ``START`` on, below which x0 has
-edges: noisier estimates are means of many images, whose smoothness the kernel would make up for by
-becoming a point. All of it is in units in which the network's images are in [-1, 1].
+edges. Estimates are means of many images, whose smoothness the kernel would make up for by becoming
+a point: the operator is given r_t, to take into account how they spread. All of it is in units in
+which the network's images are in [-1, 1].
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ import torch
 from torch import Tensor
 
 from invdiff.network import Prediction
+from invdiff.noise import NoiseSource
 from invdiff.problem import Measurement
+from invdiff.sampling.joint import Chain
 from invdiff.schedules import Level
 
-KAPPA = 0.3
-"""With 0.1 the first estimates ring with the wrong kernel, which the next kernels then explain. In
-units of half the network's range, as START and SETTLED are: of [-1, 1] the number itself."""
-START, SETTLED = 1.0, 0.3
+KAPPA = 0.25
+"""With less the first estimates ring with the wrong kernel, which the next kernels then explain;
+with more y says too little while kernels can still change: DDRM does best at 0.1, DiffPIR at 0.3.
+In units of half the network's range, as START and SETTLED are: of [-1, 1] the number itself."""
+START, SETTLED = 3.0, 0.3
 LATE = 0.25
 """The share of the last steps whose estimates are kept: how they spread tells how certain they
 are."""
@@ -49,23 +53,33 @@ class Belief:
         given: the measurement, with the latest operator and its own sigma.
         measurement: as the method sees it.
         unit: half the width of the network's range; 1 where it has none, as of latents.
+        chain: the state of what is unknown, where a diffusion network is its prior.
     """
 
     given: Measurement | None
     measurement: Measurement | None
     unit: float = 1.0
+    chain: Chain | None = None
 
     @classmethod
-    def at_first(cls, given: Measurement | None, level: Level, unit: float = 1.0) -> Belief:
+    def at_first(
+        cls, given: Measurement | None, level: Level, noise: NoiseSource, unit: float = 1.0
+    ) -> Belief:
         """Before the first step, at its level."""
-        return cls(given, _seen(given, level, unit) if given is not None else None, unit)
+        if given is None:
+            return cls(None, None, unit)
+        chain = Chain.start(given, level, noise) if given.operator.unknown else None
+        given = given if chain is None else chain.given(given)
+        return cls(given, _seen(given, level, unit), unit, chain)
 
     @property
     def learns(self) -> bool:
         """Whether anything is unknown."""
         return self.given is not None and bool(self.given.operator.unknown)
 
-    def learned(self, p: Prediction | None, s: Level, moved: Sequence[Tensor] = ()) -> Belief:
+    def learned(
+        self, p: Prediction | None, s: Level, noise: NoiseSource, moved: Sequence[Tensor] = ()
+    ) -> Belief:
         """After a step to s, in which the network first predicted p; None where it did not. The
         last step leaves an estimate however few there are. Particles take their operator with them
         when they are resampled (``moved``, :attr:`Step.moved`)."""
@@ -76,11 +90,17 @@ class Belief:
         for ancestors in moved:
             rows = rows[ancestors]
         given = given.select(rows) if moved else given
-        if p is not None and (float(p.level.ratio) <= START * self.unit or s.sigma == 0):
-            # Of branches that were stacked for one call, the first: that of the condition.
-            x0 = p.x0[: len(given)][rows]
-            given = replace(given, operator=given.operator.learned(x0, given.y))
-        return Belief(given, _seen(given, s, self.unit), self.unit)
+        # Of branches that were stacked for one call, the first: that of the condition.
+        x0 = None if p is None else p.x0[: len(given)][rows]
+        if chain := self.chain:
+            chain = (chain.select(rows) if moved else chain).stepped(given, x0, s, noise)
+            given = chain.given(given)
+        elif p is not None and x0 is not None:
+            ratio = float(p.level.ratio) / self.unit
+            if ratio <= START or s.sigma == 0:
+                operator = given.operator.learned(x0, given.y, ratio)
+                given = replace(given, operator=operator)
+        return Belief(given, _seen(given, s, self.unit), self.unit, chain)
 
     @property
     def estimates(self) -> dict[str, Tensor]:
