@@ -39,7 +39,8 @@ WIDE = {
     "table": '<table class="table"><tr>' + "<td>value</td>" * 30 + "</tr></table>",
     "code": f'<div class="highlight"><pre>{"long " * 40}</pre></div>',
     "literal": f'<p><code class="literal"><span class="pre">{"a_b" * 40}</span></code></p>',
-    "picture": '<img width="900" height="20" alt="a wide picture" style="border: 1px solid">',
+    "picture": '<img width="900" height="20" alt="" '
+    "src=\"data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'/>\">",
     "formula": '<div class="formulas"><div><span><math>'
     + "<mi>x</mi><mo>+</mo>" * 60
     + "</math></span></div></div>",
