@@ -8,7 +8,8 @@ of 0.02, border circular, and restored three times by each method from the same 
 
     known    with the true kernel
     wrong    with the Gaussian that the estimation starts from (sigma = k / 6)
-    blind    with kernel=unknown, and with kernel=unknown_gaussian where the true one is a Gaussian
+    blind    with kernel=unknown, with kernel=unknown_gaussian where the true one is a Gaussian, and
+             with every --prior NAME, a registered network of kernels that diffuse with the image
 
 kernel error  ‖w − w true‖ / ‖w true‖, mean over the images
 gap closed    (LPIPS wrong − LPIPS blind) / (LPIPS wrong − LPIPS known); none where the true kernel
@@ -36,17 +37,20 @@ from invdiff.benchmarks.tables import markdown
 from invdiff.files import write_atomically
 from invdiff.loading.model import load_model
 from invdiff.operators.blur import Blur, blur
+from invdiff.plugins.registry import load
 from invdiff.problem import Measurement
 from invdiff.sampling import make_method
 from invdiff.solving import solve
 
 SIDE, SIGMA = 64, 0.02
-VALUES: dict[str, dict[str, Any]] = {
+VALUES: dict[str, dict[str, float]] = {
     "ddrm": {"eta": 0.5},
     "diffpir": {"lmbda": 1, "zeta": 0.6},
     "dps": {"zeta": 5},
 }
-"""Of the presets for blurs; others have their general ones."""
+"""Of the presets for blurs, of 100 steps; others have their general ones."""
+PER_STEP = {("dps", "zeta")}
+"""Which of them is a length that the steps share, so that fewer are longer."""
 
 
 def kernels() -> dict[str, Blur]:
@@ -58,6 +62,14 @@ def kernels() -> dict[str, Blur]:
     return made | {
         f"gaussian {sigma} px, {size}": blur("gaussian", sigma=sigma, kernel_size=size)
         for sigma, size in ((1.2, 15), (0.9, 9))
+    }
+
+
+def values(method: str, steps: int) -> dict[str, float]:
+    """The values of a method in a run of so many steps."""
+    return {
+        name: value * 100 / steps if (method, name) in PER_STEP else value
+        for name, value in VALUES.get(method, {}).items()
     }
 
 
@@ -108,13 +120,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--input", required=True, help="folder of photographs")
     parser.add_argument("--output", required=True)
     parser.add_argument("--method", action="append", help="repeat for several (default: ddrm)")
+    parser.add_argument("--prior", action="append", default=[], help="network of kernels; repeat")
     parser.add_argument("--model", default="photo64")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--images", type=int, default=12)
     args = parser.parse_args(argv)
     folder = Path(args.output)
     file = folder / "blind.json"
-    asked = {k: v for k, v in vars(args).items() if k not in ("output", "method")}
+    asked = {k: v for k, v in vars(args).items() if k not in ("output", "method", "prior")}
     kept: dict[str, Any]
     kept = json.loads(file.read_text()) if file.is_file() else {"asked": asked, "records": []}
     if not isinstance(kept, dict) or kept["asked"] != asked:
@@ -122,8 +135,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     records: list[dict[str, Any]] = kept["records"]
     done = {(r["method"], r["blur"], r["run"]) for r in records}
     try:
-        methods = {n: make_method(n, **VALUES.get(n, {})) for n in args.method or ["ddrm"]}
+        methods = {n: make_method(n, **values(n, args.steps)) for n in args.method or ["ddrm"]}
         denoiser, truth = load_model(args.model), crops(args.input, args.images)
+        for prior in args.prior:
+            load("models", prior)
     except ValueError as problem:
         parser.error(str(problem))
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,13 +148,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         size = len(true)
         runs: dict[str, str | Tensor] = {}
         runs |= {"known": true, "wrong": blur("unknown", kernel_size=size).make_kernel()}
-        runs |= {run: run for run in ("unknown", "unknown_gaussian")}
+        runs |= {run: run for run in ("unknown", "unknown_gaussian", *args.prior)}
         if not name.startswith("gaussian"):
             del runs["unknown_gaussian"]
         for run, kernel in runs.items():
             if (method, name, run) in done:
                 continue
             own = blur(kernel, kernel_size=size)
+            if run in args.prior:
+                own = blur("unknown", kernel_size=size, prior=run)
             given = Measurement(measured.y, own, SIGMA)
             result = solve(given, denoiser, made, steps=args.steps, seed=0)
             w = result.estimate("kernel")[0][:, 0].double() if own.unknown else own.make_kernel()

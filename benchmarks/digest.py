@@ -40,6 +40,8 @@ FRAMEWORK = tuple(
     )
 )
 """The frame that plug-ins are made with; it does not count."""
+FORMULAS = ("invdiff.sampling.ancestral",)
+"""Modules of the frame that hold what plug-ins compute; they do."""
 GROUND = {*sys.stdlib_module_names, "torch", "numpy"}
 """Packages whose versions do not count."""
 
@@ -143,7 +145,8 @@ def _elsewhere(module: str, name: str, rest: tuple[str, ...]) -> set[Target]:
 
 
 def _in_framework(module: str) -> bool:
-    return any(module == part or module.startswith(f"{part}.") for part in FRAMEWORK)
+    below = any(module == part or module.startswith(f"{part}.") for part in FRAMEWORK)
+    return below and module not in FORMULAS
 
 
 def operator_version(operator: Operator) -> str:

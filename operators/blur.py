@@ -462,7 +462,7 @@ def blur(
         border: ``"circular"``, ``"reflect"``, ``"replicate"`` or, for photographs that arrive
             blurred and go on beyond their border, ``"valid"``. None is circular, and valid for a
             file that is the measurement.
-        prior: a registered network of kernels, of ``kernel="unknown"``:
+        prior: a registered network of kernels, such as ``"kernels16"``, of ``kernel="unknown"``:
             the kernel then diffuses along with the image (:mod:`invdiff.sampling.joint`) instead of
             being estimated from it.
         shape: of the images, where ``state`` holds the tensors already.

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import invdiff
-from invdiff.zoo.data import Batch, compressed
+from invdiff.zoo.data import Batch, Kernels, compressed
 
 
 def photos(n: int) -> Batch:
@@ -35,3 +35,27 @@ def test_qualities_are_drawn_between_the_two() -> None:
     ends = [float((c - batch.x0[:1]).square().mean().sqrt()) for c in (worst, best)]
     assert len(np.unique(errors)) > 5
     assert ends[0] >= errors.max() > errors.min() >= ends[1]
+
+
+def test_kernels_lie_in_the_middle_and_their_largest_value_is_one() -> None:
+    drawn, again, others = (Kernels(16, 400, seed) for seed in (0, 0, 1))
+    w = (drawn(50).x0 + 1) / 2
+    assert w.shape == (50, 1, 16, 16) and float(w.min()) >= 0
+    assert torch.allclose(w.amax((1, 2, 3)), torch.ones(50))
+    assert torch.equal(drawn.x, again.x) and not torch.equal(drawn.x[:50], others.x[:50])
+    # Of a square of 15 pixels around pixel 8 the first row and column are outside; Gaussians, the
+    # last quarter, are symmetric about it.
+    paths, gaussians = drawn.x[:250], drawn.x[-50:, 0, 1:, 1:]
+    assert float(paths[..., 0, :].max()) == 0 == float(paths[..., 0].max())
+    assert torch.allclose(gaussians, gaussians.flip(-2, -1), atol=1e-6)
+
+
+def test_the_network_of_kernels_denoises_them() -> None:
+    """Kernels that it has not seen, better than their mean does."""
+    w = Kernels(16, 400, 5)(64).x0
+    network = invdiff.load_model("kernels16")
+    for time in (50, 100):
+        level = network.schedule(torch.tensor(time))
+        eps = torch.randn(w.shape, generator=torch.Generator().manual_seed(0))
+        x0 = network(level.alpha.float() * w + level.sigma.float() * eps, level).x0
+        assert float((x0 - w).square().mean()) < 0.3 * float((w - w.mean(0)).square().mean())

@@ -52,6 +52,12 @@ def palette_jpeg(**options: Any) -> Denoiser:
     return _shipped(FOLDER / "palette_jpeg", {"factor": 1} | options)
 
 
+def kernels16(**options: Any) -> Denoiser:
+    """Blur kernels of up to 15 pixels, camera paths and Gaussians, each over its largest value:
+    ``prior=kernels16`` of a blur whose kernel is unknown; see its model card."""
+    return _shipped(FOLDER / "kernels16", options)
+
+
 def _shipped(folder: Path, options: dict[str, Any]) -> Denoiser:
     """The Denoiser of a folder with a plain U-Net that is trained on a linear DDPM schedule."""
     config, noise, schedule = _described(folder)

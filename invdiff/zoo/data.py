@@ -1,5 +1,5 @@
-"""Training data of the shipped networks: crops of photographs and handwritten digits, held in
-memory."""
+"""Training data of the shipped networks: crops of photographs, handwritten digits and blur kernels,
+held in memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+
+PATHS = 100
+"""Camera paths that are drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,42 @@ class Digits:
     def __call__(self, n: int) -> Batch:
         drawn = torch.from_numpy(self.rng.integers(len(self.x), size=n))
         return Batch(self.x[drawn].float() / 127.5 - 1, self.y[drawn])
+
+
+class Kernels:
+    """Blur kernels, each over its largest value, in the middle of ``size`` x ``size`` pixels (pixel
+    size // 2): three in four are camera paths in a square of 9 pixels or more
+    (:class:`deepinv.physics.generator.MotionBlurGenerator`, intensity 0.4 to 1), the others
+    Gaussians of 0.4 to 3 pixels along two axes that are turned at random."""
+
+    def __init__(self, size: int, count: int, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        paths = torch.cat([self._paths(size) for _ in range(3 * count // (4 * PATHS))])
+        both = torch.cat([paths, self._gaussians(size, len(paths) // 3)])
+        self.x = both / both.amax((-2, -1), keepdim=True)
+
+    def _paths(self, size: int) -> Tensor:
+        """PATHS kernels of one square and intensity."""
+        from deepinv.physics.generator import MotionBlurGenerator
+
+        k = 9 + 2 * int(self.rng.integers((size - 8) // 2))
+        draw = torch.Generator().manual_seed(int(self.rng.integers(2**62)))
+        make = MotionBlurGenerator((k, k), rng=draw, sigma=self.rng.uniform(0.4, 1.0) / 2)
+        made = make.step(PATHS)["filter"]
+        before, after = size // 2 - k // 2, size - size // 2 - (k - k // 2)
+        return F.pad(made[made.sum((1, 2, 3)) > 0], (before, after, before, after))
+
+    def _gaussians(self, size: int, count: int) -> Tensor:
+        a, b = torch.from_numpy(
+            np.exp(self.rng.uniform(np.log(0.4), np.log(3.0), (2, count, 1, 1)))
+        )
+        turn = torch.from_numpy(self.rng.uniform(0, np.pi, (count, 1, 1)))
+        i = torch.arange(size).double() - size // 2
+        u, v = i[:, None] * turn.cos() + i * turn.sin(), i * turn.cos() - i[:, None] * turn.sin()
+        return torch.exp(-0.5 * ((u / a).square() + (v / b).square())).float()[:, None]
+
+    def __call__(self, n: int) -> Batch:
+        return Batch(2 * self.x[torch.from_numpy(self.rng.integers(len(self.x), size=n))] - 1)
 
 
 def degraded(source: Source, factor: int, max_noise: float, generator: torch.Generator) -> Source:

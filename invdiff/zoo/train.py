@@ -6,6 +6,7 @@
     python -m invdiff.zoo.train palette_jpeg --data PHOTOS --holdout OTHERS --run RUN \\
         --hours 0.7 --init invdiff/zoo/sr3x4
     python -m invdiff.zoo.train digits32 --data mnist.npz --run RUN --hours 1
+    python -m invdiff.zoo.train kernels16 --run RUN --hours 0.5
     python -m invdiff.zoo.train digits32-classifier --data mnist.npz --run RUN --hours 0.3
 
 A run folder holds ``state.pt`` (network, average, optimiser, step), ``log.jsonl`` and ``export/``:
@@ -39,7 +40,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invdiff.zoo.data import Batch, Crops, Digits, Source, compressed, degraded, label_dropout
+from invdiff.zoo.data import (
+    Batch,
+    Crops,
+    Digits,
+    Kernels,
+    Source,
+    compressed,
+    degraded,
+    label_dropout,
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,8 @@ class Recipe:
             Saharia et al. 2021).
         qualities: conditioned on the image out of a JPEG file of a quality between these two
             (Palette, Saharia et al. 2022).
+        kernels: blur kernels, that many drawn at random (the operator's prior of BlindDPS, Chung et
+            al. 2023); there is no ``--data``.
         classifier: the network returns the logits of the label of x_t (Dhariwal & Nichol 2021,
             section 4).
     """
@@ -67,6 +79,7 @@ class Recipe:
     factor: int | None = None
     qualities: tuple[int, int] | None = None
     max_noise: float = 0.05
+    kernels: int | None = None
     classifier: bool = False
     layers_per_block: int = 1
     attention: bool = False
@@ -103,6 +116,16 @@ RECIPES = {
     "palette_jpeg": Recipe(
         channels=(32, 64, 128, 128), size=64, qualities=(5, 30), predicts="v", uniform_share=0.4
     ),
+    "kernels16": Recipe(
+        channels=(32, 64, 64),
+        size=16,
+        image_channels=1,
+        kernels=20_000,
+        predicts="v",
+        uniform_share=0.4,
+        batch_size=64,
+        learning_rate=1e-3,
+    ),
     "digits32": replace(DIGITS, attention=True, predicts="v", uniform_share=0.4),
     "digits32-classifier": replace(
         DIGITS,
@@ -127,11 +150,16 @@ SCHEDULER = {
 }
 
 
-def draw_from(recipe: Recipe, path: Path, seed: int, *, train: bool) -> Source:
-    """Batches of a recipe's data, from a folder of photographs or an npz file of digits."""
+def draw_from(recipe: Recipe, path: Path | None, seed: int, *, train: bool) -> Source:
+    """Batches of a recipe's data, from a folder of photographs or an npz file of digits; kernels
+    are made, others than for training where it is not that."""
     generator = torch.Generator().manual_seed(seed)
     source: Source
-    if path.is_dir():
+    if recipe.kernels is not None:
+        source = Kernels(recipe.size, recipe.kernels if train else 1000, 2 * seed + (not train))
+    elif path is None:
+        raise ValueError("this recipe needs --data")
+    elif path.is_dir():
         source = Crops(path, recipe.size, recipe.scales, seed)
     else:
         source = Digits(path, recipe.size, "train" if train else "test", seed)
@@ -373,7 +401,7 @@ def main() -> None:
     )
     parser.add_argument("recipe", choices=sorted(RECIPES))
     parser.add_argument(
-        "--data", type=Path, required=True, help="folder of training photographs, or mnist.npz"
+        "--data", type=Path, help="folder of training photographs, or mnist.npz; none for kernels"
     )
     parser.add_argument(
         "--holdout",

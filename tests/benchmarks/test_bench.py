@@ -124,7 +124,8 @@ def test_the_suite_has_every_restoring_method_and_every_linear_operator() -> Non
         # `none` is the prior itself, beside which the others stand.
         restores = name == "none" or (bool(needed) and "Decoded" not in needed)
         conditional = made is None or any(g.sets for g in made.chain)
-        assert (name in methods) == (restores and not conditional), name
+        jumps = name == "cm4ir"  # for networks that jump to an image, of which the suite has none
+        assert (name in methods) == (restores and not conditional and not jumps), name
     for name in invdiff.list_plugins("operators"):
         try:
             linear = isinstance(make_operator(name), LinearOperator)

@@ -37,12 +37,16 @@ def test_what_cannot_be_run_is_said_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_image(tmp_path / "small.png", sample_photo(64)[0])
+    photo = tmp_path / "large" / "photo.png"
+    photo.parent.mkdir()
+    write_image(photo, sample_photo(128)[0])
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "blind.json").write_text(json.dumps([]))
     for given, output, said in (
         (["--input", str(tmp_path / "none")], "out", "matches nothing"),
         (["--input", str(tmp_path / "small.png")], "out", "must have 128 pixels"),
         (["--input", str(tmp_path), "--method", "dsp"], "out", "unknown method 'dsp'"),
+        (["--input", str(photo), "--prior", "none"], "out", "unknown model 'none'"),
         (["--input", str(tmp_path)], "old", "is of another run"),
     ):
         with pytest.raises(SystemExit):

@@ -246,7 +246,7 @@ def test_an_unused_definition_beside_a_built_in_changes_no_version(
 def test_a_used_helper_changes_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {name: load("transitions", name) for name in ("ddim", "ddpm", "renoise")}
     before = {name: of_code(each) for name, each in made.items()}
-    edit(monkeypatch, "invdiff.transitions.kernel", "def mean(", "def mean(unused, ")
+    edit(monkeypatch, "invdiff.sampling.ancestral", "def mean(", "def mean(unused, ")
     changed = [
         name for name, version in before.items() if of_code(load("transitions", name)) != version
     ]

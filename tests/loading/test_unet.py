@@ -21,7 +21,7 @@ from invdiff.loading.unet import from_config
 from invdiff.network import Denoiser
 from invdiff.zoo import FOLDER
 
-SHIPPED = ("photo64", "digits32", "sr3x4", "palette_jpeg")
+SHIPPED = ("photo64", "digits32", "sr3x4", "palette_jpeg", "kernels16")
 
 
 def drawn(denoiser: Denoiser, images: int, side: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
