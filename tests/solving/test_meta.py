@@ -141,7 +141,7 @@ def registered(name: str) -> Method:
     """A method as a user would make it: with a label where it has one, and few of the inner steps,
     which are all alike."""
     takes = inspect.signature(load("guidance", name)).parameters
-    given = {"label": [3, 5], "langevin_steps": 2, "n": 2, "weak": network()}
+    given = {"label": [3, 5], "langevin_steps": 2, "n": 2, "K": 2, "weak": network()}
     return make_method(name, **{k: v for k, v in given.items() if k in takes})
 
 

@@ -740,7 +740,6 @@ def test_the_kit_leaves_no_trace() -> None:
 
 def test_a_transition_is_checked_as_the_method_of_it_alone() -> None:
     assert failures(check_transition, ForgetsX0) == {"x0_shift"}
-    assert not failures(check_transition, "heun")
 
 
 EVERY = {
