@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from invdiff.plugins.registry import list_plugins
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -97,3 +99,10 @@ def parts(shown: str) -> tuple[str, str]:
     found = re.fullmatch(r"(\S+?)\** \((\w+)\)", shown)
     assert found is not None
     return found[1], found[2]
+
+
+def test_the_readme_counts_what_is_registered() -> None:
+    said = re.search(r"(\d+) published methods,\s+(\d+) operators", page("README.md"))
+    assert said is not None
+    methods, operators = (len(list_plugins(kind)) for kind in ("guidance", "operators"))
+    assert [int(number) for number in said.groups()] == [methods - 1, operators]  # without `none`
