@@ -109,6 +109,8 @@ def _check_key(override: Override, operator: str | None, methods: Sequence[str])
         )
     if override.key in FLAGS:
         raise ValueError(f"{override!r} cannot be overridden; use {FLAGS[override.key]}")
+    if override.sign == "~" and len(override.path) == 1:
+        raise ValueError(f"{override!r} would delete what every run has; give it another value")
 
 
 def _whose(override: Override, operator: str | None, methods: Sequence[str]) -> str:

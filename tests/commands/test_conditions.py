@@ -72,6 +72,8 @@ def test_solve_takes_them_for_every_image_of_a_batch(model: str) -> None:
         ([TINT, "cond.height=nan"], "cond.height is a number, or a list of numbers, got nan"),
         ([TINT, "cond.height=[]"], "cond.height is a number, or a list of numbers, got []"),
         (["cond=3"], "a condition has a name: cond.NAME=3"),
+        (["~cond"], "'~cond' would delete what every run has"),
+        (["~seed"], "'~seed' would delete what every run has"),
         ([TINT, "cond.height=1", "cond.label=3"], "network is not class-conditional"),
     ],
 )
