@@ -119,7 +119,7 @@ DEADLY = launched.tasks(*["noise"] * 5, "die", "noise")[5:]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_has_as_many_threads_with_one_worker_as_with_two(
     workers: int, threads: int, tmp_path: Path
 ) -> None:
@@ -160,6 +160,7 @@ def test_a_killed_worker_takes_nothing_with_it(tmp_path: Path, serial: list[Any]
     assert {r["environment"]["threads"] for r in records} == {1}
 
 
+@pytest.mark.slow
 def test_every_worker_sees_one_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
     tasks = [

@@ -97,7 +97,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.modules.pop("mine_of_benchmarks", None)
 
 
-@pytest.mark.parametrize("workers", [[], ["--workers", "2"]])
+@pytest.mark.parametrize("workers", [[], pytest.param(["--workers", "2"], marks=pytest.mark.slow)])
 def test_a_suite_without_a_configuration_runs_by_its_name(
     workers: list[str], mine: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

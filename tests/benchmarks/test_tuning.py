@@ -73,7 +73,7 @@ def measured() -> list[tuple[Measurement, torch.Tensor]]:
     return [(operator.measure(x, 0.05, image_ids=[k]), x) for k, x in enumerate(photos)]
 
 
-@pytest.mark.parametrize("objective", ["psnr", "measurement"])
+@pytest.mark.parametrize("objective", [pytest.param("psnr", marks=pytest.mark.slow), "measurement"])
 def test_the_values_found_are_no_worse_than_those_before(
     objective: str, measured: list[tuple[Measurement, torch.Tensor]], tmp_path: Path
 ) -> None:

@@ -54,7 +54,7 @@ PATHS = (
 )
 STEP = ("--method", "ddnm", "--steps", "1")
 SOLVE = ("solve", "--input", "a.png", *STEP)
-PARTS = 40
+PARTS = 80
 SECONDS = 60
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -66,29 +65,30 @@ def test_another_run_gets_a_folder_of_its_own(
     assert "holds the results of another run; choose another --output" in capsys.readouterr().err
 
 
-def test_a_stopped_run_goes_on_where_it_was(photos: Path) -> None:
+@pytest.mark.parametrize(
+    "stop", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM]
+)
+def test_a_stopped_run_goes_on_where_it_was(stop: signal.Signals, photos: Path) -> None:
     command = [sys.executable, "-m", "invdiff", "solve", "--input", "in", "--output", "out"]
     command += ["--operator", "denoise", "--method", "dps", "--steps", "8", "--quiet"]
     command += ["--batch-size", "1"]
-    for stop in (signal.SIGKILL, signal.SIGTERM):
-        shutil.rmtree("out", ignore_errors=True)
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 120
-        while not Path("out/a/result.json").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(stop)
-        said = process.communicate(timeout=60)[1]
-        if stop == signal.SIGTERM:
-            assert process.returncode == 130
-            assert said.strip().splitlines()[-1] == "interrupted; what was finished is kept"
-        assert not Path("out/summary.json").exists()
-        stamp = Path("out/a/result.json").stat().st_mtime_ns
-        assert main(command[3:]) == 0
-        assert Path("out/a/result.json").stat().st_mtime_ns == stamp
-        summary = json.loads(Path("out/summary.json").read_text())
-        assert [r["name"] for r in summary["results"]] == ["a", "b", "c"]
-        assert not [*Path("out").rglob(".new-*")] or stop == signal.SIGKILL
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not Path("out/a/result.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(stop)
+    said = process.communicate(timeout=60)[1]
+    if stop == signal.SIGTERM:
+        assert process.returncode == 130
+        assert said.strip().splitlines()[-1] == "interrupted; what was finished is kept"
+    assert not Path("out/summary.json").exists()
+    stamp = Path("out/a/result.json").stat().st_mtime_ns
+    assert main(command[3:]) == 0
+    assert Path("out/a/result.json").stat().st_mtime_ns == stamp
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert [r["name"] for r in summary["results"]] == ["a", "b", "c"]
+    assert not [*Path("out").rglob(".new-*")] or stop == signal.SIGKILL
 
 
 def test_a_run_that_was_stopped_before_it_enlarged_goes_on(photos: Path) -> None:

@@ -366,6 +366,7 @@ def wrongly_configured(folder: Path) -> Path:
     return folder / "copy"
 
 
+@pytest.mark.slow
 def test_a_wrong_reading_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

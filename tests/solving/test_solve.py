@@ -847,6 +847,7 @@ print(sizes[0])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are Linux's")
 def test_the_memory_of_a_chain_is_measured() -> None:
     """A network that holds 64 MiB for an image: of 640 MiB, 80 % hold eight, more or less. In a

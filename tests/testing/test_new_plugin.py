@@ -59,6 +59,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
+@pytest.mark.slow
 def test_the_example_is_solved_with(example: Path, tmp_path: Path) -> None:
     done = python(
         example,
