@@ -100,6 +100,8 @@ class Blur(LinearOperator):
             raise ValueError(
                 f"kernel_size of an unknown kernel is at most {kernel_estimate.WIDEST}, got {size}"
             )
+        if self.prior is not None and not isinstance(self.prior, str):
+            raise ValueError(f"prior is the name of a network of kernels, got {self.prior!r}")
         if self.prior is not None and str(self.kernel) != "unknown":
             raise ValueError(
                 f"prior={self.prior!r} is the network of a kernel that is unknown: say "
@@ -164,6 +166,11 @@ class Blur(LinearOperator):
         if self.prior is None:
             return None
         network: Denoiser = load("models", self.prior)()
+        if network.channels not in (None, 1):
+            raise ValueError(
+                f"{self.prior} is no network of kernels, which have one channel: it takes "
+                f"{network.channels}; kernels16 is one"
+            )
         size = max(self._size())
         side = network.image_size or size
         if size > side:

@@ -172,12 +172,15 @@ def test_a_climb_takes_the_kernel_up_with_the_image(prior: Denoiser) -> None:
 def test_what_cannot_be_is_refused(prior: Denoiser) -> None:
     with pytest.raises(ValueError, match="prior='tiny'.*kernel=unknown, got 'motion'"):
         blur("motion", prior="tiny")
+    with pytest.raises(ValueError, match="the name of a network of kernels, got 5"):
+        blur("unknown", prior=5)  # type: ignore[arg-type]
     given = Measurement(photographs(1), blur("unknown", kernel_size=9, prior="tiny"), 0.1)
     with pytest.raises(ValueError, match="within 8x8 pixels.*kernel_size=7 or less, got 9"):
         invdiff.solve(given, network(3), "ddrm", steps=2)
 
 
 def test_a_network_that_nobody_registers_is_refused() -> None:
-    given = Measurement(photographs(1), blur("unknown", kernel_size=5, prior="nothing"), 0.1)
-    with pytest.raises(ValueError, match="nothing"):
-        invdiff.solve(given, network(3), "ddrm", steps=2)
+    for name, says in (("nothing", "nothing"), ("photo64", "photo64 is no network of kernels")):
+        given = Measurement(photographs(1), blur("unknown", kernel_size=5, prior=name), 0.1)
+        with pytest.raises(ValueError, match=says):
+            invdiff.solve(given, network(3), "ddrm", steps=2)
