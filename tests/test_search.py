@@ -71,6 +71,7 @@ def test_a_name_stands_for_one_page(pages: dict[str, str]) -> None:
 @pytest.mark.slow
 def test_a_search_finds_it_first(tmp_path: Path) -> None:
     """By Sphinx's own search on the built site, without the gallery."""
+    pytest.importorskip("sphinx")
     node = shutil.which("node")
     if node is None:
         pytest.skip("needs node")
