@@ -57,8 +57,10 @@ def place_label(
     none does, as a condition of the network itself, under ``cond``."""
     if label is None:
         return config
-    if config["prompt"] is not None:
-        raise ValueError("--prompt and --label both say what the images show; give one of them")
+    for key in ("prompt", "image_prompt"):
+        if config[key] is not None:
+            flag = f"--{key.replace('_', '-')}"
+            raise ValueError(f"{flag} and --label both say what the images show; give one of them")
     takes = [
         "label" in inspect.signature(load("guidance", node["name"])).parameters
         for node in config["guidance"]

@@ -25,6 +25,8 @@ def condition(config: dict[str, Any], denoiser: Denoiser) -> dict[str, Any]:
     config = config | {"cond": {k: _numbers(k, v) for k, v in config.get("cond", {}).items()}}
     prompt, negative, image = (config.get(key) for key in PROMPTS)
     shown: dict[str, Any] = {}
+    if image is not None and not isinstance(image, str):
+        raise ValueError(f"image_prompt is the file of an image, got {image!r}")
     if image is not None:
         shown = denoiser.conditions_of_image(read_image(image, 3))
         prompt = prompt or ""

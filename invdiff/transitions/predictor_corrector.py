@@ -17,9 +17,6 @@ class PredictorCorrector(Corrected):
     """Song et al. 2021, algorithm 1: a predictor step to s, then ``steps`` Langevin corrections at
     s.
 
-    The corrector reads eps only: a guidance that moves x0 alone, such as DPS, acts in the
-    predictor, though it is paid for in each.
-
     Args:
         predictor: the transition of the first step.
         steps: corrections after it.

@@ -71,6 +71,11 @@ def test_solve_takes_them_for_every_image_of_a_batch(model: str) -> None:
         ([TINT, "cond.height=true"], "cond.height is a number, or a list of numbers, got True"),
         ([TINT, "cond.height=nan"], "cond.height is a number, or a list of numbers, got nan"),
         ([TINT, "cond.height=[]"], "cond.height is a number, or a list of numbers, got []"),
+        ([TINT, "cond.height=1", "image_prompt=5"], "image_prompt is the file of an image, got 5"),
+        (
+            [TINT, "cond.height=1", "image_prompt=a.png", "--label", "3"],
+            "--image-prompt and --label",
+        ),
         (["cond=3"], "a condition has a name: cond.NAME=3"),
         (["~cond"], "'~cond' would delete what every run has"),
         (["~seed"], "'~seed' would delete what every run has"),
